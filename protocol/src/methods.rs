@@ -1,0 +1,84 @@
+//! Parameters and replies of every method of `io.keepd.Control`. Unknown parameters are refused by name.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::*;
+
+/// A method: its name on the wire, what goes in and what comes out (of each reply, where there are several).
+pub trait Method {
+    const NAME: &'static str;
+    type In: Serialize + for<'a> Deserialize<'a>;
+    type Out: Serialize + for<'a> Deserialize<'a>;
+}
+
+macro_rules! method {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fa:meta])* $f:ident : $t:ty),* $(,)? } -> { $($(#[$oa:meta])* $o:ident : $ot:ty),* $(,)? }) => {
+        $(#[$doc])*
+        pub mod $name {
+            use super::*;
+            #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+            #[serde(deny_unknown_fields)]
+            pub struct In { $($(#[$fa])* pub $f: $t,)* }
+            #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+            pub struct Out { $($(#[$oa])* pub $o: $ot,)* }
+        }
+    };
+}
+macro_rules! names { ($($m:ident as $ty:ident = $n:literal),* $(,)?) => {
+    $(#[derive(Debug)] pub enum $ty {}
+      impl Method for $ty { const NAME: &'static str = concat!("io.keepd.Control.", $n); type In = $m::In; type Out = $m::Out; })*
+    /// Every method's full name.
+    pub const ALL: &[&str] = &[$(concat!("io.keepd.Control.", $n)),*];
+}}
+
+method!(/// Jobs, what runs, what is next, destinations.
+    get_status { #[serde(default)] job: Option<String> } -> { status: Status });
+method!(/// The configured jobs and their schedule state.
+    list_jobs {} -> { jobs: Vec<JobStatus> });
+method!(/// One job in full.
+    show_job { job: String } -> { job: JobDetail });
+method!(/// Starts a backup of a job and returns at once with the run's id; follow it with FollowRun.
+    start_backup { job: String, #[serde(default)] r#type: Option<BackupType>, #[serde(default)] name: Option<String>, #[serde(default)] labels: BTreeMap<String, String> } -> { run: String });
+method!(/// Starts a check of a destination's repository. `read_data`: percentage of the packs to read whole, 0 for the structure only.
+    start_check { destination: String, #[serde(default)] read_data: u32 } -> { run: String });
+method!(/// Starts a prune of a destination's repository.
+    start_prune { destination: String, #[serde(default)] dry_run: bool } -> { run: String });
+method!(/// Starts the deletion of a backup on every destination (or the one named).
+    start_delete { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] destination: Option<String> } -> { run: String });
+method!(/// Streams a backup's entries into the write end of a pipe passed along with the call (see `restore`). `paths` are
+    /// `<source>` or `<source>/<path>`; none means all.
+    start_restore { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath> } -> { run: String, backup: String, entries: u64, bytes: u64 });
+method!(/// Writes one file's contents into the descriptor passed along with the call.
+    start_cat { backup: String, #[serde(default)] job: Option<String>, path: BytesPath } -> { run: String, bytes: u64 });
+method!(/// A run's progress as `more` replies: the present state first, then each change (at most ten a second), the last
+    /// one with `state` other than queued or running. Without `more`: the present state.
+    follow_run { run: String } -> { run: Run });
+method!(/// Asks a run to stop at its next safe point.
+    cancel_run { run: String } -> {});
+method!(/// The newest runs first.
+    list_runs { #[serde(default)] job: Option<String>, #[serde(default)] limit: Option<u32> } -> { runs: Vec<Run> });
+method!(/// One run with its steps and messages.
+    show_run { run: String } -> { run: Run });
+method!(/// Backups, newest first; with `more` in several replies.
+    list_backups { #[serde(default)] job: Option<String>, #[serde(default)] destination: Option<String> } -> { backups: Vec<Backup> });
+method!(/// One backup with its facts.
+    show_backup { backup: String, #[serde(default)] job: Option<String> } -> { backup: BackupDetail });
+method!(/// The entries at or below a path, in path order, as several `more` replies. `recursive` false lists one level.
+    list_entries { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] path: Option<BytesPath>, #[serde(default)] recursive: bool } -> { entries: Vec<EntryInfo> });
+method!(/// What differs between two backups, as several `more` replies.
+    diff_backups { a: String, b: String, #[serde(default)] job: Option<String> } -> { changes: Vec<Change> });
+method!(/// Events as they happen, until the client hangs up.
+    watch {} -> { event: Event });
+method!(/// Reads the configuration again; a wrong one is refused and the old one stays.
+    reload {} -> { jobs: u32, message: String });
+
+names! {
+    get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
+    start_backup as StartBackup = "StartBackup", start_check as StartCheck = "StartCheck", start_prune as StartPrune = "StartPrune",
+    start_delete as StartDelete = "StartDelete", start_restore as StartRestore = "StartRestore", start_cat as StartCat = "StartCat",
+    follow_run as FollowRun = "FollowRun", cancel_run as CancelRun = "CancelRun", list_runs as ListRuns = "ListRuns", show_run as ShowRun = "ShowRun",
+    list_backups as ListBackups = "ListBackups", show_backup as ShowBackup = "ShowBackup", list_entries as ListEntries = "ListEntries",
+    diff_backups as DiffBackups = "DiffBackups", watch as Watch = "Watch", reload as Reload = "Reload",
+}

@@ -1,0 +1,288 @@
+//! What the interface talks about. Times are RFC 3339 in UTC, sizes are bytes, durations are seconds.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A path that need not be UTF-8. `path` is what people see (lossy when the bytes are not UTF-8); `bytes`, in base64, is
+/// given exactly then and is what counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BytesPath {
+    pub path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base64: Option<String>,
+}
+
+macro_rules! word_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$va:meta])* $v:ident = $w:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$va])* #[serde(rename = $w)] $v),* }
+        impl $name {
+            pub const ALL: &[$name] = &[$($name::$v),*];
+            /// The word as it stands on the wire and in tables.
+            pub fn as_str(self) -> &'static str { match self { $($name::$v => $w),* } }
+        }
+        impl std::fmt::Display for $name { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.pad(self.as_str()) } }
+        impl std::str::FromStr for $name {
+            type Err = String;
+            fn from_str(s: &str) -> Result<Self, String> {
+                match s { $($w => Ok($name::$v),)* _ => Err(format!("'{s}' is none of {}", [$($w),*].join(", "))) }
+            }
+        }
+    };
+}
+
+word_enum!(/// Why a backup was made.
+    BackupType { #[default] Manual = "manual", Scheduled = "scheduled", PreUpdate = "pre-update", PreRestore = "pre-restore", Imported = "imported" });
+word_enum!(/// What a backup is worth.
+    Outcome { #[default] Good = "good", Suspect = "suspect" });
+word_enum!(/// What a run does.
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete" });
+word_enum!(/// Where a run is. `partial`: done, but something was left out and is listed in the messages.
+    RunState { #[default] Queued = "queued", Running = "running", Good = "good", Partial = "partial", Suspect = "suspect", Failed = "failed", Cancelled = "cancelled" });
+word_enum!(Level { #[default] Info = "info", Warning = "warning", Error = "error" });
+word_enum!(EntryKind { #[default] File = "file", Directory = "directory", Symlink = "symlink", Hardlink = "hardlink" });
+word_enum!(ChangeKind { #[default] Added = "added", Removed = "removed", Modified = "modified", Metadata = "metadata" });
+word_enum!(EventKind { #[default] RunQueued = "run-queued", RunStarted = "run-started", RunStep = "run-step", RunMessage = "run-message", RunFinished = "run-finished", ConfigReloaded = "config-reloaded", ReloadFailed = "reload-failed", ScheduleChanged = "schedule-changed" });
+
+impl RunState {
+    pub fn is_finished(self) -> bool { !matches!(self, RunState::Queued | RunState::Running) }
+}
+
+/// The daemon at a glance.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub started: String,
+    pub state_dir: String,
+    pub config: String,
+    pub jobs: Vec<JobStatus>,
+    pub running: Vec<Run>,
+    pub destinations: Vec<DestinationStatus>,
+}
+
+/// A job's schedule state.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct JobStatus {
+    pub name: String,
+    pub enabled: bool,
+    /// The schedule in words of the configuration: `30 2 * * *`, `every 6h`, `at 2026-12-24T18:00`, or empty for by hand.
+    pub schedule: String,
+    pub next: Option<String>,
+    pub last_start: Option<String>,
+    pub last_outcome: Option<RunState>,
+    pub last_run: Option<String>,
+    /// End of the newest good backup.
+    pub last_good: Option<String>,
+    pub last_proven: Option<String>,
+    pub overdue: bool,
+    pub max_age_seconds: Option<u64>,
+    pub running: Option<String>,
+    pub runs_good: u64,
+    pub runs_failed: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DestinationStatus {
+    pub name: String,
+    pub service: String,
+    /// Where it is, without any secret.
+    pub location: String,
+    pub encryption: String,
+    pub compression: String,
+    pub backups: u64,
+    pub last_good: Option<String>,
+    /// Empty when the last contact went well.
+    pub error: Option<String>,
+}
+
+/// A job as configured, with its state.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct JobDetail {
+    pub status: JobStatus,
+    pub timezone: Option<String>,
+    pub destinations: Vec<String>,
+    pub sources: Vec<SourceInfo>,
+    /// Retention rules by name, e.g. `keep_last` → 3.
+    pub retention: BTreeMap<String, u64>,
+    pub retry_attempts: u32,
+    pub retry_backoff_seconds: u64,
+}
+
+/// A source as configured or as captured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceInfo {
+    pub name: String,
+    /// `sqlite` or `files`.
+    pub kind: String,
+    pub path: String,
+    /// Entries captured, with their bytes; 0 for a source only configured.
+    #[serde(default)]
+    pub entries: u64,
+    #[serde(default)]
+    pub bytes: u64,
+    /// Facts found while capturing: page size, tables and rows of a database and the like.
+    #[serde(default)]
+    pub facts: BTreeMap<String, serde_json::Value>,
+}
+
+/// A backup as `list` shows it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Backup {
+    pub id: String,
+    pub job: String,
+    pub time: String,
+    pub r#type: BackupType,
+    pub outcome: Outcome,
+    pub proven: Option<String>,
+    pub pinned: bool,
+    pub destinations: Vec<BackupPlace>,
+    pub sources: Vec<String>,
+    /// Bytes of the contents as captured.
+    pub bytes: u64,
+    /// Bytes this backup added to the repository, compressed and sealed.
+    pub added_bytes: u64,
+    pub labels: BTreeMap<String, String>,
+    pub name: Option<String>,
+    /// True when something was left out (unreadable files); the run and `show` list it.
+    pub partial: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackupPlace {
+    pub name: String,
+    /// `present`, `missing`, `damaged`.
+    pub status: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackupDetail {
+    pub backup: Backup,
+    pub started: String,
+    pub finished: String,
+    pub run: String,
+    pub host: String,
+    pub keepd_version: String,
+    pub sequence: u64,
+    pub predecessor: Option<String>,
+    pub sources: Vec<SourceInfo>,
+    pub files: u64,
+    pub directories: u64,
+    pub messages: Vec<Message>,
+}
+
+/// Something worth telling about a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    pub time: String,
+    pub level: Level,
+    pub text: String,
+}
+
+/// A run with its progress.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    pub id: String,
+    pub kind: RunKind,
+    pub state: RunState,
+    pub job: Option<String>,
+    pub destination: Option<String>,
+    pub backup: Option<String>,
+    pub queued: String,
+    pub started: Option<String>,
+    pub finished: Option<String>,
+    pub attempt: u32,
+    /// The step that runs (or ran last), and all of them in order.
+    pub step: String,
+    pub steps: Vec<Step>,
+    pub progress: Progress,
+    /// The newest messages, at most 200; `messages_total` counts all.
+    pub messages: Vec<Message>,
+    pub messages_total: u64,
+    /// Why it failed, in one text.
+    pub error: Option<String>,
+    /// Who started it: `schedule` or a user's name.
+    pub by: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    pub name: String,
+    pub started: String,
+    pub seconds: Option<f64>,
+}
+
+/// Numbers of a run. `percent` and `eta_seconds` are absent while the total is not known.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    pub entries: u64,
+    pub bytes: u64,
+    pub total_bytes: Option<u64>,
+    pub percent: Option<f64>,
+    pub eta_seconds: Option<u64>,
+    /// Bytes newly stored (sealed).
+    pub added_bytes: u64,
+}
+
+/// One entry of a backup. `path` is `<source>` or `<source>/<path>`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EntryInfo {
+    pub path: BytesPath,
+    pub kind: EntryKind,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub user: Option<String>,
+    pub group: Option<String>,
+    pub size: u64,
+    pub mtime: String,
+    /// Target of a symlink, or the first name of a hard-linked file.
+    pub target: Option<BytesPath>,
+    /// The file changed while it was read; its content may be torn.
+    pub changed_while_read: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    pub change: ChangeKind,
+    pub path: BytesPath,
+    pub kind: EntryKind,
+    pub size_before: Option<u64>,
+    pub size_after: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    pub time: String,
+    pub kind: EventKind,
+    pub job: Option<String>,
+    pub run: Option<String>,
+    pub state: Option<RunState>,
+    pub text: String,
+}
+
+impl BytesPath {
+    /// From a path's bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(s) => Self { path: s.to_owned(), base64: None },
+            Err(_) => Self { path: String::from_utf8_lossy(bytes).into_owned(), base64: Some(data_encoding::BASE64.encode(bytes)) },
+        }
+    }
+
+    /// The path's bytes; an error when `base64` is not base64.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        match &self.base64 {
+            None => Ok(self.path.clone().into_bytes()),
+            Some(b) => data_encoding::BASE64.decode(b.as_bytes()).map_err(|e| format!("the path's base64 does not decode: {e}")),
+        }
+    }
+}
+
+impl From<&str> for BytesPath {
+    fn from(path: &str) -> Self {
+        Self { path: path.to_owned(), base64: None }
+    }
+}

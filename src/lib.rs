@@ -1,0 +1,16 @@
+//! keepd: captures the state of applications on a schedule, stores it deduplicated and sealed, and gives it back.
+//!
+//! Data flows source → repository → storage; `run` and `control` stand above, `config`, `crypto` and `ledger` below.
+//! `docs/architecture.md` shows the whole house.
+
+pub mod config;
+pub mod control;
+pub mod crypto;
+pub mod daemon;
+pub mod ledger;
+pub mod repository;
+pub mod retention;
+pub mod run;
+pub mod schedule;
+pub mod source;
+pub mod storage;

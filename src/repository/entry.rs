@@ -1,0 +1,158 @@
+//! What a backup holds: entries in path order, their contents as extents of chunks.
+
+use std::cmp::Ordering;
+use std::fmt;
+
+/// Keyed BLAKE3 of a chunk's plaintext.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChunkId(pub [u8; 32]);
+
+/// Chunks are never longer, so that a reader can bound what it allocates.
+pub const MAX_CHUNK_BYTES: usize = 4 << 20;
+/// Files up to this size are gathered with their neighbours into shared chunks.
+pub const SMALL_FILE_BYTES: u64 = 128 << 10;
+/// About how long the chunks are that gather small files or database pages.
+pub const GATHER_BYTES: usize = 1 << 20;
+
+/// A range of a chunk's plaintext.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Extent {
+    pub chunk: ChunkId,
+    pub offset: u32,
+    pub len: u32,
+}
+
+/// The next piece of a file's contents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Segment {
+    Data(Extent),
+    /// Zeros that take no space.
+    Hole(u64),
+}
+
+impl Segment {
+    /// Bytes of the file it covers.
+    pub fn len(&self) -> u64 {
+        match self {
+            Segment::Data(e) => u64::from(e.len),
+            Segment::Hole(n) => *n,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A point in time as file systems keep it.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Time {
+    pub seconds: i64,
+    /// 0 to 999,999,999
+    pub nanoseconds: u32,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub enum Kind {
+    #[default]
+    File,
+    Directory,
+    Symlink,
+    /// Another name of the file at `Entry::target` (a path in the same source, earlier in path order).
+    Hardlink,
+}
+
+/// The contents of a regular file: its segments in order, their lengths summing to the file's size.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Content {
+    /// Equal for equal contents within a repository and a way of cutting; 16 zero bytes when not known.
+    pub hash: [u8; 16],
+    pub segments: Vec<Segment>,
+}
+
+/// One file, directory or link of a source.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Relative to the source's root, without a leading slash; empty is the root itself.
+    pub path: Vec<u8>,
+    pub kind: Kind,
+    /// Permission bits, 0o7777 at most.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: Time,
+    /// With `inode` and `size` it tells whether a file is as it was.
+    pub ctime: Time,
+    pub inode: u64,
+    pub size: u64,
+    /// Symlink target, or the first name of a hard-linked file.
+    pub target: Vec<u8>,
+    /// Extended attributes by name, ACLs among them, sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The file changed while it was read, also on the second try.
+    pub changed_while_read: bool,
+    pub content: Content,
+}
+
+/// Path order: component by component, so that a directory is followed by what is in it (`/` sorts below any other byte).
+pub fn path_order(a: &[u8], b: &[u8]) -> Ordering {
+    let common = a.iter().zip(b).take_while(|(x, y)| x == y).count();
+    let rank = |p: &[u8]| match p.get(common) {
+        None => 0u16,
+        Some(b'/') => 1,
+        Some(&c) => 2 + u16::from(c),
+    };
+    rank(a).cmp(&rank(b))
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    #[error("cancelled")]
+    Cancelled,
+    /// The repository or its storage failed; the text says what was tried, on what and why.
+    #[error("{0}")]
+    Repository(String),
+}
+
+/// Where a source puts what it captures. Entries must come in path order ([`path_order`]), each path once.
+pub trait EntrySink {
+    /// An entry without contents to store: a directory, a link, an empty file, or a file whose segments all lie in chunks
+    /// the sink already has (an unchanged file, or one the source cut itself through [`EntrySink::store`]).
+    fn push(&mut self, entry: Entry) -> Result<(), SinkError>;
+
+    /// A regular file of at most [`SMALL_FILE_BYTES`] with its whole contents; the sink gathers it with its neighbours
+    /// and fills in `content` and `size`.
+    fn push_small(&mut self, entry: Entry, contents: &[u8]) -> Result<(), SinkError>;
+
+    /// Starts the contents of a large file. Follow with `large_data`, `large_hole`, and `large_finish`.
+    fn large_begin(&mut self) -> Result<(), SinkError>;
+    /// The next bytes, any number of them.
+    fn large_data(&mut self, bytes: &[u8]) -> Result<(), SinkError>;
+    /// The next `len` bytes are a hole.
+    fn large_hole(&mut self, len: u64) -> Result<(), SinkError>;
+    /// Ends the contents and pushes the entry with `content` and `size` filled in. To throw the contents away (the file
+    /// changed, it is read again) just call `large_begin` again instead.
+    fn large_finish(&mut self, entry: Entry) -> Result<(), SinkError>;
+
+    /// Stores a chunk that the source cut itself, at most [`MAX_CHUNK_BYTES`]; a chunk the repository has costs nothing.
+    fn store(&mut self, chunk: Vec<u8>) -> Result<ChunkId, SinkError>;
+
+    /// The plaintext length of a chunk of the repository (or of this backup so far), None when it is not there: then it
+    /// must not be referred to.
+    fn chunk_len(&mut self, id: &ChunkId) -> Result<Option<u32>, SinkError>;
+
+    /// The plaintext of a chunk of the repository, verified.
+    fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError>;
+}
+
+impl fmt::Display for ChunkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for ChunkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChunkId({self})")
+    }
+}

@@ -1,0 +1,1 @@
+//! Which backups to keep, and why: a pure function.
