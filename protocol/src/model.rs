@@ -48,7 +48,9 @@ word_enum!(ChangeKind { #[default] Added = "added", Removed = "removed", Modifie
 word_enum!(EventKind { #[default] RunQueued = "run-queued", RunStarted = "run-started", RunStep = "run-step", RunMessage = "run-message", RunFinished = "run-finished", ConfigReloaded = "config-reloaded", ReloadFailed = "reload-failed", ScheduleChanged = "schedule-changed" });
 
 impl RunState {
-    pub fn is_finished(self) -> bool { !matches!(self, RunState::Queued | RunState::Running) }
+    pub fn is_finished(self) -> bool {
+        !matches!(self, RunState::Queued | RunState::Running)
+    }
 }
 
 /// The daemon at a glance.

@@ -72,8 +72,14 @@ pub enum Frame {
     /// The header and, where `inline`, the contents.
     Entry(Box<EntryHeader>, Vec<u8>),
     /// Contents at an offset; the payload's first [`DATA_PREFIX`] bytes are the frame's own (not copied away).
-    Data { entry: u64, offset: u64, payload: Vec<u8> },
-    End { entry: u64 },
+    Data {
+        entry: u64,
+        offset: u64,
+        payload: Vec<u8>,
+    },
+    End {
+        entry: u64,
+    },
     Error(String),
     Finish(Summary),
 }

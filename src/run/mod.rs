@@ -87,19 +87,39 @@ impl Runs {
     }
 
     /// Streams entries into `out` (see `keepd_protocol::restore`); `paths` are `<source>[/<path>]`, none means all.
-    pub async fn start_restore(self: &Arc<Self>, backup: &str, job: Option<&str>, paths: Vec<Vec<u8>>, out: OwnedFd, by: &str) -> Result<RestoreStarted> {
+    pub async fn start_restore(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        paths: Vec<Vec<u8>>,
+        out: OwnedFd,
+        by: &str,
+    ) -> Result<RestoreStarted> {
         let _ = (backup, job, paths, out, by);
         Err(Error::ShuttingDown)
     }
 
     /// Writes one file's contents into `out`; returns the run and the size.
-    pub async fn start_cat(self: &Arc<Self>, backup: &str, job: Option<&str>, path: Vec<u8>, out: OwnedFd, by: &str) -> Result<(String, u64)> {
+    pub async fn start_cat(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        path: Vec<u8>,
+        out: OwnedFd,
+        by: &str,
+    ) -> Result<(String, u64)> {
         let _ = (backup, job, path, out, by);
         Err(Error::ShuttingDown)
     }
 
     /// The entries at or below a path, in batches; the receiver ends with the list, an error is its last item.
-    pub fn list_entries(self: &Arc<Self>, backup: &str, job: Option<&str>, path: Option<Vec<u8>>, recursive: bool) -> Result<mpsc::Receiver<Result<Vec<EntryInfo>>>> {
+    pub fn list_entries(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        path: Option<Vec<u8>>,
+        recursive: bool,
+    ) -> Result<mpsc::Receiver<Result<Vec<EntryInfo>>>> {
         let _ = (backup, job, path, recursive);
         Err(Error::ShuttingDown)
     }

@@ -5,7 +5,12 @@ use crate::config::SqliteSource;
 use crate::repository::EntrySink;
 
 /// Captures a database as one entry (its path: the file's name) into the sink.
-pub fn capture(source: &SqliteSource, previous: &mut dyn Previous, sink: &mut dyn EntrySink, context: &Context<'_>) -> Result<Facts, SourceError> {
+pub fn capture(
+    source: &SqliteSource,
+    previous: &mut dyn Previous,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<Facts, SourceError> {
     let _ = (source, previous, sink, context);
     Err(SourceError::Failed("not built".into()))
 }
