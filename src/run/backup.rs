@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use keepd_protocol::model::{BackupDetail, Level, Outcome};
+use keepd_protocol::model::{Level, Outcome};
 use minicbor::bytes::ByteArray;
 use tokio::runtime::Handle;
 
@@ -73,8 +73,8 @@ fn to_destination(
     for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
         live.message(Level::Warning, problem);
     }
-    let history = history(env, &target.name)?;
-    let previous = previous_manifest(&repository, &history, &job.name, live);
+    let newest = env.ledger.newest_in_chain(&target.name)?;
+    let previous = previous_manifest(env, &repository, target, &job.name, live)?;
     let added_before = live.snapshot().progress.added_bytes;
     let started = Timestamp::now();
     let mut writer = Writer::new(repository.clone(), live.cancel.clone())?;
@@ -101,8 +101,8 @@ fn to_destination(
     let manifest = Manifest {
         format: 1,
         repository: ByteArray::from(repository.raw_id()),
-        sequence: history.last().map_or(0, |d| d.sequence) + 1,
-        predecessor: history.last().and_then(|d| unhex(&d.backup.id)).map(ByteArray::from),
+        sequence: newest.as_ref().map_or(0, |d| d.sequence) + 1,
+        predecessor: newest.as_ref().and_then(|d| unhex(&d.backup.id)).map(ByteArray::from),
         job: job.name.clone(),
         run: snapshot.id.clone(),
         started: started.to_string(),
@@ -138,24 +138,21 @@ fn to_destination(
     Ok(())
 }
 
-/// The backups of a destination, oldest first by sequence.
-fn history(env: &Environment, destination: &str) -> Result<Vec<BackupDetail>, Failure> {
-    let mut history = Vec::new();
-    for id in env.ledger.backup_ids(destination)? {
-        history.extend(env.ledger.backup_detail(&id)?);
-    }
-    history.sort_by_key(|d| d.sequence);
-    Ok(history)
-}
-
 /// The job's last manifest here. One that cannot be read costs only time: the next capture is then a full one.
-fn previous_manifest(repository: &Repository, history: &[BackupDetail], job: &str, live: &LiveRun) -> Option<Manifest> {
-    let last = history.iter().rev().find(|d| d.backup.job == job)?;
-    match repository.read_manifest(&unhex(&last.backup.id)?) {
-        Ok(manifest) => Some(manifest),
+fn previous_manifest(
+    env: &Environment,
+    repository: &Repository,
+    target: &Destination,
+    job: &str,
+    live: &LiveRun,
+) -> Result<Option<Manifest>, Failure> {
+    let Some(last) = env.ledger.backups(Some(job), Some(&target.name))?.into_iter().next() else { return Ok(None) };
+    let Some(id) = unhex(&last.id) else { return Ok(None) };
+    match repository.read_manifest(&id) {
+        Ok(manifest) => Ok(Some(manifest)),
         Err(e) => {
             live.message(Level::Warning, format!("the last backup cannot be built upon, everything is read again: {e}"));
-            None
+            Ok(None)
         }
     }
 }
