@@ -565,10 +565,10 @@ exclude = ["*.tmp", "cache/"]
             ("/var/lib/shop/uploads", "/var", "back itself up"),
             ("[job.shop]", "[jobs.shop]", "unknown key"),
             ("\"1m\"", "\"1 fortnight\"", "no duration"),
-            ("[\"*.tmp\", \"cache/\"]", "[\"a[\"]", "no pattern"),
+            ("[\"*.tmp\", \"cache/\"]", "[\"a{b\"]", "no pattern"),
             ("attempts = 3", "attempts = \"3\"", "where a whole number is wanted"),
             ("[job.shop]", "[job.\"../x\"]", "a name has"),
-            ("[job.shop]", "[job.shop", "invalid"),
+            ("[job.shop]", "[job.shop", "unclosed table"),
         ] {
             let text = GOOD.replacen(from, to, 1);
             let problems = check(&text).map(|_| ()).expect_err(told).to_string();

@@ -147,7 +147,7 @@ impl Ledger {
 
     /// Removes all but the newest `keep` finished runs.
     pub fn trim_runs(&self, keep: u32) -> Result<()> {
-        let sql = "DELETE FROM run WHERE finished = 1 AND queued < (SELECT queued FROM run ORDER BY queued DESC LIMIT 1 OFFSET ?1)";
+        let sql = "DELETE FROM run WHERE finished = 1 AND queued <= (SELECT queued FROM run ORDER BY queued DESC LIMIT 1 OFFSET ?1)";
         self.run_sql(|db| db.prepare_cached(sql)?.execute([keep]).map(drop))
     }
 
