@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(name = "keepctl", version, about = "Talks to keepd, the backup daemon, over its local socket")]
-#[command(after_help = "Exit: 0 good, 1 failed, 2 usage, 3 partly done or suspect, 4 daemon unreachable, 5 not permitted, 6 overdue (status).\nBACKUP is an id as 'keepctl list' shows it, a unique start of one, or 'latest' (with --job for one job's).")]
+#[command(
+    after_help = "Exit: 0 good, 1 failed, 2 usage, 3 partly done or suspect, 4 daemon unreachable, 5 not permitted, 6 overdue (status).\nBACKUP is an id as 'keepctl list' shows it, a unique start of one, or 'latest' (with --job for one job's)."
+)]
 pub struct Arguments {
     /// The daemon's socket (else $KEEPD_SOCKET, else the default)
     #[arg(long, global = true, value_name = "PATH")]

@@ -68,7 +68,8 @@ impl Client {
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             let fds = [fd];
             ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-            let sent = sendmsg(self.stream.as_fd(), &[IoSlice::new(rest)], &mut ancillary, SendFlags::NOSIGNAL).map_err(|e| self.lost(e.into()))?;
+            let sent = sendmsg(self.stream.as_fd(), &[IoSlice::new(rest)], &mut ancillary, SendFlags::NOSIGNAL)
+                .map_err(|e| self.lost(e.into()))?;
             rest = rest.get(sent..).unwrap_or_default();
         }
         self.stream.write_all(rest).map_err(|e| self.lost(e))
@@ -81,7 +82,8 @@ impl Client {
                 let rest = self.buffer.split_off(looked + at + 1);
                 let mut frame = std::mem::replace(&mut self.buffer, rest);
                 frame.pop();
-                return serde_json::from_slice(&frame).map_err(|e| Failure::failed(format!("keepd answered with something that is no reply: {e}")));
+                return serde_json::from_slice(&frame)
+                    .map_err(|e| Failure::failed(format!("keepd answered with something that is no reply: {e}")));
             }
             looked = self.buffer.len();
             if looked > MAX_REPLY {
@@ -131,7 +133,8 @@ fn out<M: Method>(reply: Reply) -> Result<M::Out, Failure> {
         return Err(failure(&error, reply.parameters.unwrap_or_default()));
     }
     let parameters = reply.parameters.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
-    serde_json::from_value(parameters).map_err(|e| Failure::failed(format!("keepd's answer is not understood ({e}); is keepctl of another version?")))
+    serde_json::from_value(parameters)
+        .map_err(|e| Failure::failed(format!("keepd's answer is not understood ({e}); is keepctl of another version?")))
 }
 
 /// What an error reply means.
@@ -145,7 +148,9 @@ fn failure(error: &str, parameters: Value) -> Failure {
     };
     let message = match error {
         "org.varlink.service.InvalidParameter" => format!("the value of '{}' is not accepted", text("parameter").unwrap_or_default()),
-        "org.varlink.service.MethodNotFound" => format!("keepd does not know {}; is it older than keepctl?", text("method").unwrap_or_default()),
+        "org.varlink.service.MethodNotFound" => {
+            format!("keepd does not know {}; is it older than keepctl?", text("method").unwrap_or_default())
+        }
         _ => text("message").unwrap_or_else(|| error.to_owned()),
     };
     Failure::new(exit, message)

@@ -42,7 +42,9 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             context.restore(of, to, paths, restore::Options { overwrite: *overwrite, numeric_owner: *numeric_owner })
         }
         Command::Check { destination, read_data } => {
-            let started = context.client()?.call::<StartCheck>(&start_check::In { destination: destination.clone(), read_data: read_data.unwrap_or(0) })?;
+            let started = context
+                .client()?
+                .call::<StartCheck>(&start_check::In { destination: destination.clone(), read_data: read_data.unwrap_or(0) })?;
             context.work(&started.run, true)
         }
         Command::Prune { destination, dry_run } => {
@@ -145,13 +147,27 @@ impl Context<'_> {
         };
         let rows = status.jobs.iter().map(|j| {
             let schedule = if j.schedule.is_empty() { "by hand".into() } else { escape(&j.schedule) };
-            vec![escape(&j.name), state(j), time_or(j.last_good.as_ref(), "never"), time_or(j.next.as_ref(), "-"), schedule, format!("{}/{}", j.runs_good, j.runs_failed)]
+            vec![
+                escape(&j.name),
+                state(j),
+                time_or(j.last_good.as_ref(), "never"),
+                time_or(j.next.as_ref(), "-"),
+                schedule,
+                format!("{}/{}", j.runs_good, j.runs_failed),
+            ]
         });
         table(&["JOB", "STATE", "LAST GOOD", "NEXT", "SCHEDULE", "GOOD/FAILED"], rows.collect())?;
         println!();
         let rows = status.destinations.iter().map(|d| {
             let error = d.error.as_ref().map_or_else(|| "ok".to_owned(), |e| escape(e));
-            vec![escape(&d.name), escape(&d.location), escape(&d.encryption), d.backups.to_string(), time_or(d.last_good.as_ref(), "never"), error]
+            vec![
+                escape(&d.name),
+                escape(&d.location),
+                escape(&d.encryption),
+                d.backups.to_string(),
+                time_or(d.last_good.as_ref(), "never"),
+                error,
+            ]
         });
         table(&["DESTINATION", "WHERE", "ENCRYPTION", "BACKUPS", "LAST GOOD", "STATE"], rows.collect())?;
         for run in &status.running {
@@ -164,7 +180,8 @@ impl Context<'_> {
     fn backup(&self, job: &str, kind: Option<&str>, labels: &[String], name: Option<String>, detach: bool) -> Result<Exit> {
         let mut map = BTreeMap::new();
         for label in labels {
-            let (key, value) = label.split_once('=').ok_or_else(|| Failure::new(Exit::Usage, format!("'{label}' is no label; write it as key=value")))?;
+            let (key, value) =
+                label.split_once('=').ok_or_else(|| Failure::new(Exit::Usage, format!("'{label}' is no label; write it as key=value")))?;
             map.insert(key.to_owned(), value.to_owned());
         }
         let kind = kind.map(str::parse::<BackupType>).transpose().map_err(|e| Failure::new(Exit::Usage, e))?;
@@ -188,8 +205,25 @@ impl Context<'_> {
         let rows = all.iter().map(|b| {
             let outcome = if b.partial { format!("{}, partial", b.outcome) } else { b.outcome.to_string() };
             let places = b.destinations.iter().map(|d| escape(&d.name)).collect::<Vec<_>>().join(", ");
-            let name = b.name.iter().cloned().chain(b.labels.iter().map(|(k, v)| format!("{k}={v}"))).map(|s| escape(&s)).collect::<Vec<_>>().join(" ");
-            vec![short(&b.id).to_owned(), escape(&b.job), time(&b.time), b.r#type.to_string(), outcome, bytes(b.bytes), bytes(b.added_bytes), places, name]
+            let name = b
+                .name
+                .iter()
+                .cloned()
+                .chain(b.labels.iter().map(|(k, v)| format!("{k}={v}")))
+                .map(|s| escape(&s))
+                .collect::<Vec<_>>()
+                .join(" ");
+            vec![
+                short(&b.id).to_owned(),
+                escape(&b.job),
+                time(&b.time),
+                b.r#type.to_string(),
+                outcome,
+                bytes(b.bytes),
+                bytes(b.added_bytes),
+                places,
+                name,
+            ]
         });
         table(&["BACKUP", "JOB", "TIME", "TYPE", "OUTCOME", "SIZE", "ADDED", "ON", "NAME"], rows.collect())?;
         Ok(Exit::Good)
@@ -208,7 +242,8 @@ impl Context<'_> {
             print_json(&value)?;
             return Ok(exit);
         }
-        let places = b.backup.destinations.iter().map(|d| format!("{} ({})", escape(&d.name), escape(&d.status))).collect::<Vec<_>>().join(", ");
+        let places =
+            b.backup.destinations.iter().map(|d| format!("{} ({})", escape(&d.name), escape(&d.status))).collect::<Vec<_>>().join(", ");
         let labels = b.backup.labels.iter().map(|(k, v)| format!("{}={}", escape(k), escape(v))).collect::<Vec<_>>().join(" ");
         pairs(&[
             ("backup", b.backup.id.clone()),
@@ -228,7 +263,14 @@ impl Context<'_> {
             ("run", b.run.clone()),
         ])?;
         for source in &b.sources {
-            println!("\nsource {} ({}) from {}: {} entries, {}", escape(&source.name), source.kind, escape(&source.path), source.entries, bytes(source.bytes));
+            println!(
+                "\nsource {} ({}) from {}: {} entries, {}",
+                escape(&source.name),
+                source.kind,
+                escape(&source.path),
+                source.entries,
+                bytes(source.bytes)
+            );
             for (name, fact) in &source.facts {
                 println!("  {}: {}", escape(name), escape(&fact.to_string()));
             }
@@ -326,7 +368,10 @@ impl Context<'_> {
             true => ProgressBar::hidden(),
             false => ProgressBar::new(started.bytes),
         };
-        bar.set_style(ProgressStyle::with_template("{spinner} restoring [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template("{spinner} restoring [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         let written = restore::write(reader, to, options, &|_, done| bar.set_position(done));
         drop(guard);
         bar.finish_and_clear();
@@ -337,7 +382,12 @@ impl Context<'_> {
                 if self.json() {
                     print_json(&run)?;
                 }
-                let cause = run.error.as_ref().filter(|e| !text.contains(e.as_str()) && !e.contains("client went away")).map(|e| format!(" ({})", escape(e))).unwrap_or_default();
+                let cause = run
+                    .error
+                    .as_ref()
+                    .filter(|e| !text.contains(e.as_str()) && !e.contains("client went away"))
+                    .map(|e| format!(" ({})", escape(e)))
+                    .unwrap_or_default();
                 return Err(Failure::failed(format!("the restore to {} is not complete: {}{cause}", to.display(), escape(&text))));
             }
         };
@@ -350,7 +400,13 @@ impl Context<'_> {
         if self.json() {
             print_json(&run)?;
         } else if !self.arguments.quiet {
-            println!("restored {} entries, {} of backup {} to {}", outcome.entries, bytes(outcome.bytes), short(&started.backup), to.display());
+            println!(
+                "restored {} entries, {} of backup {} to {}",
+                outcome.entries,
+                bytes(outcome.bytes),
+                short(&started.backup),
+                to.display()
+            );
         }
         match (run.state, outcome.warnings_total) {
             (RunState::Good, 0) => Ok(Exit::Good),
@@ -384,7 +440,13 @@ impl Context<'_> {
         }
         let rows = jobs.iter().map(|j| {
             let enabled = if j.enabled { "yes" } else { "no" };
-            vec![escape(&j.name), enabled.into(), escape(&j.schedule), time_or(j.next.as_ref(), "-"), time_or(j.last_start.as_ref(), "never")]
+            vec![
+                escape(&j.name),
+                enabled.into(),
+                escape(&j.schedule),
+                time_or(j.next.as_ref(), "-"),
+                time_or(j.last_start.as_ref(), "never"),
+            ]
         });
         table(&["JOB", "ENABLED", "SCHEDULE", "NEXT", "LAST START"], rows.collect())?;
         Ok(Exit::Good)
@@ -423,7 +485,15 @@ impl Context<'_> {
         }
         let rows = runs.iter().map(|r| {
             let what = r.job.as_ref().or(r.destination.as_ref()).map(|s| escape(s)).unwrap_or_default();
-            vec![r.id.clone(), r.kind.to_string(), what, r.state.to_string(), time(&r.queued), escape(&r.by), r.error.as_deref().map(escape).unwrap_or_default()]
+            vec![
+                r.id.clone(),
+                r.kind.to_string(),
+                what,
+                r.state.to_string(),
+                time(&r.queued),
+                escape(&r.by),
+                r.error.as_deref().map(escape).unwrap_or_default(),
+            ]
         });
         table(&["RUN", "KIND", "OF", "STATE", "QUEUED", "BY", "ERROR"], rows.collect())?;
         Ok(Exit::Good)
@@ -446,7 +516,10 @@ impl Context<'_> {
             ("started", time_or(run.started.as_ref(), "")),
             ("finished", time_or(run.finished.as_ref(), "")),
             ("by", escape(&run.by)),
-            ("progress", format!("{} entries, {}, {} added", run.progress.entries, bytes(run.progress.bytes), bytes(run.progress.added_bytes))),
+            (
+                "progress",
+                format!("{} entries, {}, {} added", run.progress.entries, bytes(run.progress.bytes), bytes(run.progress.added_bytes)),
+            ),
             ("error", run.error.as_deref().map(escape).unwrap_or_default()),
         ])?;
         for step in &run.steps {
@@ -479,7 +552,8 @@ impl Context<'_> {
 }
 
 fn pipe() -> Result<(File, std::os::fd::OwnedFd)> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Failure::failed(format!("no pipe can be made: {e}")))?;
+    let (reader, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Failure::failed(format!("no pipe can be made: {e}")))?;
     Ok((File::from(reader), writer))
 }
 

@@ -75,7 +75,9 @@ pub struct Interrupt(Vec<signal_hook::SigId>);
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(|id| drop(signal_hook::low_level::unregister(id)));
+        for id in self.0.drain(..) {
+            signal_hook::low_level::unregister(id);
+        }
     }
 }
 

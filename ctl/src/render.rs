@@ -35,7 +35,10 @@ pub fn escape(text: &str) -> String {
 /// A path as people see it; bytes that are not UTF-8 as \xNN.
 pub fn path(path: &BytesPath) -> String {
     match (&path.base64, path.to_bytes()) {
-        (Some(_), Ok(bytes)) => bytes.utf8_chunks().map(|c| escape(c.valid()) + &c.invalid().iter().map(|b| format!("\\x{b:02x}")).collect::<String>()).collect(),
+        (Some(_), Ok(bytes)) => bytes
+            .utf8_chunks()
+            .map(|c| escape(c.valid()) + &c.invalid().iter().map(|b| format!("\\x{b:02x}")).collect::<String>())
+            .collect(),
         _ => escape(&path.path),
     }
 }
@@ -59,7 +62,7 @@ pub fn short(id: &str) -> &str {
 /// A plain table: columns under a header, fitted to the terminal.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(header.iter().copied());
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(header.iter().copied());
     for row in rows {
         table.add_row(row);
     }
@@ -93,9 +96,18 @@ pub fn entry(e: &EntryInfo) -> String {
     };
     let user = e.user.clone().unwrap_or_else(|| e.uid.to_string());
     let group = e.group.clone().unwrap_or_else(|| e.gid.to_string());
-    let target = e.target.as_ref().map(|t| format!(" {} {}", if e.kind == EntryKind::Symlink { "->" } else { "=" }, path(t))).unwrap_or_default();
+    let target =
+        e.target.as_ref().map(|t| format!(" {} {}", if e.kind == EntryKind::Symlink { "->" } else { "=" }, path(t))).unwrap_or_default();
     let torn = if e.changed_while_read { "  (changed while it was read)" } else { "" };
-    format!("{kind}{} {:<8} {:<8} {:>12} {} {}{target}{torn}", mode(e.mode), escape(&user), escape(&group), e.size, time(&e.mtime), path(&e.path))
+    format!(
+        "{kind}{} {:<8} {:<8} {:>12} {} {}{target}{torn}",
+        mode(e.mode),
+        escape(&user),
+        escape(&group),
+        e.size,
+        time(&e.mtime),
+        path(&e.path)
+    )
 }
 
 fn mode(mode: u32) -> String {

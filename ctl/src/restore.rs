@@ -112,11 +112,18 @@ pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u6
     }
     let (summary, entries) = summary?;
     if (summary.entries, summary.bytes) != (entries, shared.bytes.load(Ordering::Acquire)) {
-        return Err(format!("{entries} entries and {} bytes came, {} and {} were sent", shared.bytes.load(Ordering::Acquire), summary.entries, summary.bytes).into());
+        return Err(format!(
+            "{entries} entries and {} bytes came, {} and {} were sent",
+            shared.bytes.load(Ordering::Acquire),
+            summary.entries,
+            summary.bytes
+        )
+        .into());
     }
     late.finish(&shared)?;
     // One call for everything: what was restored is on the disk when keepctl says so.
-    let synced = rustix::fs::open(to, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).and_then(|fd| rustix::fs::syncfs(&fd));
+    let synced =
+        rustix::fs::open(to, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).and_then(|fd| rustix::fs::syncfs(&fd));
     synced.map_err(|e| format!("{} could not be synced to the disk: {e}", to.display()))?;
     let (warnings, warnings_total) = std::mem::take(&mut *shared.warnings.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(Outcome { entries, bytes: summary.bytes, warnings, warnings_total })
@@ -129,7 +136,13 @@ struct Late {
     directories: Vec<(EntryHeader, Vec<u8>)>,
 }
 
-fn read_all(input: impl Read, shared: &Arc<Shared>, queues: &[Sender<Work>], late: &mut Late, progress: &dyn Fn(u64, u64)) -> Result<(Summary, u64)> {
+fn read_all(
+    input: impl Read,
+    shared: &Arc<Shared>,
+    queues: &[Sender<Work>],
+    late: &mut Late,
+    progress: &dyn Fn(u64, u64),
+) -> Result<(Summary, u64)> {
     let mut frames = FrameReader::new(io::BufReader::with_capacity(1 << 20, input));
     let mut entries = 0u64;
     let mut tops: Vec<Vec<u8>> = Vec::new();
@@ -174,7 +187,9 @@ fn checked(header: &EntryHeader) -> Result<Vec<u8>> {
     let path = header.path.to_bytes().map_err(RestoreError)?;
     let odd = |c: &[u8]| c.is_empty() || c == b"." || c == b".." || c.contains(&0);
     match path.split(|b| *b == b'/').any(odd) {
-        true => Err(format!("the stream holds the path '{}', which leads elsewhere; nothing more is written", escape(&header.path.path)).into()),
+        true => {
+            Err(format!("the stream holds the path '{}', which leads elsewhere; nothing more is written", escape(&header.path.path)).into())
+        }
         false => Ok(path),
     }
 }
@@ -213,7 +228,8 @@ impl Shared {
         if self.options.overwrite {
             return Ok(());
         }
-        let refuse = |what: &str| RestoreError(format!("{} {what} already; nothing was written (give another --to, or --overwrite)", shown(top)));
+        let refuse =
+            |what: &str| RestoreError(format!("{} {what} already; nothing was written (give another --to, or --overwrite)", shown(top)));
         match rustix::fs::statat(&self.root, top, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(format!("cannot look at {}: {e}", shown(top)).into()),
@@ -229,7 +245,8 @@ impl Shared {
 
     fn open_directory(&self, path: &[u8]) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), BENEATH).map_err(|e| format!("cannot open the directory {} beneath the target: {e}", shown(path)).into())
+        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), BENEATH)
+            .map_err(|e| format!("cannot open the directory {} beneath the target: {e}", shown(path)).into())
     }
 
     fn directory(&self, path: &[u8]) -> Result<()> {
@@ -239,14 +256,17 @@ impl Shared {
         match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => {
-                let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| format!("cannot look at {}: {e}", shown(path)))?;
+                let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|e| format!("cannot look at {}: {e}", shown(path)))?;
                 if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory {
                     return Ok(());
                 }
                 if !self.options.overwrite {
                     return Err(format!("{} exists and is no directory", shown(path)).into());
                 }
-                rustix::fs::unlinkat(&parent, name, AtFlags::empty()).and_then(|()| rustix::fs::mkdirat(&parent, name, Mode::RWXU)).map_err(|e| format!("cannot replace {} by a directory: {e}", shown(path)).into())
+                rustix::fs::unlinkat(&parent, name, AtFlags::empty())
+                    .and_then(|()| rustix::fs::mkdirat(&parent, name, Mode::RWXU))
+                    .map_err(|e| format!("cannot replace {} by a directory: {e}", shown(path)).into())
             }
             Err(e) => Err(format!("cannot make the directory {}: {e}", shown(path)).into()),
         }
@@ -349,7 +369,8 @@ impl Shared {
         self.describe(&open.file, &open.header, &open.path);
         if let Some(temporary) = &open.temporary {
             let parent = self.parent(&open.path, kept)?;
-            rustix::fs::renameat(parent, temporary.as_slice(), parent, split(&open.path).1).map_err(|e| format!("cannot put {} into its place: {e}", shown(&open.path)))?;
+            rustix::fs::renameat(parent, temporary.as_slice(), parent, split(&open.path).1)
+                .map_err(|e| format!("cannot put {} into its place: {e}", shown(&open.path)))?;
         }
         Ok(())
     }
@@ -391,7 +412,8 @@ impl Shared {
         }
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         let uid = header.user.as_ref().and_then(|n| *ids.0.entry(n.clone()).or_insert_with(|| uzers::get_user_by_name(n).map(|u| u.uid())));
-        let gid = header.group.as_ref().and_then(|n| *ids.1.entry(n.clone()).or_insert_with(|| uzers::get_group_by_name(n).map(|g| g.gid())));
+        let gid =
+            header.group.as_ref().and_then(|n| *ids.1.entry(n.clone()).or_insert_with(|| uzers::get_group_by_name(n).map(|g| g.gid())));
         Some((uid.unwrap_or(header.uid), gid.unwrap_or(header.gid)))
     }
 }
@@ -412,7 +434,13 @@ impl Late {
                     return rustix::fs::symlinkat(target.as_slice(), &parent, name);
                 }
                 // The first name is opened beneath the target too, and linked by its descriptor.
-                let first = rustix::fs::openat2(&shared.root, target.as_slice(), OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), BENEATH)?;
+                let first = rustix::fs::openat2(
+                    &shared.root,
+                    target.as_slice(),
+                    OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                    Mode::empty(),
+                    BENEATH,
+                )?;
                 let by_fd = format!("/proc/self/fd/{}", first.as_raw_fd());
                 rustix::fs::linkat(CWD, by_fd.as_str(), &parent, name, AtFlags::SYMLINK_FOLLOW)
             };
@@ -423,7 +451,8 @@ impl Late {
             made.map_err(|e| format!("cannot make the link {}: {e}", shown(path)))?;
             if header.kind == EntryKind::Symlink {
                 if let Some((uid, gid)) = shared.owner(header) {
-                    let _ = rustix::fs::chownat(&parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW);
+                    let _ =
+                        rustix::fs::chownat(&parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW);
                 }
                 let _ = rustix::fs::utimensat(&parent, name, &times(header), AtFlags::SYMLINK_NOFOLLOW);
             }
@@ -445,7 +474,16 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     fn header(index: u64, path: &str, kind: EntryKind, size: u64) -> EntryHeader {
-        EntryHeader { index, path: path.into(), kind, size, mode: 0o640, mtime_seconds: 1_000_000_000, inline: kind == EntryKind::File, ..EntryHeader::default() }
+        EntryHeader {
+            index,
+            path: path.into(),
+            kind,
+            size,
+            mode: 0o640,
+            mtime_seconds: 1_000_000_000,
+            inline: kind == EntryKind::File,
+            ..EntryHeader::default()
+        }
     }
 
     fn directory(index: u64, path: &str) -> EntryHeader {

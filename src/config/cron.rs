@@ -1,166 +1,267 @@
-//! Cron expressions: five fields as Vixie cron has them, checked field by field before croner reads them.
+//! Cron expressions: our own check of every field, then croner's parser.
 //!
-//! croner's own errors name neither field nor position, and it takes some mistakes for granted (`*/70`, `1,,2`, names in
-//! the wrong field); so the form is checked here and its matching is left to croner.
+//! croner takes some slips for valid (`*/70`, `1,,2`, names in the wrong field) and does not say which field is wrong, so each
+//! field is checked here first. The schedule must parse with [`parse`] as well, so that both mean the same.
 
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::problem::{did_you_mean, quoted};
+
+/// What is wrong with an expression, and at which byte of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct CronError {
+    pub at: usize,
+    pub text: String,
+}
+
+const WORDS: [&str; 6] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"];
 
 struct Field {
     name: &'static str,
-    low: u32,
-    high: u32,
+    min: u16,
+    max: u16,
+    /// The first one stands for `first_name`, the next for one more.
     names: &'static [&'static str],
+    first_name: u16,
 }
 
-const MONTHS: &[&str] = &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
-const DAYS: &[&str] = &["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 const FIELDS: [Field; 5] = [
-    Field { name: "minute", low: 0, high: 59, names: &[] },
-    Field { name: "hour", low: 0, high: 23, names: &[] },
-    Field { name: "day of month", low: 1, high: 31, names: &[] },
-    Field { name: "month", low: 1, high: 12, names: MONTHS },
-    // 0 and 7 are Sunday.
-    Field { name: "day of week", low: 0, high: 7, names: DAYS },
+    Field { name: "minute", min: 0, max: 59, names: &[], first_name: 0 },
+    Field { name: "hour", min: 0, max: 23, names: &[], first_name: 0 },
+    Field { name: "day of month", min: 1, max: 31, names: &[], first_name: 0 },
+    Field {
+        name: "month",
+        min: 1,
+        max: 12,
+        names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
+        first_name: 1,
+    },
+    Field { name: "day of week", min: 0, max: 7, names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"], first_name: 0 },
 ];
 
-const WORDS: &[(&str, &str)] = &[
-    ("@hourly", "0 * * * *"),
-    ("@daily", "0 0 * * *"),
-    ("@midnight", "0 0 * * *"),
-    ("@weekly", "0 0 * * 0"),
-    ("@monthly", "0 0 1 * *"),
-    ("@yearly", "0 0 1 1 *"),
-    ("@annually", "0 0 1 1 *"),
-];
-
-/// A checked expression.
-#[derive(Debug, Clone)]
-pub struct Expression {
-    pub cron: Cron,
-    /// The hour field starts with a star: it runs in every real hour, also when the clock is set forward or back.
-    pub every_hour: bool,
+/// Parses a five-field expression or an @-word that has at least one occurrence from now on.
+///
+/// As in Vixie cron a day matches when day of month *or* day of week does, but when one of the two begins with `*` both must.
+pub fn parse(text: &str) -> Result<Cron, CronError> {
+    let fields = split(text);
+    let both_days = match fields.as_slice() {
+        [(at, word)] if word.starts_with('@') => {
+            if !WORDS.iter().any(|w| w.eq_ignore_ascii_case(word)) {
+                let guess = did_you_mean(word, WORDS);
+                return Err(error(*at, format!("{} is not known; allowed are {}{guess}", quoted(word), WORDS.join(", "))));
+            }
+            false
+        }
+        [minute, hour, day, month, weekday] => {
+            for ((at, value), field) in [minute, hour, day, month, weekday].into_iter().zip(&FIELDS) {
+                check_field(field, *at, value)?;
+            }
+            day.1.starts_with('*') || weekday.1.starts_with('*')
+        }
+        other => {
+            return Err(error(
+                0,
+                format!(
+                    "has {} {}; allowed are five (minute, hour, day of month, month, day of week) or one of {}",
+                    other.len(),
+                    if other.len() == 1 { "field" } else { "fields" },
+                    WORDS.join(", ")
+                ),
+            ));
+        }
+    };
+    let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).dom_and_dow(both_days).build();
+    let cron = parser.parse(text).map_err(|e| error(0, format!("{} is not understood: {e}", quoted(text))))?;
+    // Only dates decide whether there is an occurrence at all, so any zone will do.
+    let now = Timestamp::now().to_zoned(TimeZone::UTC);
+    if cron.find_next_occurrence(&now, false).is_err() {
+        return Err(error(0, format!("{} never happens: there is no such date", quoted(text))));
+    }
+    Ok(cron)
 }
 
-/// Parses; an error names the field, its column (in characters, from 1) and what is allowed.
-pub fn parse(text: &str) -> Result<Expression, String> {
-    let trimmed = text.trim();
-    let text = match trimmed.strip_prefix('@') {
-        None => trimmed,
-        Some(_) => WORDS.iter().find(|(word, _)| *word == trimmed.to_ascii_lowercase()).map(|(_, fields)| *fields).ok_or_else(|| {
-            let known = WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
-            format!("'{trimmed}' is no schedule; the words are {known}")
-        })?,
+/// Whitespace-separated fields with their byte offsets.
+fn split(text: &str) -> Vec<(usize, &str)> {
+    text.split_whitespace().map(|field| (field.as_ptr() as usize - text.as_ptr() as usize, field)).collect()
+}
+
+fn check_field(field: &Field, at: usize, value: &str) -> Result<(), CronError> {
+    let mut at = at;
+    for item in value.split(',') {
+        if item.is_empty() {
+            return Err(field.error(at, format!("{} has an empty place between its commas", quoted(value))));
+        }
+        check_item(field, at, item)?;
+        at += item.len() + 1;
+    }
+    Ok(())
+}
+
+/// `*`, `5`, `1-5`, each of the last two or `*` with `/step`; `L`, `fri#2`, `friL` for days.
+fn check_item(field: &Field, at: usize, item: &str) -> Result<(), CronError> {
+    let (base, step) = match item.split_once('/') {
+        Some((base, step)) => (base, Some(step)),
+        None => (item, None),
     };
-    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
-    if fields.len() != FIELDS.len() {
-        return Err(format!(
-            "'{text}' has {} fields, a schedule has five: minute, hour, day of month, month, day of week (e.g. \"30 2 * * *\")",
-            fields.len()
-        ));
+    if let Some(step) = step {
+        let step_at = at + base.len() + 1;
+        if !number(step).is_some_and(|n| (1..=field.max).contains(&n)) {
+            return Err(error(step_at, format!("{}: step {} must be a whole number from 1 to {}", field.name, quoted(step), field.max)));
+        }
     }
-    let mut column = 1;
-    let mut at = 0;
-    for (field, known) in fields.iter().zip(&FIELDS) {
-        let start = text.get(at..).and_then(|rest| rest.find(field)).map_or(at, |n| n + at);
-        column += text.get(at..start).unwrap_or_default().chars().count();
-        known.check(field).map_err(|what| format!("'{text}': {} (column {column}): {what}", known.name))?;
-        column += field.chars().count();
-        at = start + field.len();
+    if base == "*" {
+        return Ok(());
     }
-    let star = |n: usize| fields.get(n).is_some_and(|f| f.starts_with('*'));
-    // As in Vixie cron: when both day fields are restricted either may match, when one starts with a star both must.
-    let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).dom_and_dow(star(2) || star(4)).build();
-    let cron = parser.parse(text).map_err(|e| format!("'{text}' is no schedule: {e}"))?;
-    let expression = Expression { cron, every_hour: star(1) };
-    let start = jiff::civil::date(2024, 1, 1).to_zoned(jiff::tz::TimeZone::UTC).map_err(|e| e.to_string())?;
-    match expression.cron.find_next_occurrence(&start, true) {
-        Ok(_) => Ok(expression),
-        Err(_) => Err(format!("'{text}' never comes (there is no such day)")),
+    if let Some((from, to)) = base.split_once('-') {
+        let low = field.value(at, from, false)?;
+        let high = field.value(at + from.len() + 1, to, true)?;
+        if low > high {
+            return Err(field.error(at, format!("range {} runs backwards, write it as two with a comma", quoted(base))));
+        }
+        return Ok(());
     }
+    if step.is_some() {
+        let text = format!("{} has a step but no range; write '*/…' or '{base}-{}/…'", quoted(item), field.max);
+        return Err(field.error(at, text));
+    }
+    match field.name {
+        "day of month" if base.eq_ignore_ascii_case("L") => return Ok(()),
+        "day of week" => {
+            if let Some((day, nth)) = base.split_once('#') {
+                field.value(at, day, false)?;
+                if !number(nth).is_some_and(|n| (1..=5).contains(&n)) {
+                    return Err(error(at, format!("{}: {} must be 1 to 5 after '#'", field.name, quoted(nth))));
+                }
+                return Ok(());
+            }
+            if let Some(day) = base.strip_suffix(['L', 'l']).filter(|d| !d.is_empty()) {
+                field.value(at, day, false)?;
+                return Ok(());
+            }
+        }
+        _ => {}
+    }
+    field.value(at, base, false).map(|_| ())
 }
 
 impl Field {
-    fn check(&self, text: &str) -> Result<(), String> {
-        for part in text.split(',') {
-            if part.is_empty() {
-                return Err("a list has an empty element".into());
+    /// A number or name of the field. The end of a range may be Sunday after Saturday.
+    fn value(&self, at: usize, text: &str, end_of_range: bool) -> Result<u16, CronError> {
+        if let Some(n) = number(text) {
+            if (self.min..=self.max).contains(&n) {
+                return Ok(n);
             }
-            let (range, step) = match part.split_once('/') {
-                None => (part, None),
-                Some((range, step)) => (range, Some(step)),
-            };
-            if let Some(step) = step {
-                let n: u32 = step.parse().map_err(|_| format!("the step '{step}' is no number"))?;
-                if n == 0 || n > self.high {
-                    return Err(format!("the step {n} must be from 1 to {}", self.high));
-                }
-                if range != "*" && !range.contains('-') {
-                    return Err(format!("a step needs a star or a range before it, as in */{n} or {}-{}/{n}", self.low, self.high));
-                }
-            }
-            if range == "*" {
-                continue;
-            }
-            match range.split_once('-') {
-                None => drop(self.value(range)?),
-                Some((a, b)) => {
-                    let (a, b) = (self.value(a)?, self.value(b)?);
-                    if a > b {
-                        return Err(format!("the range {range} runs backwards; write it as two, as in {a}-{},{}-{b}", self.high, self.low));
-                    }
-                }
-            }
+            return Err(self.error(at, format!("{} is out of range", quoted(text))));
         }
-        Ok(())
+        if let Some(n) = self.names.iter().position(|name| name.eq_ignore_ascii_case(text)) {
+            let n = self.first_name + u16::try_from(n).unwrap_or_default();
+            return Ok(if end_of_range && self.max == 7 && n == 0 { 7 } else { n });
+        }
+        let what = if text.is_empty() { "a value is missing".into() } else { format!("{} is not understood", quoted(text)) };
+        Err(self.error(at, format!("{what}{}", did_you_mean(text, self.names.iter().copied()))))
     }
 
-    fn value(&self, text: &str) -> Result<u32, String> {
-        let allowed = || {
-            let names = if self.names.is_empty() { String::new() } else { format!(" or {}", self.names.join(", ")) };
-            format!("'{text}' must be from {} to {}{names}", self.low, self.high)
+    fn error(&self, at: usize, text: String) -> CronError {
+        let names = match (self.names.first(), self.names.last()) {
+            (Some(first), Some(last)) => format!(" or {first} to {last}"),
+            _ => String::new(),
         };
-        if let Some(n) = self.names.iter().position(|name| name.eq_ignore_ascii_case(text)) {
-            return Ok(n as u32 + self.low);
-        }
-        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(allowed());
-        }
-        text.parse().ok().filter(|n| (self.low..=self.high).contains(n)).ok_or_else(allowed)
+        error(at, format!("{}: {text}; allowed are {} to {}{names}, '*', ranges, steps and lists", self.name, self.min, self.max))
     }
+}
+
+fn number(text: &str) -> Option<u16> {
+    (text.len() <= 4 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok()).flatten()
+}
+
+fn error(at: usize, text: String) -> CronError {
+    CronError { at, text }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn occurrences(text: &str, count: usize) -> Vec<String> {
+        let start: jiff::Zoned = "2026-01-01T00:00:00[UTC]".parse().expect("a time");
+        let cron = parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        cron.iter_after(start).take(count).map(|t| t.strftime("%Y-%m-%d %H:%M").to_string()).collect()
+    }
+
     #[test]
-    fn good_ones_parse() {
-        for text in ["30 2 * * *", "*/15 * * * *", "0 9-17/2 * * mon-fri", "15,45 2 1,15 jan,JUL 7", "@daily", "0 0 29 2 *", "0 0 */10 * 1"]
-        {
-            parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+    fn what_people_write_is_understood() {
+        for text in [
+            "30 2 * * *",
+            "*/15 * * * *",
+            "0 8-18/2 * * mon-fri",
+            "0 0 1,15 * *",
+            "0 0 * JAN,jul SUN",
+            "0 0 * * FRI-SUN",
+            "0 0 * * 7",
+            "@daily",
+            "@Hourly",
+            "  5   4\t* * *  ",
+            "0 0 29 2 *",
+            "0 0 L * *",
+            "0 0 * * mon#1",
+            "0 0 * * friL",
+            "59 23 31 12 *",
+            "*/59 */23 */31 */12 */7",
+        ] {
+            if let Err(e) = parse(text) {
+                panic!("{text}: {e}");
+            }
         }
     }
 
     #[test]
-    fn mistakes_are_named_by_field_and_column() {
-        for (text, part) in [
-            ("60 2 * * *", "minute (column 1): '60' must be from 0 to 59"),
-            ("0 24 * * *", "hour (column 3)"),
-            ("*/70 * * * *", "step 70"),
-            ("1,,2 * * * *", "empty element"),
-            ("jan 2 * * *", "minute"),
-            ("0 0 31 2 *", "never comes"),
-            ("0 0 * * 8", "day of week (column 9)"),
-            ("0 0 * foo *", "month (column 7)"),
-            ("0/15 * * * *", "star or a range"),
-            ("22-2 * * * *", "backwards"),
-            ("* * * *", "4 fields"),
-            ("0 0 0 * * *", "6 fields"),
-            ("@fortnightly", "@daily"),
+    fn slips_are_refused_with_field_and_place() {
+        for (text, at, part) in [
+            ("60 * * * *", 0, "minute: '60' is out of range; allowed are 0 to 59"),
+            ("0 24 * * *", 2, "hour: '24' is out of range; allowed are 0 to 23"),
+            ("0 0 0 * *", 4, "day of month"),
+            ("0 0 * 13 *", 6, "month: '13'"),
+            ("0 0 * * 8", 8, "day of week: '8'"),
+            ("*/70 * * * *", 2, "step '70' must be a whole number from 1 to 59"),
+            ("*/0 * * * *", 2, "step '0'"),
+            ("1,,2 * * * *", 2, "empty place"),
+            ("jan-mar * * * *", 0, "minute: 'jan' is not understood"),
+            ("0 0 * jann *", 6, "did you mean 'jan'?"),
+            ("0/15 * * * *", 0, "'*/…' or '0-59/…'"),
+            ("0 6-1 * * *", 2, "runs backwards"),
+            ("0 0 * * +mon", 8, "day of week"),
+            ("0 0 15W * *", 4, "day of month"),
+            ("0 0 * * mon#6", 8, "1 to 5"),
+            ("0 0 31 2 *", 0, "never happens"),
+            ("@dayly", 0, "did you mean '@daily'?"),
+            ("@reboot", 0, "allowed are @yearly"),
+            ("* * * *", 0, "has 4 fields"),
+            ("0 0 0 * * *", 0, "has 6 fields"),
+            ("", 0, "has 0 fields"),
+            ("0 0 5- * *", 6, "a value is missing"),
+            ("٣ 0 * * *", 0, "minute"),
         ] {
-            let error = parse(text).expect_err(text);
-            assert!(error.contains(part), "{text}: {error}");
+            let error = parse(text).err().unwrap_or_else(|| panic!("{text} was taken"));
+            assert!(error.text.contains(part), "{text}: {error}");
+            assert_eq!(error.at, at, "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn days_match_as_in_vixie_cron() {
+        // Either of the two: 13th or Friday.
+        assert_eq!(occurrences("0 0 13 * fri", 4), ["2026-01-02 00:00", "2026-01-09 00:00", "2026-01-13 00:00", "2026-01-16 00:00"]);
+        // Begins with a star: both. Odd days that are Mondays.
+        assert_eq!(occurrences("0 0 */2 * mon", 3), ["2026-01-05 00:00", "2026-01-19 00:00", "2026-02-09 00:00"]);
+        assert_eq!(occurrences("0 0 5 * *", 2), ["2026-01-05 00:00", "2026-02-05 00:00"]);
+        assert_eq!(occurrences("0 0 * * sun", 2), ["2026-01-04 00:00", "2026-01-11 00:00"]);
+        assert_eq!(occurrences("0 0 * * sat-sun", 2), ["2026-01-03 00:00", "2026-01-04 00:00"]);
+        assert_eq!(occurrences("0 0 L * *", 2), ["2026-01-31 00:00", "2026-02-28 00:00"]);
+        assert_eq!(occurrences("0 0 * * mon#1", 2), ["2026-01-05 00:00", "2026-02-02 00:00"]);
+        assert_eq!(occurrences("0 0 * * friL", 2), ["2026-01-30 00:00", "2026-02-27 00:00"]);
     }
 }

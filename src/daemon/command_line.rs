@@ -5,14 +5,19 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config;
+use crate::config::{self, Severity};
 use crate::crypto::key_file;
 
 /// The configuration is wrong (EX_CONFIG of sysexits): starting again does not help.
 pub const EXIT_CONFIG: u8 = 78;
 
 #[derive(Parser)]
-#[command(name = "keepd", version, about = "A backup daemon for the applications on a Linux machine", args_conflicts_with_subcommands = true)]
+#[command(
+    name = "keepd",
+    version,
+    about = "A backup daemon for the applications on a Linux machine",
+    args_conflicts_with_subcommands = true
+)]
 struct Arguments {
     /// The configuration file; conf.d/*.toml beside it is read too
     #[arg(long, value_name = "FILE")]
@@ -54,15 +59,13 @@ pub fn run() -> ExitCode {
             return ExitCode::from(if arguments.check { 1 } else { EXIT_CONFIG });
         }
     };
-    let (errors, warnings) = config::try_out(&loaded);
-    for warning in &warnings {
-        eprintln!("{}: warning: {warning}", path.display());
+    let found = config::check_files(&loaded);
+    for problem in &found {
+        eprintln!("{problem}");
     }
-    for error in &errors {
-        eprintln!("{}: {error}", path.display());
-    }
+    let wrong = found.iter().any(|p| p.severity == Severity::Error);
     if arguments.check {
-        if !errors.is_empty() {
+        if wrong {
             return ExitCode::FAILURE;
         }
         println!(
@@ -74,7 +77,7 @@ pub fn run() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    if !errors.is_empty() {
+    if wrong {
         return ExitCode::from(EXIT_CONFIG);
     }
     match super::run(path, loaded) {

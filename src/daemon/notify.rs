@@ -32,7 +32,11 @@ pub fn status_text(runs: &Runs, scheduler: &Scheduler) -> String {
     let active = runs.active();
     let mut text = match active.as_slice() {
         [] => "idle".to_owned(),
-        running => running.iter().map(|r| format!("{} {}", r.kind, r.job.as_deref().or(r.destination.as_deref()).unwrap_or(""))).collect::<Vec<_>>().join(", "),
+        running => running
+            .iter()
+            .map(|r| format!("{} {}", r.kind, r.job.as_deref().or(r.destination.as_deref()).unwrap_or("")))
+            .collect::<Vec<_>>()
+            .join(", "),
     };
     if let Some((job, at)) = scheduler.next() {
         text.push_str(&format!("; next: {job} at {}", at.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z")));
@@ -41,7 +45,12 @@ pub fn status_text(runs: &Runs, scheduler: &Scheduler) -> String {
 }
 
 /// Keeps the status line up to date: it wakes with events only.
-pub async fn keep_status(runs: Arc<Runs>, scheduler: Arc<Scheduler>, mut events: broadcast::Receiver<keepd_protocol::model::Event>, cancel: CancellationToken) {
+pub async fn keep_status(
+    runs: Arc<Runs>,
+    scheduler: Arc<Scheduler>,
+    mut events: broadcast::Receiver<keepd_protocol::model::Event>,
+    cancel: CancellationToken,
+) {
     let mut last = String::new();
     loop {
         let (runs, scheduler) = (runs.clone(), scheduler.clone());
@@ -80,4 +89,3 @@ pub async fn feed_watchdog(scheduler: Arc<Scheduler>, ledger: Arc<Ledger>, cance
         }
     }
 }
-

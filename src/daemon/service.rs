@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{logging, notify};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Severity};
 use crate::control::{self, App, Control, Reloaded, listener};
 use crate::ledger::Ledger;
 use crate::ledger::lock::StateLock;
@@ -88,7 +88,8 @@ async fn serve(path: PathBuf, config: Config) -> Result<(), DaemonError> {
     runs.set_on_finish(move |run| told.job_finished(run));
     interrupted.iter().for_each(|run| scheduler.job_finished(run));
     let listening = listener::listen(&socket_path).map_err(failed)?;
-    let mut signals = SignalsInfo::<WithOrigin>::new([SIGHUP, SIGTERM, SIGINT]).map_err(|e| DaemonError(format!("signals cannot be caught: {e}")))?;
+    let mut signals =
+        SignalsInfo::<WithOrigin>::new([SIGHUP, SIGTERM, SIGINT]).map_err(|e| DaemonError(format!("signals cannot be caught: {e}")))?;
     let (reloads, mut reload_requests) = mpsc::channel::<ReloadRequest>(8);
     let stop = CancellationToken::new();
     let listener = listening.listener.try_clone().map_err(|e| DaemonError(format!("the control socket: {e}")))?;
@@ -171,10 +172,11 @@ async fn reload(path: &Path, current: &config::Current, scheduler: &Scheduler, e
     let (path, old) = (path.to_owned(), current.get());
     let loaded = tokio::task::spawn_blocking(move || {
         let loaded = config::load(&path).map_err(|problems| problems.to_string())?;
-        let (errors, warnings) = config::try_out(&loaded);
+        let (errors, warnings): (Vec<_>, Vec<_>) = config::check_files(&loaded).into_iter().partition(|p| p.severity == Severity::Error);
+        let lines = |problems: Vec<config::Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
         match errors.is_empty() {
-            true => Ok((loaded, warnings)),
-            false => Err(errors.join("\n")),
+            true => Ok((loaded, lines(warnings))),
+            false => Err(lines(errors).join("\n")),
         }
     })
     .await
@@ -184,9 +186,15 @@ async fn reload(path: &Path, current: &config::Current, scheduler: &Scheduler, e
         Ok((mut loaded, warnings)) => {
             let jobs = loaded.jobs.len() as u32;
             let mut notes: Vec<String> = warnings;
-            let restart = (loaded.daemon.state_dir != old.daemon.state_dir, loaded.daemon.socket != old.daemon.socket, loaded.daemon.max_parallel_runs != old.daemon.max_parallel_runs);
+            let restart = (
+                loaded.daemon.state_dir != old.daemon.state_dir,
+                loaded.daemon.socket != old.daemon.socket,
+                loaded.daemon.max_parallel_runs != old.daemon.max_parallel_runs,
+            );
             if restart != (false, false, false) {
-                notes.push("changes of daemon.state_dir, daemon.socket and daemon.max_parallel_runs need a restart; the old values stay".into());
+                notes.push(
+                    "changes of daemon.state_dir, daemon.socket and daemon.max_parallel_runs need a restart; the old values stay".into(),
+                );
                 loaded.daemon = old.daemon.clone();
             }
             current.set(loaded);

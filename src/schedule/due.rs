@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use croner::Cron;
 use jiff::civil::DateTime;
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{SignedDuration, Span, Timestamp, Zoned};
@@ -18,9 +19,15 @@ pub fn next_due(schedule: &Schedule, zone: &TimeZone, after: Timestamp, anchor: 
         Schedule::Every(every) => next_interval(*every, after, anchor),
         Schedule::Cron(text) => {
             let expression = cron::parse(text).ok()?;
-            if expression.every_hour { next_real(&expression, zone, after) } else { next_civil(&expression, zone, after) }
+            if every_hour(text) { next_real(&expression, zone, after) } else { next_civil(&expression, zone, after) }
         }
     }
+}
+
+/// The hour field begins with a star: the job runs in every real hour, also when the clock is set forward or back.
+fn every_hour(text: &str) -> bool {
+    let text = text.trim();
+    text.eq_ignore_ascii_case("@hourly") || text.split_ascii_whitespace().nth(1).is_some_and(|hour| hour.starts_with('*'))
 }
 
 /// The newest due time at or before `now` and after `after`: what was missed, as one.
@@ -50,12 +57,12 @@ fn next_interval(every: Duration, after: Timestamp, anchor: Timestamp) -> Option
 
 /// Fixed times of day: civil times one after the other, each once. One that the clock skips runs right after the gap, one
 /// that comes twice runs the first time.
-fn next_civil(expression: &cron::Expression, zone: &TimeZone, after: Timestamp) -> Option<Timestamp> {
+fn next_civil(expression: &Cron, zone: &TimeZone, after: Timestamp) -> Option<Timestamp> {
     // A gap may move a time before `after` to behind it, so the search begins a little earlier.
     let begin = after.to_zoned(zone.clone()).datetime().checked_sub(Span::new().hours(26)).ok()?;
     let mut civil = begin.to_zoned(TimeZone::UTC).ok()?;
     for _ in 0..10_000 {
-        civil = expression.cron.find_next_occurrence(&civil, false).ok()?;
+        civil = expression.find_next_occurrence(&civil, false).ok()?;
         match instant(civil.datetime(), zone) {
             Some(t) if t > after => return Some(t),
             _ => {}
@@ -65,10 +72,10 @@ fn next_civil(expression: &cron::Expression, zone: &TimeZone, after: Timestamp) 
 }
 
 /// Every hour: in real time, so that no hour is left out or counted twice.
-fn next_real(expression: &cron::Expression, zone: &TimeZone, after: Timestamp) -> Option<Timestamp> {
+fn next_real(expression: &Cron, zone: &TimeZone, after: Timestamp) -> Option<Timestamp> {
     let mut from: Zoned = after.to_zoned(zone.clone());
     for _ in 0..16 {
-        match expression.cron.find_next_occurrence(&from, false) {
+        match expression.find_next_occurrence(&from, false) {
             Ok(next) if next.timestamp() > after => return Some(next.timestamp()),
             Ok(next) => from = next,
             Err(_) => from = from.checked_add(AFTER_GAP).ok()?,

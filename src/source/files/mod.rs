@@ -30,12 +30,20 @@ use crate::repository::{Entry, EntrySink, Kind, Segment, Time};
 const MAX_NAMED_SPECIAL: u64 = 20;
 
 /// Captures a directory (or a single file) into the sink.
-pub fn capture(source: &FilesSource, previous: &mut dyn Previous, sink: &mut dyn EntrySink, context: &Context<'_>) -> Result<Facts, SourceError> {
+pub fn capture(
+    source: &FilesSource,
+    previous: &mut dyn Previous,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<Facts, SourceError> {
     // The configured path itself may be a link (systemd makes such for DynamicUser=); nothing below it is followed.
     let real = std::fs::canonicalize(&source.path).unwrap_or_else(|_| source.path.clone());
     let root = real.as_path();
     let failed = |verb: &str, e: Errno| {
-        SourceError::Failed(format!("cannot {verb} {}: {e}; nothing was captured, for a source that is gone must not look like an empty one", root.display()))
+        SourceError::Failed(format!(
+            "cannot {verb} {}: {e}; nothing was captured, for a source that is gone must not look like an empty one",
+            root.display()
+        ))
     };
     let stat = rustix::fs::lstat(root).map_err(|e| failed("find", e))?;
     let mut capture = Capture {
@@ -62,14 +70,17 @@ pub fn capture(source: &FilesSource, previous: &mut dyn Previous, sink: &mut dyn
         FileType::RegularFile => {
             let parent = root.parent().unwrap_or(Path::new("/"));
             let name = root.file_name().unwrap_or_default().as_bytes();
-            let fd = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| failed("open", e))?;
+            let fd = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| failed("open", e))?;
             let before = capture.previous.at(b"")?;
             capture.file(fd.as_fd(), name, Vec::new(), &stat, before)?;
             if capture.counts.files == 0 {
                 return Err(SourceError::Failed(format!("{} could not be read; see the messages", root.display())));
             }
         }
-        _ => return Err(SourceError::Failed(format!("{} is neither a directory nor a regular file; name what it leads to", root.display()))),
+        _ => {
+            return Err(SourceError::Failed(format!("{} is neither a directory nor a regular file; name what it leads to", root.display())));
+        }
     }
     Ok(capture.counts.facts(context))
 }
@@ -166,7 +177,8 @@ impl Capture<'_> {
     }
 
     fn is_excluded(&mut self, path: &[u8], directory: bool) -> bool {
-        let excluded = !self.excludes.is_empty() && self.excludes.matched(Path::new(std::ffi::OsStr::from_bytes(path)), directory).is_ignore();
+        let excluded =
+            !self.excludes.is_empty() && self.excludes.matched(Path::new(std::ffi::OsStr::from_bytes(path)), directory).is_ignore();
         self.counts.excluded += u64::from(excluded);
         excluded
     }
@@ -192,7 +204,14 @@ impl Capture<'_> {
         }
     }
 
-    fn symlink(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, stat: &Stat, before: Option<Entry>) -> Result<(), SourceError> {
+    fn symlink(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: Vec<u8>,
+        stat: &Stat,
+        before: Option<Entry>,
+    ) -> Result<(), SourceError> {
         let target = match rustix::fs::readlinkat(parent, name, Vec::new()) {
             Ok(target) => target.into_bytes(),
             Err(Errno::NOENT) => return self.vanished(&path),
@@ -297,4 +316,3 @@ fn described(path: Vec<u8>, kind: Kind, stat: &Stat) -> Entry {
 fn open_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(parent, name, walk::DIRECTORY_FLAGS, Mode::empty())
 }
-

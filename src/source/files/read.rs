@@ -32,7 +32,10 @@ impl Capture<'_> {
             }
             // A symlink or something else took its place since the directory was listed.
             Err(Errno::LOOP | Errno::NXIO) => {
-                self.context.report.message(Level::Warning, format!("{} was exchanged for something else while the directory was walked", self.shown(&path)));
+                self.context.report.message(
+                    Level::Warning,
+                    format!("{} was exchanged for something else while the directory was walked", self.shown(&path)),
+                );
                 return Ok(false);
             }
             Err(e) => {
@@ -48,7 +51,9 @@ impl Capture<'_> {
             }
         };
         if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
-            self.context.report.message(Level::Warning, format!("{} was exchanged for something else while the directory was walked", self.shown(&path)));
+            self.context
+                .report
+                .message(Level::Warning, format!("{} was exchanged for something else while the directory was walked", self.shown(&path)));
             return Ok(false);
         }
         let _ = listed;
@@ -167,7 +172,10 @@ pub(super) fn link_xattrs(parent: BorrowedFd<'_>, name: &[u8]) -> Vec<(Vec<u8>, 
 
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
-fn collect(list: impl Fn(&mut [u8]) -> Result<usize, Errno>, get: impl Fn(&[u8], &mut [u8]) -> Result<usize, Errno>) -> (Xattrs, Vec<String>) {
+fn collect(
+    list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+    get: impl Fn(&[u8], &mut [u8]) -> Result<usize, Errno>,
+) -> (Xattrs, Vec<String>) {
     let mut names = vec![0u8; 1024];
     let (mut found, mut errors) = (Vec::new(), Vec::new());
     let mut listed = list(&mut names);

@@ -116,7 +116,14 @@ fn excludes_caches_and_xattrs() {
     let mut sink = TestSink::default();
     run(&FilesSource { exclude, ..source(root) }, vec![], &mut sink).0.unwrap();
     let entries = sink.by_path();
-    for (name, there) in [("keep.tmp", true), ("drop.tmp", false), ("cache", false), ("a/cache/y", true), ("tagged/CACHEDIR.TAG", true), ("tagged/big", false)] {
+    for (name, there) in [
+        ("keep.tmp", true),
+        ("drop.tmp", false),
+        ("cache", false),
+        ("a/cache/y", true),
+        ("tagged/CACHEDIR.TAG", true),
+        ("tagged/big", false),
+    ] {
         assert_eq!(entries.contains_key(name), there, "{name}");
     }
     if has_xattrs {
@@ -127,7 +134,8 @@ fn excludes_caches_and_xattrs() {
 #[test]
 fn a_missing_or_strange_root_is_an_error_and_one_file_is_fine() {
     let dir = tree();
-    let fails = |name: &str| matches!(run(&source(&dir.path().join(name)), vec![], &mut TestSink::default()).0, Err(SourceError::Failed(_)));
+    let fails =
+        |name: &str| matches!(run(&source(&dir.path().join(name)), vec![], &mut TestSink::default()).0, Err(SourceError::Failed(_)));
     assert!(fails("nothing here") && fails("link"));
     let mut sink = TestSink::default();
     run(&source(&dir.path().join("a.txt")), vec![], &mut sink).0.unwrap();

@@ -56,7 +56,9 @@ fn count(db: &Connection, name: &str, budget: Duration) -> Value {
     let since = Instant::now();
     let slices = |db: &Connection| -> rusqlite::Result<Option<i64>> {
         let (mut total, mut from) = (0i64, i64::MIN);
-        let mut statement = db.prepare(&format!("SELECT count(*), max(rowid) FROM (SELECT rowid FROM {quoted} WHERE rowid > ?1 ORDER BY rowid LIMIT 200000)"))?;
+        let mut statement = db.prepare(&format!(
+            "SELECT count(*), max(rowid) FROM (SELECT rowid FROM {quoted} WHERE rowid > ?1 ORDER BY rowid LIMIT 200000)"
+        ))?;
         loop {
             let (n, last): (i64, Option<i64>) = statement.query_row([from], |r| Ok((r.get(0)?, r.get(1)?)))?;
             total += n;

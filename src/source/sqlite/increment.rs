@@ -107,7 +107,12 @@ impl<'a> Increment<'a> {
     /// The next page; numbers begin at 1. A number left out (the page that holds locks) is zeros.
     pub fn page(&mut self, number: u64, data: &[u8]) -> Result<(), SourceError> {
         if data.len() != self.page_size || number < self.next || number > self.page_count {
-            return Err(SourceError::Failed(format!("page {number} of {} bytes came where page {} of {} was expected", data.len(), self.next, self.page_size)));
+            return Err(SourceError::Failed(format!(
+                "page {number} of {} bytes came where page {} of {} was expected",
+                data.len(),
+                self.next,
+                self.page_size
+            )));
         }
         while self.next < number {
             let zeros = vec![0u8; self.page_size];
@@ -270,7 +275,12 @@ impl Old {
 /// Makes the map of the last backup again from its contents in the repository.
 fn rebuild(before: &Entry, page_size: usize, sink: &mut dyn EntrySink, context: &Context<'_>) -> Result<Option<PageMap>, SourceError> {
     let divides = |n: u64| n % page_size as u64 == 0;
-    let fits = divides(before.size) && before.content.segments.iter().all(|s| matches!(s, Segment::Data(x) if divides(u64::from(x.len)) && divides(u64::from(x.offset))));
+    let fits = divides(before.size)
+        && before
+            .content
+            .segments
+            .iter()
+            .all(|s| matches!(s, Segment::Data(x) if divides(u64::from(x.len)) && divides(u64::from(x.offset))));
     if !fits || before.size == 0 || !is_whole(before, sink)? {
         return Ok(None);
     }
@@ -289,7 +299,10 @@ fn rebuild(before: &Entry, page_size: usize, sink: &mut dyn EntrySink, context: 
             }
             kept.push((extent.chunk, sink.fetch(&extent.chunk)?));
         }
-        let bytes = kept.iter().find(|(id, _)| *id == extent.chunk).and_then(|(_, b)| b.get(extent.offset as usize..(extent.offset + extent.len) as usize));
+        let bytes = kept
+            .iter()
+            .find(|(id, _)| *id == extent.chunk)
+            .and_then(|(_, b)| b.get(extent.offset as usize..(extent.offset + extent.len) as usize));
         let Some(bytes) = bytes else { return Ok(None) };
         let hashes: Vec<PageHash> = bytes.chunks_exact(page_size).map(hash_page).collect();
         writer.push(&hashes).map_err(io)?;

@@ -32,7 +32,12 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const MAX_PROBLEMS: u32 = 20;
 
 /// Captures a database as one entry (the source's root itself) into the sink.
-pub fn capture(source: &SqliteSource, previous: &mut dyn Previous, sink: &mut dyn EntrySink, context: &Context<'_>) -> Result<Facts, SourceError> {
+pub fn capture(
+    source: &SqliteSource,
+    previous: &mut dyn Previous,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<Facts, SourceError> {
     let failed = |text: String| SourceError::Failed(format!("{}: {text}", source.path.display()));
     // The -wal of a database lies beside the file itself, not beside a link to it.
     let path = std::fs::canonicalize(&source.path).map_err(|e| failed(format!("the database cannot be found: {e}")))?;
@@ -58,7 +63,11 @@ pub fn capture(source: &SqliteSource, previous: &mut dyn Previous, sink: &mut dy
         sink.push(Entry { size: before.size, content: before.content.clone(), ..entry })?;
         return Ok(facts);
     }
-    if header.wal { from_wal(source, &path, entry, before, map, signature, sink, context) } else { from_copy(source, &path, entry, before, map, signature, sink, context) }
+    if header.wal {
+        from_wal(source, &path, entry, before, map, signature, sink, context)
+    } else {
+        from_copy(source, &path, entry, before, map, signature, sink, context)
+    }
 }
 
 /// The first bytes of a database file.
@@ -117,7 +126,8 @@ fn from_wal(
     let number = |pragma: &str| db.query_row(pragma, [], |r| r.get::<_, i64>(0)).map_err(|e| failed(format!("{pragma}: {e}")));
     let (page_size, page_count) = (number("PRAGMA page_size")? as usize, number("PRAGMA page_count")? as u64);
     let mut increment = Increment::new(page_size, page_count, before, map, sink, context)?;
-    let mut statement = db.prepare("SELECT pgno, data FROM sqlite_dbpage('main')").map_err(|e| failed(format!("its pages cannot be read: {e}")))?;
+    let mut statement =
+        db.prepare("SELECT pgno, data FROM sqlite_dbpage('main')").map_err(|e| failed(format!("its pages cannot be read: {e}")))?;
     let mut rows = statement.query([]).map_err(|e| failed(format!("its pages cannot be read: {e}")))?;
     let unreadable = |e: rusqlite::Error| match context.cancel.is_cancelled() {
         true => SourceError::Cancelled,
@@ -174,7 +184,12 @@ fn verify(source: &SqliteSource, db: &Connection) -> Result<(), SourceError> {
         Verify::Quick => ("quick_check", "quick"),
         Verify::Full => ("integrity_check", "full"),
     };
-    let failed = |text: String| SourceError::Failed(format!("{}: the {name} check {text}; nothing was captured, earlier backups are untouched", source.path.display()));
+    let failed = |text: String| {
+        SourceError::Failed(format!(
+            "{}: the {name} check {text}; nothing was captured, earlier backups are untouched",
+            source.path.display()
+        ))
+    };
     let check = || -> rusqlite::Result<Vec<String>> {
         db.prepare(&format!("PRAGMA {pragma}({MAX_PROBLEMS})"))?.query_map([], |r| r.get::<_, String>(0))?.collect()
     };

@@ -25,7 +25,9 @@ pub fn read_only(path: &Path, cancel: &CancellationToken) -> rusqlite::Result<Co
     let db = connect(path, "mode=ro")?;
     let usable = db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()));
     let mut db = match usable {
-        Err(e) if matches!(e.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)) && no_wal(path) => connect(path, "mode=ro&immutable=1")?,
+        Err(e) if matches!(e.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)) && no_wal(path) => {
+            connect(path, "mode=ro&immutable=1")?
+        }
         _ => db,
     };
     interrupt_on(&mut db, cancel)?;
@@ -75,7 +77,9 @@ pub fn begin(db: &Connection, cancel: &CancellationToken) -> rusqlite::Result<()
 /// What an error of opening means and what can be done.
 pub fn explain(source: &SqliteSource, e: rusqlite::Error) -> SourceError {
     let advice = match e.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another process holds it locked for longer than 30 s; the run can be tried again (retry = …)",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another process holds it locked for longer than 30 s; the run can be tried again (retry = …)"
+        }
         Some(ErrorCode::NotADatabase) => "it is no SQLite database, or an encrypted one",
         Some(ErrorCode::DatabaseCorrupt) => "it is damaged; earlier backups are untouched",
         Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
@@ -90,7 +94,8 @@ pub fn explain(source: &SqliteSource, e: rusqlite::Error) -> SourceError {
 /// Copies a database in rollback-journal mode into the work directory, a few pages at a time so that writers go on.
 pub fn copy(source: &SqliteSource, path: &Path, size: u64, context: &Context<'_>) -> Result<TemporaryFile, SourceError> {
     let failed = |text: String| SourceError::Failed(format!("{}: {text}", source.path.display()));
-    let space = rustix::fs::statvfs(context.work_dir).map_err(|e| failed(format!("the work directory {}: {e}", context.work_dir.display())))?;
+    let space =
+        rustix::fs::statvfs(context.work_dir).map_err(|e| failed(format!("the work directory {}: {e}", context.work_dir.display())))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     if free < size + (16 << 20) {
         return Err(failed(format!(
@@ -98,10 +103,12 @@ pub fn copy(source: &SqliteSource, path: &Path, size: u64, context: &Context<'_>
             context.work_dir.display()
         )));
     }
-    let copy = TemporaryFile::new(context.work_dir).map_err(|e| failed(format!("no copy can be made in {}: {e}", context.work_dir.display())))?;
+    let copy =
+        TemporaryFile::new(context.work_dir).map_err(|e| failed(format!("no copy can be made in {}: {e}", context.work_dir.display())))?;
     let from = read_only(path, context.cancel).map_err(|e| explain(source, e))?;
     let mut to = Connection::open(copy.path()).map_err(|e| failed(format!("its copy cannot be made: {e}")))?;
-    to.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF;").map_err(|e| failed(format!("its copy cannot be made: {e}")))?;
+    to.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF;")
+        .map_err(|e| failed(format!("its copy cannot be made: {e}")))?;
     let backup = Backup::new(&from, &mut to).map_err(|e| explain(source, e))?;
     let mut last_progress = Instant::now();
     loop {

@@ -96,7 +96,8 @@ pub struct PageMapWriter {
 
 impl PageMapWriter {
     pub fn new(dir: &Path) -> io::Result<Self> {
-        let mut writer = Self { dir: dir.to_owned(), out: BufWriter::new(File::create(dir.join("page-map.new"))?), sum: blake3::Hasher::new() };
+        let mut writer =
+            Self { dir: dir.to_owned(), out: BufWriter::new(File::create(dir.join("page-map.new"))?), sum: blake3::Hasher::new() };
         writer.write(MAGIC)?;
         Ok(writer)
     }
@@ -111,7 +112,14 @@ impl PageMapWriter {
         self.write(hashes.as_flattened())
     }
 
-    pub fn finish(mut self, page_size: usize, page_count: u64, content: &[u8; 16], signature: Option<Signature>, facts: Facts) -> io::Result<()> {
+    pub fn finish(
+        mut self,
+        page_size: usize,
+        page_count: u64,
+        content: &[u8; 16],
+        signature: Option<Signature>,
+        facts: Facts,
+    ) -> io::Result<()> {
         let description = Description { page_size, page_count, content: HEXLOWER.encode(content), signature, facts };
         let json = serde_json::to_vec(&description)?;
         self.write(&json)?;

@@ -64,7 +64,8 @@ fn make(path: &Path, journal: &str, page_size: u32, rows: usize) -> Connection {
     db.execute_batch(&format!("PRAGMA page_size = {page_size}; PRAGMA journal_mode = {journal}; CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL, note TEXT)")).unwrap();
     db.execute_batch("BEGIN").unwrap();
     for n in 0..rows {
-        db.execute("INSERT INTO account VALUES (?1, 100, ?2)", rusqlite::params![n as i64, format!("note {n} {}", "x".repeat(150))]).unwrap();
+        db.execute("INSERT INTO account VALUES (?1, 100, ?2)", rusqlite::params![n as i64, format!("note {n} {}", "x".repeat(150))])
+            .unwrap();
     }
     db.execute_batch("COMMIT").unwrap();
     db
@@ -152,7 +153,8 @@ fn only_changed_pages_are_stored_and_an_unchanged_database_is_not_read() {
 fn what_is_still_in_the_wal_is_captured_and_the_files_are_left_alone() {
     let mut world = World::new();
     let db = make(&world.path(), "WAL", 4096, 10);
-    db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA wal_autocheckpoint = 0; UPDATE account SET balance = 500 WHERE id = 1").unwrap();
+    db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA wal_autocheckpoint = 0; UPDATE account SET balance = 500 WHERE id = 1")
+        .unwrap();
     // The application is killed: its files stay as they are.
     let other = world.dir.path().join("killed.db");
     for suffix in ["", "-wal"] {
@@ -171,7 +173,11 @@ fn what_is_no_sound_database_is_a_clear_error() {
     let mut world = World::new();
     let told = |world: &mut World, verify| world.capture(verify).unwrap_err().to_string();
     assert!(told(&mut world, Verify::Quick).contains("cannot be found"));
-    std::fs::write(world.path(), "this is a text that somebody wrote over the database, longer than a hundred bytes, so that it has a header's length").unwrap();
+    std::fs::write(
+        world.path(),
+        "this is a text that somebody wrote over the database, longer than a hundred bytes, so that it has a header's length",
+    )
+    .unwrap();
     assert!(told(&mut world, Verify::Quick).contains("no SQLite database"));
     std::fs::write(world.path(), "").unwrap();
     world.capture(Verify::Quick).unwrap();
@@ -209,11 +215,20 @@ fn many_increments_do_not_scatter_a_database_without_bound() {
     for _ in 0..60 {
         for _ in 0..400 {
             n = n.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            db.execute("UPDATE account SET balance = balance + 0, note = 'n' || ?1 || substr(note, 20) WHERE id = ?2", rusqlite::params![n as i64, ((n >> 33) % 40_000) as i64]).unwrap();
+            db.execute(
+                "UPDATE account SET balance = balance + 0, note = 'n' || ?1 || substr(note, 20) WHERE id = ?2",
+                rusqlite::params![n as i64, ((n >> 33) % 40_000) as i64],
+            )
+            .unwrap();
         }
         world.capture(Verify::Off).unwrap();
     }
-    let mut chunks: Vec<_> = world.last[0].content.segments.iter().map(|s| if let crate::repository::Segment::Data(x) = s { x.chunk } else { unreachable!() }).collect();
+    let mut chunks: Vec<_> = world.last[0]
+        .content
+        .segments
+        .iter()
+        .map(|s| if let crate::repository::Segment::Data(x) = s { x.chunk } else { unreachable!() })
+        .collect();
     chunks.sort();
     chunks.dedup();
     let referred: usize = chunks.iter().map(|c| world.sink.chunks[c].len()).sum();
