@@ -79,7 +79,10 @@ pub fn capture(
             }
         }
         _ => {
-            return Err(SourceError::Failed(format!("{} is neither a directory nor a regular file; name what it leads to", root.display())));
+            return Err(SourceError::Failed(format!(
+                "{} is neither a directory nor a regular file; name what it leads to",
+                root.display()
+            )));
         }
     }
     Ok(capture.counts.facts(context))
