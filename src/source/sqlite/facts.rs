@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::config::Verify;
 use crate::source::Facts;
 
-/// Counting the rows of all tables may take this long in all; what is not counted then is null.
+/// When counting the rows of tables took this long, the tables that follow are not counted: their rows are null.
 const BUDGET: Duration = Duration::from_millis(500);
 /// Tables listed at most.
 const MAX_TABLES: usize = 500;
@@ -40,8 +40,11 @@ fn tables(db: &Connection) -> rusqlite::Result<Map<String, Value>> {
     let since = Instant::now();
     let mut found = Map::new();
     for name in names.into_iter().take(MAX_TABLES) {
+        // count(*) without a condition walks the smallest b-tree without decoding rows: 1.6 million in 20 ms.
         let rows = match since.elapsed() < BUDGET {
-            true => count(db, &name, BUDGET.saturating_sub(since.elapsed())),
+            true => db
+                .query_row(&format!("SELECT count(*) FROM {}", quoted(&name)), [], |r| r.get::<_, i64>(0))
+                .map_or(Value::Null, |n| json!(n)),
             false => Value::Null,
         };
         found.insert(name, rows);
@@ -49,32 +52,7 @@ fn tables(db: &Connection) -> rusqlite::Result<Map<String, Value>> {
     Ok(found)
 }
 
-/// The rows of a table, null when counting takes too long. It counts in slices of the rowid where there is one, so that
-/// the time can be looked at in between.
-fn count(db: &Connection, name: &str, budget: Duration) -> Value {
-    let quoted = format!("\"{}\"", name.replace('"', "\"\""));
-    let since = Instant::now();
-    let slices = |db: &Connection| -> rusqlite::Result<Option<i64>> {
-        let (mut total, mut from) = (0i64, i64::MIN);
-        let mut statement = db.prepare(&format!(
-            "SELECT count(*), max(rowid) FROM (SELECT rowid FROM {quoted} WHERE rowid > ?1 ORDER BY rowid LIMIT 200000)"
-        ))?;
-        loop {
-            let (n, last): (i64, Option<i64>) = statement.query_row([from], |r| Ok((r.get(0)?, r.get(1)?)))?;
-            total += n;
-            match last {
-                Some(last) if n == 200_000 => from = last,
-                _ => return Ok(Some(total)),
-            }
-            if since.elapsed() > budget {
-                return Ok(None);
-            }
-        }
-    };
-    match slices(db) {
-        Ok(Some(n)) => json!(n),
-        Ok(None) => Value::Null,
-        // Without rowid.
-        Err(_) => db.query_row(&format!("SELECT count(*) FROM {quoted}"), [], |r| r.get::<_, i64>(0)).map_or(Value::Null, |n| json!(n)),
-    }
+/// A name as an SQL identifier.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }

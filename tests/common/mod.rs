@@ -1,0 +1,243 @@
+//! A keepd of a test's own: configuration, key, repository and socket in a temporary directory, the real binaries.
+#![allow(dead_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub struct Keepd {
+    pub dir: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+pub fn keepd_binary() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_keepd"))
+}
+
+pub fn keepctl_binary() -> PathBuf {
+    let path = keepd_binary().with_file_name("keepctl");
+    assert!(path.exists(), "{} is missing: run 'cargo build --workspace --bins' first", path.display());
+    path
+}
+
+/// The Python of the project's own environment, with the packages of the second reader and the foreign client.
+pub fn python() -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    assert!(path.exists(), "{} is missing: run 'sh tests/install-tools.sh test' first", path.display());
+    path
+}
+
+impl Keepd {
+    /// Sources db (shop.db, WAL) and files (`files`), one destination; not started.
+    pub fn prepared() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let keepd = Self { dir, child: None };
+        keepd.generate_key("main.key");
+        fs::create_dir(keepd.path("files")).unwrap();
+        keepd.configure("", "");
+        keepd
+    }
+
+    pub fn started() -> Self {
+        let mut keepd = Self::prepared();
+        make_database(&keepd.path("shop.db"), 500);
+        fs::create_dir_all(keepd.path("files/deep")).unwrap();
+        fs::write(keepd.path("files/deep/note.txt"), "a note").unwrap();
+        fs::write(keepd.path("files/big"), noise(3 << 20, 5)).unwrap();
+        std::os::unix::fs::symlink("deep/note.txt", keepd.path("files/link")).unwrap();
+        keepd.start();
+        keepd
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn generate_key(&self, name: &str) {
+        let status = Command::new(keepd_binary()).args(["key", "generate"]).arg(self.path(name)).stdout(Stdio::null()).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Writes the configuration; `destination` and `job` are further lines of their tables.
+    pub fn configure(&self, destination: &str, job: &str) {
+        let d = self.dir.path().display();
+        let text = format!(
+            "[daemon]\nstate_dir = \"{d}/state\"\nsocket = \"{d}/keepd.sock\"\n[encryption.main]\nkey_file = \"main.key\"\n\
+             [destination.local]\nservice = \"fs\"\nroot = \"{d}/repository\"\nencryption = \"main\"\n{destination}\n\
+             [job.shop]\ndestinations = [\"local\"]\n{job}\n\
+             [[job.shop.source]]\nname = \"db\"\nsqlite = \"{d}/shop.db\"\n[[job.shop.source]]\nname = \"files\"\nfiles = \"{d}/files\"\n"
+        );
+        fs::write(self.path("keepd.toml"), text).unwrap();
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(keepd_binary());
+        command.arg("--config").arg(self.path("keepd.toml")).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
+        command
+    }
+
+    pub fn start(&mut self) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("keepd.log")).unwrap();
+        self.child = Some(self.command().stderr(log).spawn().unwrap());
+        let since = Instant::now();
+        while !self.ctl(&["status"]).status.success() {
+            assert!(since.elapsed() < Duration::from_secs(30), "keepd does not answer: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("keepd.log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(child.id(), "TERM");
+            assert!(child.wait().unwrap().success(), "{}", self.log());
+        }
+    }
+
+    pub fn ctl(&self, arguments: &[&str]) -> Output {
+        self.ctl_command(arguments).output().unwrap()
+    }
+
+    pub fn ctl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(keepctl_binary());
+        command.arg("--socket").arg(self.path("keepd.sock")).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs keepctl and wants success; gives standard output.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let out = self.ctl(arguments);
+        assert!(out.status.success(), "keepctl {arguments:?}: {}\n{}", text(&out), self.log());
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(&[arguments, &["--json"]].concat())).unwrap()
+    }
+
+    /// Runs keepctl and wants this exit status; gives what it said.
+    pub fn fails(&self, code: i32, arguments: &[&str]) -> String {
+        let out = self.ctl(arguments);
+        assert_eq!(out.status.code(), Some(code), "keepctl {arguments:?}: {}", text(&out));
+        text(&out)
+    }
+
+    pub fn backups(&self) -> Vec<String> {
+        self.json(&["list"]).as_array().unwrap().iter().map(|b| b["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Restores a backup to a fresh directory.
+    pub fn restored(&self, backup: &str) -> PathBuf {
+        let to = self.path(&format!("restored-{}", fs::read_dir(self.dir.path()).unwrap().count()));
+        self.ok(&["restore", backup, "--to", to.to_str().unwrap()]);
+        to
+    }
+
+    /// All packs of the repository.
+    pub fn packs(&self) -> Vec<PathBuf> {
+        files_below(&self.path("repository/packs"))
+    }
+}
+
+impl Drop for Keepd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub fn text(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+pub fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap().success());
+}
+
+pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files_below(&entry.path()));
+        } else {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
+
+pub fn noise(len: usize, mut seed: u64) -> Vec<u8> {
+    (0..len)
+        .map(|_| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed as u8
+        })
+        .collect()
+}
+
+pub fn make_database(path: &Path, rows: usize) -> rusqlite::Connection {
+    let db = rusqlite::Connection::open(path).unwrap();
+    db.execute_batch(
+        "PRAGMA journal_mode = WAL; CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL, note TEXT); BEGIN",
+    )
+    .unwrap();
+    for n in 0..rows {
+        db.execute("INSERT INTO account VALUES (?1, 100, ?2)", rusqlite::params![n as i64, "x".repeat(200)]).unwrap();
+    }
+    db.execute_batch("COMMIT").unwrap();
+    db
+}
+
+/// The sum of the balances, after an integrity check.
+pub fn proven_sum(path: &Path) -> i64 {
+    let db = rusqlite::Connection::open(path).unwrap();
+    assert_eq!(db.query_row("PRAGMA integrity_check", [], |r| r.get::<_, String>(0)).unwrap(), "ok");
+    db.query_row("SELECT sum(balance) FROM account", [], |r| r.get(0)).unwrap()
+}
+
+/// Compares two directories: names, kinds, contents, modes, times.
+pub fn assert_same(a: &Path, b: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let names = |d: &Path| {
+        let mut names: Vec<_> = fs::read_dir(d).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(a), names(b), "{} and {}", a.display(), b.display());
+    for name in names(a) {
+        let (x, y) = (a.join(&name), b.join(&name));
+        let (m, n) = (fs::symlink_metadata(&x).unwrap(), fs::symlink_metadata(&y).unwrap());
+        assert_eq!(
+            (m.mode(), m.uid(), m.gid(), m.mtime(), m.mtime_nsec()),
+            (n.mode(), n.uid(), n.gid(), n.mtime(), n.mtime_nsec()),
+            "{}",
+            x.display()
+        );
+        if m.is_dir() {
+            assert_same(&x, &y);
+        } else if m.is_symlink() {
+            assert_eq!(fs::read_link(&x).unwrap(), fs::read_link(&y).unwrap());
+        } else {
+            assert!(fs::read(&x).unwrap() == fs::read(&y).unwrap(), "{} differs", x.display());
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The control socket against clients that are foreign, slow, greedy or hostile.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::*;
+use serde_json::{Value, json};
+
+fn connect(keepd: &Keepd) -> UnixStream {
+    let stream = UnixStream::connect(keepd.path("keepd.sock")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
+
+fn send(stream: &mut UnixStream, call: &Value) {
+    let mut bytes = serde_json::to_vec(call).unwrap();
+    bytes.push(0);
+    stream.write_all(&bytes).unwrap();
+}
+
+fn receive(stream: &mut UnixStream) -> Option<Value> {
+    let mut bytes = Vec::new();
+    let mut one = [0u8; 1];
+    loop {
+        match stream.read(&mut one) {
+            Ok(0) | Err(_) => return None,
+            Ok(_) if one[0] == 0 => return serde_json::from_slice(&bytes).ok(),
+            Ok(_) => bytes.push(one[0]),
+        }
+    }
+}
+
+fn call(stream: &mut UnixStream, method: &str, parameters: Value) -> Value {
+    send(stream, &json!({ "method": method, "parameters": parameters }));
+    receive(stream).expect("a reply")
+}
+
+fn memory_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|l| l.split_whitespace().next()).unwrap().parse().unwrap()
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+#[test]
+fn the_python_client_understands_it() {
+    let keepd = Keepd::started();
+    keepd.ok(&["backup", "shop"]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/control/varlink_client.py");
+    let out = Command::new(python()).arg(script).arg(format!("unix:{}", keepd.path("keepd.sock").display())).output().unwrap();
+    assert!(out.status.success() && text(&out).trim().ends_with("OK"), "{}", text(&out));
+}
+
+#[test]
+fn errors_name_what_is_wrong() {
+    let keepd = Keepd::started();
+    let mut s = connect(&keepd);
+    let reply = call(&mut s, "io.keepd.Control.Nothing", json!({}));
+    assert_eq!(
+        (reply["error"].as_str(), reply["parameters"]["method"].as_str()),
+        (Some("org.varlink.service.MethodNotFound"), Some("io.keepd.Control.Nothing"))
+    );
+    let reply = call(&mut s, "io.keepd.Control.ShowJob", json!({ "job": "shop", "jbo": 1 }));
+    assert_eq!(
+        (reply["error"].as_str(), reply["parameters"]["parameter"].as_str()),
+        (Some("org.varlink.service.InvalidParameter"), Some("jbo"))
+    );
+    let reply = call(&mut s, "io.keepd.Control.ShowJob", json!({}));
+    assert_eq!(reply["parameters"]["parameter"].as_str(), Some("job"));
+    let reply = call(&mut s, "io.keepd.Control.ShowJob", json!({ "job": 5 }));
+    assert_eq!(reply["parameters"]["parameter"].as_str(), Some("job"));
+    let reply = call(&mut s, "io.keepd.Control.ShowJob", json!({ "job": "nothing" }));
+    assert_eq!((reply["error"].as_str(), reply["parameters"]["what"].as_str()), (Some("io.keepd.Control.NotFound"), Some("job")));
+    let reply = call(&mut s, "io.keepd.Control.StartRestore", json!({ "backup": "latest" }));
+    assert_eq!(reply["error"].as_str(), Some("io.keepd.Control.Descriptor"));
+    let reply = call(&mut s, "io.keepd.Control.Watch", json!({}));
+    assert_eq!(reply["error"].as_str(), Some("org.varlink.service.ExpectedMore"));
+    // Calls sent at once are answered in order.
+    for job in ["shop", "nothing", "shop"] {
+        send(&mut s, &json!({ "method": "io.keepd.Control.ShowJob", "parameters": { "job": job } }));
+    }
+    let errors: Vec<bool> = (0..3).map(|_| receive(&mut s).unwrap().get("error").is_some()).collect();
+    assert_eq!(errors, [false, true, false]);
+    send(&mut s, &json!({ "method": "io.keepd.Control.ListJobs", "parameters": [5] }));
+    assert!(receive(&mut s).unwrap().get("error").is_some());
+    // A client that half-closes still gets its reply.
+    let mut s = connect(&keepd);
+    send(&mut s, &json!({ "method": "io.keepd.Control.ListJobs" }));
+    s.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(receive(&mut s).unwrap()["parameters"]["jobs"][0]["name"].as_str(), Some("shop"));
+}
+
+#[test]
+fn garbage_silence_and_a_gigabyte_hurt_nobody() {
+    let keepd = Keepd::started();
+    let before = memory_kib(keepd.pid());
+    let mut garbage = connect(&keepd);
+    garbage.write_all(b"\x16\x03\x01 this is not JSON\0").unwrap();
+    assert!(receive(&mut garbage).unwrap().get("error").is_some());
+    assert_eq!(receive(&mut garbage), None, "then it is closed");
+    let mut deep = connect(&keepd);
+    deep.write_all(&[b'['; 400_000]).unwrap();
+    deep.write_all(b"\0").unwrap();
+    assert!(receive(&mut deep).is_none_or(|r| r.get("error").is_some()));
+    let silent: Vec<UnixStream> = (0..20).map(|_| connect(&keepd)).collect();
+    let mut greedy = connect(&keepd);
+    let piece = vec![b'x'; 1 << 20];
+    let mut sent = 0u64;
+    for _ in 0..1024 {
+        match greedy.write_all(&piece) {
+            Ok(()) => sent += piece.len() as u64,
+            Err(_) => break,
+        }
+    }
+    assert!(sent < 64 << 20, "{sent} bytes of one message were taken");
+    let after = memory_kib(keepd.pid());
+    assert!(after < before + 20_000, "memory went from {before} to {after} KiB");
+    // Half a message: cut after its deadline; one that has not begun may wait.
+    let mut half = connect(&keepd);
+    half.write_all(b"{\"method\":").unwrap();
+    let since = Instant::now();
+    assert!(receive(&mut half).is_none_or(|r| r.get("error").is_some()));
+    assert!((3..15).contains(&since.elapsed().as_secs()), "{:?}", since.elapsed());
+    drop(silent);
+    keepd.ok(&["status"]);
+}
+
+#[test]
+fn a_slow_watcher_is_cut_and_the_others_get_everything() {
+    let keepd = Keepd::started();
+    let mut watchers: Vec<UnixStream> = (0..50)
+        .map(|_| {
+            let mut s = connect(&keepd);
+            send(&mut s, &json!({ "method": "io.keepd.Control.Watch", "more": true }));
+            s
+        })
+        .collect();
+    // Every watcher listens before the first event when a later call on another connection is answered.
+    std::thread::sleep(Duration::from_millis(500));
+    keepd.ok(&["backup", "shop"]);
+    for s in &mut watchers {
+        let mut kinds = Vec::new();
+        while kinds.last().map(String::as_str) != Some("run-finished") {
+            let reply = receive(s).expect("an event");
+            assert_eq!(reply["continues"].as_bool(), Some(true));
+            kinds.push(reply["parameters"]["event"]["kind"].as_str().unwrap().to_owned());
+        }
+        assert_eq!(kinds.first().map(String::as_str), Some("run-queued"), "{kinds:?}");
+        assert!(kinds.iter().filter(|k| *k == "run-step").count() >= 4, "{kinds:?}");
+    }
+}
+
+#[test]
+fn descriptors_and_hang_ups_leave_nothing_behind() {
+    let keepd = Keepd::started();
+    keepd.ok(&["backup", "shop"]);
+    let before = descriptors(keepd.pid());
+    // Restores whose client goes away at once, and while the data flow.
+    for n in 0..6 {
+        let mut child =
+            keepd.ctl_command(&["restore", "latest", "--to", keepd.path(&format!("gone-{n}")).to_str().unwrap()]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(n * 4));
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    let since = Instant::now();
+    while descriptors(keepd.pid()) > before + 2 {
+        assert!(since.elapsed() < Duration::from_secs(20), "{} descriptors before, {} now", before, descriptors(keepd.pid()));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let runs = keepd.json(&["status"]);
+    assert_eq!(runs["running"].as_array().unwrap().len(), 0);
+    keepd.restored("latest");
+}
+
+#[test]
+fn others_are_refused() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: root is needed to be somebody else");
+        return;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let keepd = Keepd::started();
+    std::fs::set_permissions(keepd.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(copy.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::copy(keepctl_binary(), copy.path().join("keepctl")).unwrap();
+    let status = |mode: u32| {
+        std::fs::set_permissions(keepd.path("keepd.sock"), std::fs::Permissions::from_mode(mode)).unwrap();
+        let mut command = Command::new(copy.path().join("keepctl"));
+        std::os::unix::process::CommandExt::uid(&mut command, 65534);
+        command.arg("--socket").arg(keepd.path("keepd.sock")).arg("status").current_dir("/").output().unwrap()
+    };
+    assert_eq!(status(0o660).status.code(), Some(5), "the socket's mode keeps them out");
+    let said = status(0o666);
+    assert_eq!(said.status.code(), Some(5), "{}", text(&said));
+    assert!(text(&said).contains("may not call GetStatus"), "{}", text(&said));
+}
+
+/// The published text names exactly the methods there are, with their parameters and results.
+#[test]
+fn the_interface_text_fits_the_methods() {
+    use keepd_protocol::methods as m;
+    let text = keepd_protocol::INTERFACE;
+    let mut told: Vec<(String, Vec<String>, Vec<String>)> = Vec::new();
+    for line in text.lines().filter(|l| l.starts_with("method ")) {
+        let (head, results) = line.trim_start_matches("method ").split_once(" -> ").unwrap();
+        let (name, parameters) = head.split_once('(').unwrap();
+        let fields = |list: &str| -> Vec<String> {
+            list.trim_matches(['(', ')']).split(',').filter_map(|f| f.split_once(':')).map(|(n, _)| n.trim().to_owned()).collect()
+        };
+        told.push((name.to_owned(), fields(parameters), fields(results)));
+    }
+    let mut names: Vec<String> = told.iter().map(|t| format!("io.keepd.Control.{}", t.0)).collect();
+    let mut known: Vec<String> = m::ALL.iter().map(|s| (*s).to_owned()).collect();
+    names.sort();
+    known.sort();
+    assert_eq!(names, known);
+    fn keys(value: impl serde::Serialize) -> Vec<String> {
+        let mut keys: Vec<String> = serde_json::to_value(value).unwrap().as_object().unwrap().keys().cloned().collect();
+        keys.sort();
+        keys
+    }
+    let mut seen = 0;
+    macro_rules! fits {
+        ($($module:ident $name:literal),*) => {$({
+            let (_, parameters, results) = told.iter().find(|t| t.0 == $name).unwrap();
+            let sorted = |l: &Vec<String>| { let mut l = l.clone(); l.sort(); l };
+            assert_eq!(keys(m::$module::In::default()), sorted(parameters), $name);
+            assert_eq!(keys(m::$module::Out::default()), sorted(results), $name);
+            seen += 1;
+        })*};
+    }
+    fits!(get_status "GetStatus", list_jobs "ListJobs", show_job "ShowJob", start_backup "StartBackup", start_check "StartCheck", start_prune "StartPrune",
+        start_delete "StartDelete", start_restore "StartRestore", start_cat "StartCat", follow_run "FollowRun", cancel_run "CancelRun", list_runs "ListRuns",
+        show_run "ShowRun", list_backups "ListBackups", show_backup "ShowBackup", list_entries "ListEntries", diff_backups "DiffBackups", watch "Watch", reload "Reload");
+    assert_eq!(seen, known.len());
+}

@@ -1,0 +1,119 @@
+//! Format 1 against its document: the second reader, written from docs/format.md, gives back what keepd stored; and
+//! repositories of earlier days open forever.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::*;
+
+fn reader(repository: &Path, key: Option<&Path>, arguments: &[&str]) -> String {
+    let mut command = Command::new(python());
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/keepd_reader.py")).arg(repository);
+    if let Some(key) = key {
+        command.arg("--key").arg(key);
+    }
+    let out = command.args(arguments).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn the_second_reader_restores_byte_for_byte() {
+    let keepd = Keepd::started();
+    for n in 0..300 {
+        fs::write(keepd.path(&format!("files/deep/small-{n}")), noise(n * 37, n as u64 + 1)).unwrap();
+    }
+    fs::hard_link(keepd.path("files/big"), keepd.path("files/zzz")).unwrap();
+    fs::File::create(keepd.path("files/sparse")).unwrap().set_len(9 << 20).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let db = rusqlite::Connection::open(keepd.path("shop.db")).unwrap();
+    for n in 0..120 {
+        db.execute_batch(&format!("UPDATE account SET balance = balance + 1 WHERE id = {}", n * 4)).unwrap();
+    }
+    db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let (repository, key) = (keepd.path("repository"), keepd.path("main.key"));
+    assert_eq!(reader(&repository, Some(&key), &["list"]).lines().count(), 2);
+    assert!(reader(&repository, Some(&key), &["verify"]).contains("are whole"));
+    let out = keepd.path("by-python");
+    reader(&repository, Some(&key), &["restore", "latest", out.to_str().unwrap()]);
+    assert_same(&keepd.path("files"), &out.join("files"));
+    assert!(fs::read(out.join("db/shop.db")).unwrap() == fs::read(keepd.path("shop.db")).unwrap());
+    assert_same(&keepd.restored("latest").join("files"), &out.join("files"));
+}
+
+/// The repositories in tests/golden were made by `make_golden` below with earlier versions; they must open forever.
+#[test]
+fn golden_repositories_open() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut seen = 0;
+    for entry in fs::read_dir(&golden).unwrap().flatten().filter(|e| e.path().is_dir()) {
+        let name = entry.file_name().into_string().unwrap();
+        let encryption = if name.ends_with("-plain") { "none" } else { "main" };
+        let mut keepd = Keepd::prepared();
+        let toml = fs::read_to_string(keepd.path("keepd.toml"))
+            .unwrap()
+            .replace("encryption = \"main\"", &format!("encryption = \"{encryption}\""));
+        fs::write(keepd.path("keepd.toml"), toml).unwrap();
+        // Only what git keeps: contents and names; the key must be its owner's alone.
+        assert!(
+            Command::new("cp").arg("-r").arg(entry.path().join("repository")).arg(keepd.path("repository")).status().unwrap().success()
+        );
+        fs::copy(entry.path().join("golden.key"), keepd.path("main.key")).unwrap();
+        fs::set_permissions(keepd.path("main.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        keepd.start();
+        let since = std::time::Instant::now();
+        while keepd.backups().len() < 2 {
+            assert!(since.elapsed() < std::time::Duration::from_secs(10), "{name}: {}", keepd.log());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        keepd.ok(&["check", "local", "--read-data"]);
+        let out = keepd.restored("latest");
+        let sums =
+            Command::new("sha256sum").args(["--check", "--quiet"]).arg(entry.path().join("SHA256SUMS")).current_dir(&out).output().unwrap();
+        assert!(sums.status.success(), "{name}: {}", text(&sums));
+        assert_eq!(proven_sum(&out.join("db/shop.db")), 50_100, "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 3, "{seen} golden repositories");
+}
+
+/// Makes new golden repositories: `GOLDEN=DIR cargo test --test format make_golden -- --ignored`.
+#[test]
+#[ignore = "writes fixtures"]
+fn make_golden() {
+    let target = std::env::var("GOLDEN").expect("GOLDEN names the directory");
+    for (name, encryption, compression) in [("1-zstd", "main", "zstd"), ("1-gzip", "main", "gzip"), ("1-plain", "none", "none")] {
+        let mut keepd = Keepd::prepared();
+        let toml = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
+        let settings = format!("encryption = \"{encryption}\"\ncompression = \"{compression}\"");
+        fs::write(keepd.path("keepd.toml"), toml.replace("encryption = \"main\"", &settings)).unwrap();
+        let db = make_database(&keepd.path("shop.db"), 500);
+        fs::create_dir_all(keepd.path("files/deep")).unwrap();
+        fs::write(keepd.path("files/deep/note.txt"), "a note").unwrap();
+        fs::write(keepd.path("files/larger"), noise(200_000, 5)).unwrap();
+        fs::File::create(keepd.path("files/sparse")).unwrap().set_len(300_000).unwrap();
+        fs::hard_link(keepd.path("files/larger"), keepd.path("files/zzz")).unwrap();
+        std::os::unix::fs::symlink("deep/note.txt", keepd.path("files/link")).unwrap();
+        keepd.start();
+        keepd.ok(&["backup", "shop"]);
+        db.execute_batch("UPDATE account SET balance = 200 WHERE id = 7").unwrap();
+        fs::write(keepd.path("files/new"), "new").unwrap();
+        keepd.ok(&["backup", "shop"]);
+        let out = keepd.restored("latest");
+        keepd.stop();
+        let to = Path::new(&target).join(name);
+        fs::create_dir_all(&to).unwrap();
+        assert!(Command::new("cp").arg("-r").arg(keepd.path("repository")).arg(&to).status().unwrap().success());
+        fs::copy(keepd.path("main.key"), to.join("golden.key")).unwrap();
+        let sums = Command::new("sh")
+            .args(["-c", "find . -type f ! -name shop.db -exec sha256sum {} + | sort -k2"])
+            .current_dir(&out)
+            .output()
+            .unwrap();
+        fs::write(to.join("SHA256SUMS"), sums.stdout).unwrap();
+    }
+}
