@@ -1,3 +1,291 @@
 //! The daemon: start, wiring, sd-notify, signals, reload, shutdown.
+//!
+//! Start goes configuration → log → state directory and its lock → ledger → runs → socket → scheduler → READY; whatever
+//! asks a repository comes after READY. Then the main loop answers signals and the watchdog until it is told to stop, and
+//! the same way is gone backwards.
 
 pub mod command_line;
+mod logging;
+mod notify;
+mod reload;
+mod shims;
+mod signals;
+mod state_dir;
+mod status;
+mod watchdog;
+mod wiring;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::command_line::{Exit, complain, count};
+use self::notify::Notifier;
+use self::reload::Reloader;
+use self::signals::{Signals, Wish};
+use self::status::Picture;
+use self::wiring::{ControlParts, Schedule, Socket};
+use crate::config::{self, Config};
+use crate::ledger::Ledger;
+use crate::run::Runs;
+
+/// How long runs may take to reach a safe point at shutdown; below the unit's TimeoutStopSec.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// While stopping, the service manager is asked for this much patience, again and again well before it is over.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+/// How long replies may take to leave after the last run ended.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// Events kept for a listener that is slow.
+const EVENTS: usize = 1024;
+
+/// Runs the daemon until it is told to stop.
+fn run(config_path: &Path, verbose: u8) -> Exit {
+    let config = match wiring::load_config(config_path) {
+        Ok(config) => config,
+        Err(problems) => {
+            complain(&problems);
+            return Exit::Configuration;
+        }
+    };
+    logging::start(verbose);
+    match start(config, config_path.to_owned()) {
+        Ok(exit) => exit,
+        Err(error) => {
+            tracing::error!("keepd does not start: {error}");
+            Notifier.stopping(&error);
+            Exit::Failed
+        }
+    }
+}
+
+/// The part of the start that needs no runtime; errors are for people.
+fn start(config: Config, config_path: PathBuf) -> Result<Exit, String> {
+    let state_dir = &config.daemon.state_dir;
+    state_dir::prepare(state_dir).map_err(|e| e.to_string())?;
+    let _lock = wiring::lock(state_dir)?;
+    let ledger = Arc::new(Ledger::open(state_dir).map_err(|e| e.to_string())?);
+    let interrupted = ledger
+        .close_interrupted_runs("keepd ended before the run did", Timestamp::now())
+        .map_err(|e| format!("the runs that an earlier keepd left unfinished could not be closed: {e}"))?;
+    for run in interrupted {
+        let what = run.job.as_deref().or(run.destination.as_deref()).unwrap_or_default();
+        tracing::warn!(run = run.id, job = run.job, "{} of {what} was interrupted: keepd ended before it did", run.kind);
+    }
+    for problem in wiring::key_problems(&config) {
+        tracing::error!("{problem}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("keepd-async")
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start threads: {e}"))?;
+    let exit = runtime.block_on(serve(config, config_path, ledger));
+    // What still blocks now was asked to stop long ago.
+    runtime.shutdown_timeout(GOODBYE);
+    exit
+}
+
+/// A task whose end, before it was asked for, is the daemon's end.
+type Tasks = JoinSet<&'static str>;
+
+const CONTROL: &str = "the service of the control socket";
+
+fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(async move {
+        task.await;
+        name
+    });
+}
+
+/// Wires the rooms together, says READY, and answers until stopped.
+async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Result<Exit, String> {
+    let notifier = Notifier;
+    let started = Timestamp::now();
+    let mut signals = Signals::new().map_err(|e| format!("cannot take signals over: {e}"))?;
+    let daemon = config.daemon.clone();
+    let (jobs, destinations) = (config.jobs.len(), config.destinations.len());
+    let current = Arc::new(config::Current::new(config));
+    let (events, _) = broadcast::channel(EVENTS);
+    let runs = Runs::new(current.clone(), ledger.clone(), events.clone());
+    let socket = Socket::listen(&daemon.socket)?;
+    let schedule = Schedule::new(current.clone(), ledger.clone(), runs.clone());
+    let mut tasks = Tasks::new();
+
+    let refused = Arc::new(AtomicBool::new(false));
+    let picture = {
+        let (runs, schedule, refused) = (runs.clone(), schedule.clone(), refused.clone());
+        move || Picture { active: runs.active(), next: schedule.next(), config_refused: refused.load(Ordering::Relaxed) }
+    };
+    let status_changed = Arc::new(Notify::new());
+    let (reload, reloads) = Reloader {
+        path: config_path.clone(),
+        current: current.clone(),
+        events: events.clone(),
+        notifier,
+        refused,
+        changed: {
+            let (schedule, status_changed) = (schedule.clone(), status_changed.clone());
+            Box::new(move || {
+                schedule.config_changed();
+                status_changed.notify_one();
+            })
+        },
+        status: {
+            let picture = picture.clone();
+            Box::new(move || picture().line(&TimeZone::system()))
+        },
+    }
+    .task();
+    spawn(&mut tasks, "the reloader", reloads);
+
+    let stop_schedule = CancellationToken::new();
+    spawn(&mut tasks, "the scheduler", schedule.clone().run(stop_schedule.clone()));
+    spawn(&mut tasks, "the scheduler's listener", schedule.clone().follow_runs(ledger.clone(), events.subscribe()));
+
+    let stop_control = CancellationToken::new();
+    let place = socket.describe();
+    let parts = ControlParts {
+        config: current.clone(),
+        ledger: ledger.clone(),
+        runs: runs.clone(),
+        events: events.clone(),
+        schedule: schedule.clone(),
+        reload: reload.clone(),
+        started,
+        config_path: config_path.clone(),
+    };
+    spawn(&mut tasks, CONTROL, socket.serve(parts, stop_control.clone()));
+
+    notifier.ready(&picture().line(&TimeZone::system()));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        "keepd {} is ready: {}, {}, configuration {}, state in {}, listening on {place}",
+        env!("CARGO_PKG_VERSION"),
+        count(jobs, "job", "jobs"),
+        count(destinations, "destination", "destinations"),
+        config_path.display(),
+        daemon.state_dir.display(),
+    );
+    let line = tokio::spawn(status::follow(notifier, events.subscribe(), status_changed, picture));
+    let line = tokio_util::task::AbortOnDropHandle::new(line);
+    let (pulse, mut pulses) = mpsc::channel::<oneshot::Sender<()>>(1);
+    if let Some(interval) = sd_notify::watchdog_enabled() {
+        let stages = stages(pulse.clone(), schedule.clone(), ledger.clone(), runs.clone());
+        spawn(&mut tasks, "the watchdog's feeder", watchdog::feed(interval, stages, notifier));
+    }
+    runs.sync_catalogue();
+
+    let broken = loop {
+        tokio::select! {
+            signal = signals.next() => match signal.wish {
+                Wish::Reload => {
+                    let reload = reload.clone();
+                    // Reported by the reloader; here nobody waits for the answer.
+                    tokio::spawn(async move { reload.reload(signal.from).await.is_ok() });
+                }
+                Wish::Stop | Wish::Interrupt => {
+                    tracing::info!("stopping ({})", signal.from);
+                    break false;
+                }
+            },
+            Some(answer) = pulses.recv() => {
+                let _ = answer.send(());
+            }
+            Some(ended) = tasks.join_next() => {
+                let what = ended.unwrap_or("a part of keepd (see the panic above)");
+                tracing::error!("stopping: {what} ended by itself, which is a bug of keepd");
+                break true;
+            }
+        }
+    };
+
+    drop(line);
+    let active = runs.active().len();
+    notifier.stopping(&match active {
+        0 => "Stopping".to_owned(),
+        n => format!("Stopping: waiting for {} to reach a safe point", count(n, "run", "runs")),
+    });
+    stop_schedule.cancel();
+    stop_control.cancel();
+    let stopped = stop_runs(&runs, notifier, &mut signals).await;
+    let last_replies = async {
+        while let Some(ended) = tasks.join_next().await {
+            if matches!(ended, Ok(CONTROL)) {
+                break;
+            }
+        }
+    };
+    if tokio::time::timeout(GOODBYE, last_replies).await.is_err() {
+        tracing::debug!("a control connection did not end in time");
+    }
+    if stopped && !broken {
+        tracing::info!("stopped");
+        return Ok(Exit::Good);
+    }
+    Ok(Exit::Failed)
+}
+
+/// Waits until all runs ended; false when they did not in time, or somebody at the keyboard would not wait.
+async fn stop_runs(runs: &Arc<Runs>, notifier: Notifier, signals: &mut Signals) -> bool {
+    let mut shutdown = std::pin::pin!(runs.shutdown(STOP_LIMIT));
+    let mut patience = tokio::time::interval(STOP_PATIENCE / 3);
+    loop {
+        tokio::select! {
+            ended = &mut shutdown => {
+                if !ended {
+                    let left: Vec<String> = runs.active().iter().map(|r| r.id.clone()).collect();
+                    tracing::error!("cut off after {} s: {}; what they stored is reused by the next run", STOP_LIMIT.as_secs(), left.join(", "));
+                }
+                return ended;
+            }
+            _ = patience.tick() => notifier.extend(STOP_PATIENCE),
+            signal = signals.next() => if signal.wish == Wish::Interrupt {
+                tracing::warn!("not waiting any longer for runs to stop ({})", signal.from);
+                return false;
+            },
+        }
+    }
+}
+
+/// What the watchdog asks: see `watchdog`.
+fn stages(pulse: mpsc::Sender<oneshot::Sender<()>>, schedule: Schedule, ledger: Arc<Ledger>, runs: Arc<Runs>) -> Vec<watchdog::Stage> {
+    let main_loop = move || -> BoxFuture<'static, ()> {
+        let pulse = pulse.clone();
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            if pulse.send(answer).await.is_ok() {
+                let _ = answered.await;
+            }
+        })
+    };
+    let scheduler = move || -> BoxFuture<'static, ()> {
+        let schedule = schedule.clone();
+        Box::pin(async move { schedule.ping().await })
+    };
+    let locks = move || -> BoxFuture<'static, ()> {
+        let (ledger, runs) = (ledger.clone(), runs.clone());
+        Box::pin(async move {
+            let ask = move || {
+                // An error is an answer too: a full disk is no hang.
+                let _ = ledger.note("watchdog");
+                let _ = runs.active();
+            };
+            let _ = tokio::task::spawn_blocking(ask).await;
+        })
+    };
+    vec![
+        watchdog::Stage { name: "the main loop", ask: Box::new(main_loop) },
+        watchdog::Stage { name: "the scheduler", ask: Box::new(scheduler) },
+        watchdog::Stage { name: "the ledger or the registry of runs", ask: Box::new(locks) },
+    ]
+}

@@ -1,0 +1,78 @@
+//! The state directory: made for the daemon's user alone.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    #[error("cannot make the state directory {path}: {source}; make it, or name another one as daemon.state_dir")]
+    Make { path: String, source: std::io::Error },
+    #[error("cannot use the state directory {path}: {source}")]
+    Use { path: String, source: std::io::Error },
+    #[error("the state directory {path} is not a directory; name another one as daemon.state_dir")]
+    NoDirectory { path: String },
+    #[error(
+        "the state directory {path} belongs to uid {owner}, but keepd runs as uid {own}: whoever owns it could exchange what is in it; change its owner or name another one as daemon.state_dir"
+    )]
+    Owner { path: String, owner: u32, own: u32 },
+}
+
+/// Makes the directory with mode 0700 where it is missing, and takes away what others may do there.
+pub fn prepare(dir: &Path) -> Result<(), StateDirError> {
+    let path = dir.display().to_string();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
+        .map_err(|source| StateDirError::Make { path: path.clone(), source })?;
+    // Follows a symlink: systemd makes one where the service has a user of its own.
+    let meta = std::fs::metadata(dir).map_err(|source| StateDirError::Use { path: path.clone(), source })?;
+    if !meta.is_dir() {
+        return Err(StateDirError::NoDirectory { path });
+    }
+    let own = rustix::process::geteuid().as_raw();
+    if meta.uid() != own {
+        return Err(StateDirError::Owner { path, owner: meta.uid(), own });
+    }
+    if meta.mode() & 0o077 != 0 {
+        tracing::warn!("the state directory {path} was open to others (mode {:04o}); made it 0700", meta.mode() & 0o7777);
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(|source| StateDirError::Use { path, source })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).expect("exists").mode() & 0o7777
+    }
+
+    #[test]
+    fn it_is_made_for_us_alone_and_closed_when_open() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = temp.path().join("a/b");
+        prepare(&dir).expect("made");
+        assert_eq!(mode(&dir), 0o700);
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        prepare(&dir).expect("closed");
+        assert_eq!(mode(&dir), 0o700);
+    }
+
+    #[test]
+    fn a_file_in_its_place_and_a_strangers_directory_are_refused() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let file = temp.path().join("file");
+        std::fs::write(&file, "x").expect("write");
+        let error = prepare(&file).expect_err("a file");
+        assert!(error.to_string().contains("daemon.state_dir"), "{error}");
+        if !rustix::process::geteuid().is_root() {
+            assert!(matches!(prepare(Path::new("/")), Err(StateDirError::Owner { owner: 0, .. })));
+        } else {
+            std::os::unix::fs::chown(temp.path(), Some(65534), None).expect("chown");
+            assert!(matches!(prepare(temp.path()), Err(StateDirError::Owner { owner: 65534, own: 0, .. })));
+        }
+    }
+}
