@@ -63,7 +63,14 @@ impl Bench {
         let mut seen = String::new();
         while begun.elapsed() < PATIENCE {
             let mut buffer = [0; 4096];
-            let Ok(n) = self.notify.recv(&mut buffer) else { break };
+            let n = match self.notify.recv(&mut buffer) {
+                Ok(n) => n,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    seen.push_str(&error.to_string());
+                    break;
+                }
+            };
             let message = String::from_utf8_lossy(&buffer[..n]).into_owned();
             if message.contains(wanted) {
                 return message;

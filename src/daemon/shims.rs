@@ -59,8 +59,8 @@ pub fn load(path: &Path) -> Result<Config, String> {
 }
 
 // crypto::key_file::generate, crypto::key_file::load
-pub fn generate_key(file: &Path) -> std::io::Result<()> {
-    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map(drop)
+pub fn generate_key(file: &Path) -> Result<(), String> {
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map(drop).map_err(|e| format!("{}: {e}", file.display()))
 }
 
 pub fn check_key(file: &Path) -> std::io::Result<()> {
