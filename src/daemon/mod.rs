@@ -168,7 +168,6 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
 
     notifier.ready(&picture().line(&TimeZone::system()));
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
         "keepd {} is ready: {}, {}, configuration {}, state in {}, listening on {place}",
         env!("CARGO_PKG_VERSION"),
         count(jobs, "job", "jobs"),
