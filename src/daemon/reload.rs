@@ -122,10 +122,9 @@ impl Reloader {
 /// The lock and the socket were taken at start: a new place for them waits for the next one.
 fn keep_what_cannot_change(old: &Config, new: &mut Config) -> Vec<String> {
     let mut notes = Vec::new();
-    for (key, old, new) in [
-        ("state_dir", &old.daemon.state_dir, &mut new.daemon.state_dir),
-        ("socket", &old.daemon.socket, &mut new.daemon.socket),
-    ] {
+    for (key, old, new) in
+        [("state_dir", &old.daemon.state_dir, &mut new.daemon.state_dir), ("socket", &old.daemon.socket, &mut new.daemon.socket)]
+    {
         if old != new {
             notes.push(format!("daemon.{key} stays {} until keepd is restarted", old.display()));
             new.clone_from(old);

@@ -26,9 +26,7 @@ pub fn load(path: &Path) -> Result<Config, String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| format!("{}: {}", path.display(), e.message()))?;
     let daemon = table.get("daemon").and_then(|d| d.as_table());
-    let get = |key: &str, default: &str| {
-        PathBuf::from(daemon.and_then(|d| d.get(key)).and_then(|v| v.as_str()).unwrap_or(default))
-    };
+    let get = |key: &str, default: &str| PathBuf::from(daemon.and_then(|d| d.get(key)).and_then(|v| v.as_str()).unwrap_or(default));
     let jobs = table.get("job").and_then(|j| j.as_table()).into_iter().flatten().map(|(name, _)| {
         let job = Job {
             name: name.clone(),
@@ -60,7 +58,13 @@ pub fn load(path: &Path) -> Result<Config, String> {
 
 // crypto::key_file::generate, crypto::key_file::load
 pub fn generate_key(file: &Path) -> Result<(), String> {
-    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map(drop).map_err(|e| format!("{}: {e}", file.display()))
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)
+        .map(drop)
+        .map_err(|e| format!("{}: {e}", file.display()))
 }
 
 pub fn check_key(file: &Path) -> std::io::Result<()> {
@@ -73,7 +77,8 @@ pub struct StateLock(#[allow(dead_code)] std::fs::File);
 impl StateLock {
     pub fn acquire(dir: &Path) -> Result<Self, String> {
         let file = dir.join("lock");
-        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(file).map_err(|e| e.to_string())?;
+        let file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(file).map_err(|e| e.to_string())?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| format!("another keepd uses the state directory {}", dir.display()))?;
         Ok(Self(file))

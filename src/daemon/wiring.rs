@@ -104,7 +104,7 @@ impl Schedule {
                             for run in runs.iter().rev() {
                                 self.tell(&mut told, run);
                             }
-                        },
+                        }
                         Err(error) => tracing::error!("the schedule could not be told which runs ended: {error}"),
                     }
                 }
