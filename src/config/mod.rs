@@ -1,12 +1,31 @@
 //! Configuration: TOML files to checked types.
 //!
 //! In: `keepd.toml` and the drop-ins of `conf.d`. Out: one [`Config`] in which every name resolves, or a list of
-//! [`Problem`]s with file, line and column.
+//! [`Problem`]s with file, line and column. Nothing on the machine is looked at but these files; what they refer to is checked
+//! by [`check_files`].
 
+pub mod cron;
+mod daemon;
+mod destination;
+mod environment;
+mod job;
+mod load;
+mod overlap;
+mod paths;
+mod problem;
+mod reader;
+mod source_text;
+#[cfg(test)]
+mod tests;
 mod types;
+mod value;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+pub use environment::check_files;
+pub use load::load;
+pub use paths::{default_path, default_socket};
+pub use problem::{Place, Problem, Problems, Severity};
 pub use types::*;
 
 /// The configuration in force, shared by all rooms; a reload swaps it whole.

@@ -1,1 +1,42 @@
-//! control
+//! The control socket: the Varlink service `io.keepd.Control`.
+//!
+//! `listener` makes the socket, `transport` speaks the protocol (frames, descriptors, deadlines, limits), `service`
+//! answers the standard interface and checks rights, `handlers` carries the calls out. `docs/protocol.md` describes it.
+
+pub mod frames;
+mod handlers;
+pub mod listener;
+mod service;
+pub mod transport;
+
+pub use service::Control;
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keepd_protocol::model::{Event, JobStatus};
+use tokio::sync::broadcast;
+
+use crate::config;
+use crate::ledger::Ledger;
+use crate::run::Runs;
+
+/// How a reload ended: the number of jobs and a text, or what is wrong.
+pub type Reloaded = Result<(u32, String), String>;
+pub type ReloadFuture = Pin<Box<dyn Future<Output = Reloaded> + Send>>;
+
+/// What the service needs of the daemon.
+pub struct App {
+    pub config: Arc<config::Current>,
+    pub ledger: Arc<Ledger>,
+    pub runs: Arc<Runs>,
+    pub events: broadcast::Sender<Event>,
+    /// Reads the configuration again.
+    pub reload: Box<dyn Fn() -> ReloadFuture + Send + Sync>,
+    /// The schedule's view of a configured job.
+    pub job_status: Box<dyn Fn(&str) -> JobStatus + Send + Sync>,
+    pub started: Timestamp,
+    pub config_path: PathBuf,
+}

@@ -3,10 +3,15 @@
 //! Runs, the schedule's state, the catalogue of backups. The catalogue is a copy of what the repositories hold and can be
 //! rebuilt from them; runs and schedule state live only here.
 
-use std::path::Path;
+pub mod lock;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupDetail, Run};
+use keepd_protocol::model::{Backup, BackupDetail, BackupPlace, Run, RunState};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -17,10 +22,13 @@ pub enum LedgerError {
 pub type Result<T, E = LedgerError> = std::result::Result<T, E>;
 
 /// A job's schedule state. Times are instants.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct ScheduleState {
     /// The schedule this state belongs to, in words; another one resets `last_due`.
     pub schedule: String,
+    /// When the job was first seen; a job without any good backup is overdue from then on.
+    pub first_seen: Option<Timestamp>,
     /// The newest due time that was started (or found already covered); the next one is computed from it.
     pub last_due: Option<Timestamp>,
     pub last_start: Option<Timestamp>,
@@ -33,103 +41,299 @@ pub struct ScheduleState {
 
 /// The open ledger; its methods block for a moment (a small SQLite transaction each).
 #[derive(Debug)]
-pub struct Ledger {}
+pub struct Ledger {
+    db: Mutex<Connection>,
+    path: PathBuf,
+}
+
+const VERSION: i64 = 1;
+const SCHEMA: &str = "
+    CREATE TABLE run (id TEXT PRIMARY KEY, job TEXT, queued TEXT NOT NULL, finished INTEGER NOT NULL, json TEXT NOT NULL) WITHOUT ROWID;
+    CREATE INDEX run_queued ON run (queued);
+    CREATE TABLE schedule (job TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE backup (destination TEXT NOT NULL, id TEXT NOT NULL, job TEXT NOT NULL, time INTEGER NOT NULL, outcome TEXT NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;
+    CREATE INDEX backup_id ON backup (id);
+    CREATE INDEX backup_job ON backup (job, time);
+    CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    PRAGMA user_version = 1;";
 
 impl Ledger {
     /// Opens or makes `ledger.sqlite` in the state directory.
     pub fn open(state_dir: &Path) -> Result<Self> {
-        let _ = state_dir;
-        Ok(Self {})
+        let path = state_dir.join("ledger.sqlite");
+        let failed = |e: &dyn std::fmt::Display| {
+            LedgerError::Failed(format!(
+                "cannot open the ledger {}: {e}. It holds the history of runs and the schedule's state; the backups themselves are safe in their \
+                 repositories. If it is damaged, stop keepd, move it (and its -wal and -shm) away and start keepd: the list of backups is made \
+                 anew from the repositories, the history of runs begins again",
+                path.display()
+            ))
+        };
+        let mut db = Connection::open(&path).map_err(|e| failed(&e))?;
+        let prepare = |db: &Connection| -> rusqlite::Result<i64> {
+            db.execute_batch(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; PRAGMA cache_size = -2048;",
+            )?;
+            db.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0)).and_then(|text| match text.as_str() {
+                "ok" => db.query_row("PRAGMA user_version", [], |r| r.get(0)),
+                _ => Err(rusqlite::Error::InvalidColumnName(text)),
+            })
+        };
+        match prepare(&db).map_err(|e| failed(&e))? {
+            0 => {
+                let tx = db.transaction().map_err(|e| failed(&e))?;
+                tx.execute_batch(SCHEMA).and_then(|()| tx.commit()).map_err(|e| failed(&e))?;
+            }
+            VERSION => {}
+            newer => {
+                return Err(failed(&format!("it is of version {newer}, this keepd knows {VERSION}; use the newer keepd that made it")));
+            }
+        }
+        db.set_prepared_statement_cache_capacity(32);
+        Ok(Self { db: Mutex::new(db), path })
+    }
+
+    fn db(&self) -> MutexGuard<'_, Connection> {
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_sql<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T> {
+        work(&mut self.db()).map_err(|e| LedgerError::Failed(format!("the ledger {}: {e}", self.path.display())))
+    }
+
+    /// Proves that the ledger answers (for the watchdog).
+    pub fn ping(&self) -> Result<()> {
+        self.run_sql(|db| db.query_row("SELECT 1", [], |_| Ok(())))
     }
 
     /// Inserts or replaces a run.
     pub fn save_run(&self, run: &Run) -> Result<()> {
-        let _ = run;
-        Ok(())
+        let json = to_json(run)?;
+        self.run_sql(|db| {
+            db.prepare_cached("INSERT OR REPLACE INTO run (id, job, queued, finished, json) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute(params![run.id, run.job, run.queued, run.state.is_finished(), json])
+                .map(drop)
+        })
     }
 
     pub fn run(&self, id: &str) -> Result<Option<Run>> {
-        let _ = id;
-        Ok(None)
+        let json = self.run_sql(|db| db.prepare_cached("SELECT json FROM run WHERE id = ?1")?.query_row([id], text).optional())?;
+        json.map(|j| from_json(&j)).transpose()
     }
 
     /// The newest first.
     pub fn runs(&self, job: Option<&str>, limit: u32) -> Result<Vec<Run>> {
-        let _ = (job, limit);
-        Ok(Vec::new())
+        let sql = "SELECT json FROM run WHERE ?1 IS NULL OR job = ?1 ORDER BY queued DESC, id DESC LIMIT ?2";
+        let list =
+            self.run_sql(|db| db.prepare_cached(sql)?.query_map(params![job, limit], text)?.collect::<rusqlite::Result<Vec<_>>>())?;
+        list.iter().map(|j| from_json(j)).collect()
     }
 
     /// At start: runs that an earlier daemon left queued or running become failed, with that reason. Returns them.
     pub fn close_interrupted_runs(&self, reason: &str, now: Timestamp) -> Result<Vec<Run>> {
-        let _ = (reason, now);
-        Ok(Vec::new())
+        let sql = "SELECT json FROM run WHERE finished = 0 ORDER BY queued";
+        let open = self.run_sql(|db| db.prepare(sql)?.query_map([], text)?.collect::<rusqlite::Result<Vec<_>>>())?;
+        let mut closed = Vec::new();
+        for json in open {
+            let mut run: Run = from_json(&json)?;
+            run.state = RunState::Failed;
+            run.error = Some(reason.to_owned());
+            run.finished = Some(now.to_string());
+            self.save_run(&run)?;
+            closed.push(run);
+        }
+        Ok(closed)
     }
 
     /// Removes all but the newest `keep` finished runs.
     pub fn trim_runs(&self, keep: u32) -> Result<()> {
-        let _ = keep;
-        Ok(())
+        let sql = "DELETE FROM run WHERE finished = 1 AND queued <= (SELECT queued FROM run ORDER BY queued DESC LIMIT 1 OFFSET ?1)";
+        self.run_sql(|db| db.prepare_cached(sql)?.execute([keep]).map(drop))
     }
 
     pub fn schedule_state(&self, job: &str) -> Result<ScheduleState> {
-        let _ = job;
-        Ok(ScheduleState::default())
+        let json = self.run_sql(|db| db.prepare_cached("SELECT json FROM schedule WHERE job = ?1")?.query_row([job], text).optional())?;
+        Ok(json.map(|j| from_json(&j)).transpose()?.unwrap_or_default())
     }
 
     pub fn save_schedule_state(&self, job: &str, state: &ScheduleState) -> Result<()> {
-        let _ = (job, state);
-        Ok(())
+        let json = to_json(state)?;
+        self.run_sql(|db| db.prepare_cached("INSERT OR REPLACE INTO schedule (job, json) VALUES (?1, ?2)")?.execute([job, &json]).map(drop))
     }
 
     /// Adds a backup to the catalogue of a destination (or replaces it). `detail.backup.destinations` is not stored: it is
     /// what the catalogue itself knows.
     pub fn put_backup(&self, destination: &str, detail: &BackupDetail) -> Result<()> {
-        let _ = (destination, detail);
-        Ok(())
+        let b = &detail.backup;
+        let time: Timestamp = b.time.parse().map_err(|e| LedgerError::Failed(format!("backup {}: its time does not parse: {e}", b.id)))?;
+        let json = to_json(detail)?;
+        let sql = "INSERT OR REPLACE INTO backup (destination, id, job, time, outcome, type, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        self.run_sql(|db| {
+            db.prepare_cached(sql)?
+                .execute(params![destination, b.id, b.job, time.as_microsecond(), b.outcome.as_str(), b.r#type.as_str(), json])
+                .map(drop)
+        })
     }
 
     pub fn remove_backup(&self, destination: &str, id: &str) -> Result<()> {
-        let _ = (destination, id);
-        Ok(())
+        self.run_sql(|db| db.prepare_cached("DELETE FROM backup WHERE destination = ?1 AND id = ?2")?.execute([destination, id]).map(drop))
     }
 
     /// The ids a destination's catalogue holds.
     pub fn backup_ids(&self, destination: &str) -> Result<Vec<String>> {
-        let _ = destination;
-        Ok(Vec::new())
+        self.run_sql(|db| db.prepare_cached("SELECT id FROM backup WHERE destination = ?1")?.query_map([destination], text)?.collect())
+    }
+
+    /// The backup with the highest sequence number of a destination.
+    pub fn newest_in_chain(&self, destination: &str) -> Result<Option<BackupDetail>> {
+        let sql = "SELECT json FROM backup WHERE destination = ?1 ORDER BY json ->> 'sequence' DESC LIMIT 1";
+        let json = self.run_sql(|db| db.prepare_cached(sql)?.query_row([destination], text).optional())?;
+        json.map(|j| from_json(&j)).transpose()
     }
 
     /// Newest first, one row for each id, with every destination that has it.
     pub fn backups(&self, job: Option<&str>, destination: Option<&str>) -> Result<Vec<Backup>> {
-        let _ = (job, destination);
-        Ok(Vec::new())
+        self.assemble(
+            "SELECT id, destination, json FROM backup b WHERE (?1 IS NULL OR job = ?1)
+             AND (?2 IS NULL OR EXISTS (SELECT 1 FROM backup o WHERE o.id = b.id AND o.destination = ?2)) ORDER BY time DESC, id, destination",
+            params![job, destination],
+        )
     }
 
     /// All backups whose id starts with `prefix` (hexadecimal), of any job or of one: at most two, enough to see ambiguity.
     pub fn backups_by_prefix(&self, prefix: &str, job: Option<&str>) -> Result<Vec<Backup>> {
-        let _ = (prefix, job);
-        Ok(Vec::new())
+        let mut found = self.assemble(
+            "SELECT id, destination, json FROM backup WHERE id >= ?1 AND id < ?1 || 'g' AND (?2 IS NULL OR job = ?2) ORDER BY time DESC, id, destination",
+            params![prefix, job],
+        )?;
+        found.truncate(2);
+        Ok(found)
     }
 
     /// The newest good backup, safety copies (type pre-restore) not counted.
     pub fn latest(&self, job: Option<&str>) -> Result<Option<Backup>> {
-        let _ = job;
-        Ok(None)
+        let found = self.assemble(
+            "SELECT id, destination, json FROM backup WHERE id = (SELECT id FROM backup WHERE (?1 IS NULL OR job = ?1) AND outcome = 'good'
+             AND type != 'pre-restore' ORDER BY time DESC, id LIMIT 1) ORDER BY time DESC, id, destination",
+            params![job],
+        )?;
+        Ok(found.into_iter().next())
     }
 
     pub fn backup_detail(&self, id: &str) -> Result<Option<BackupDetail>> {
-        let _ = id;
-        Ok(None)
+        let json =
+            self.run_sql(|db| db.prepare_cached("SELECT json FROM backup WHERE id = ?1 LIMIT 1")?.query_row([id], text).optional())?;
+        json.map(|j| from_json(&j)).transpose()
+    }
+
+    fn assemble(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<Vec<Backup>> {
+        let rows = self.run_sql(|db| {
+            let row = |r: &Row<'_>| Ok((r.get::<_, String>(0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?));
+            db.prepare_cached(sql)?.query_map(parameters, row)?.collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        let mut list: Vec<Backup> = Vec::new();
+        let mut places: BTreeMap<String, usize> = BTreeMap::new();
+        for (id, destination, json) in rows {
+            let at = match places.get(&id) {
+                Some(at) => *at,
+                None => {
+                    list.push(from_json::<BackupDetail>(&json)?.backup);
+                    places.insert(id, list.len() - 1);
+                    list.len() - 1
+                }
+            };
+            if let Some(backup) = list.get_mut(at) {
+                backup.destinations.push(BackupPlace { name: destination, status: "present".into() });
+            }
+        }
+        Ok(list)
     }
 
     /// A small value kept by name (for example a repository's newest sequence number as seen from here).
     pub fn note(&self, key: &str) -> Result<Option<String>> {
-        let _ = key;
-        Ok(None)
+        self.run_sql(|db| db.prepare_cached("SELECT value FROM note WHERE name = ?1")?.query_row([key], text).optional())
     }
 
     pub fn set_note(&self, key: &str, value: &str) -> Result<()> {
-        let _ = (key, value);
-        Ok(())
+        self.run_sql(|db| db.prepare_cached("INSERT OR REPLACE INTO note (name, value) VALUES (?1, ?2)")?.execute([key, value]).map(drop))
+    }
+}
+
+fn text(row: &Row<'_>) -> rusqlite::Result<String> {
+    row.get(0)
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| LedgerError::Failed(format!("the ledger cannot write a record: {e}")))
+}
+
+fn from_json<T: for<'a> serde::Deserialize<'a>>(json: &str) -> Result<T> {
+    serde_json::from_str(json).map_err(|e| LedgerError::Failed(format!("the ledger holds a record that does not parse: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keepd_protocol::model::{BackupType, Outcome};
+
+    fn detail(id: &str, job: &str, time: &str, outcome: Outcome) -> BackupDetail {
+        let backup = Backup { id: id.into(), job: job.into(), time: time.into(), outcome, ..Backup::default() };
+        BackupDetail { backup, sequence: 1, ..BackupDetail::default() }
+    }
+
+    #[test]
+    fn the_catalogue_answers_by_job_place_and_prefix() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.put_backup("a", &detail("aa11", "shop", "2026-01-01T00:00:00Z", Outcome::Good)).unwrap();
+        ledger.put_backup("b", &detail("aa11", "shop", "2026-01-01T00:00:00Z", Outcome::Good)).unwrap();
+        ledger.put_backup("a", &detail("aa22", "shop", "2026-01-02T00:00:00Z", Outcome::Suspect)).unwrap();
+        let mut safety = detail("bb33", "shop", "2026-01-03T00:00:00Z", Outcome::Good);
+        safety.backup.r#type = BackupType::PreRestore;
+        ledger.put_backup("a", &safety).unwrap();
+        let all = ledger.backups(Some("shop"), None).unwrap();
+        assert_eq!(all.iter().map(|b| b.id.as_str()).collect::<Vec<_>>(), ["bb33", "aa22", "aa11"]);
+        assert_eq!(all[2].destinations.len(), 2);
+        assert_eq!(ledger.backups(None, Some("b")).unwrap().len(), 1);
+        assert_eq!(ledger.backups_by_prefix("aa", None).unwrap().len(), 2);
+        assert_eq!(ledger.backups_by_prefix("aa1", Some("shop")).unwrap().len(), 1);
+        assert_eq!(ledger.backups_by_prefix("aa1", Some("other")).unwrap().len(), 0);
+        assert_eq!(ledger.latest(None).unwrap().unwrap().id, "aa11", "neither suspect nor a safety copy");
+        ledger.remove_backup("a", "aa11").unwrap();
+        assert_eq!(ledger.backups_by_prefix("aa1", None).unwrap()[0].destinations[0].name, "b");
+    }
+
+    #[test]
+    fn runs_survive_a_restart_and_interrupted_ones_are_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = |n: u32, state| Run { id: format!("r{n}"), queued: format!("2026-01-01T00:00:{n:02}Z"), state, ..Run::default() };
+        {
+            let ledger = Ledger::open(dir.path()).unwrap();
+            ledger.save_run(&run(1, RunState::Good)).unwrap();
+            ledger.save_run(&run(2, RunState::Running)).unwrap();
+            ledger.set_note("k", "v").unwrap();
+            ledger.save_schedule_state("shop", &ScheduleState { runs_good: 3, ..ScheduleState::default() }).unwrap();
+        }
+        let ledger = Ledger::open(dir.path()).unwrap();
+        let closed = ledger.close_interrupted_runs("the daemon was killed", Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(closed.len(), 1);
+        assert_eq!(ledger.run("r2").unwrap().unwrap().state, RunState::Failed);
+        assert_eq!(ledger.runs(None, 10).unwrap().iter().map(|r| r.id.as_str()).collect::<Vec<_>>(), ["r2", "r1"]);
+        assert_eq!((ledger.note("k").unwrap().as_deref(), ledger.note("x").unwrap()), (Some("v"), None));
+        assert_eq!(ledger.schedule_state("shop").unwrap().runs_good, 3);
+        ledger.trim_runs(1).unwrap();
+        assert_eq!(ledger.runs(None, 10).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_or_newer_ledger_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Ledger::open(dir.path()).unwrap());
+        let path = dir.path().join("ledger.sqlite");
+        Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 9").unwrap();
+        assert!(Ledger::open(dir.path()).unwrap_err().to_string().contains("version 9"));
+        std::fs::write(&path, "this is no database, it is a text of some length").unwrap();
+        let error = Ledger::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("move it") && error.contains("safe"), "{error}");
     }
 }

@@ -3,6 +3,27 @@
 //! In: entries and chunks of the sources. Out: objects on a storage, and back again. `docs/format.md` is its byte-level
 //! description.
 
+pub mod check;
+pub mod chunker;
 pub mod entry;
+pub mod error;
+pub mod fetch;
+pub mod index;
+pub mod lease;
+pub mod local;
+pub mod manifest;
+pub mod pack;
+pub mod page;
+pub mod payload;
+#[allow(clippy::module_inception)]
+pub mod prune;
+pub mod reader;
+pub mod repository;
+pub mod source_writer;
+pub mod writer;
 
 pub use entry::{ChunkId, Content, Entry, EntrySink, Extent, Kind, Segment, SinkError, Time};
+pub use error::RepositoryError;
+pub use manifest::{Manifest, ManifestSource};
+pub use reader::SourceReader;
+pub use repository::{OpenOptions, Repository};

@@ -1,0 +1,568 @@
+//! What each command does.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use clap::CommandFactory;
+use indicatif::{ProgressBar, ProgressStyle};
+use keepd_protocol::methods::*;
+use keepd_protocol::model::{Backup, BackupType, BytesPath, ChangeKind, Outcome, Run, RunState};
+use serde::Serialize;
+
+use crate::arguments::{Arguments, BackupArgument, Command, JobCommand, RunCommand};
+use crate::client::{Client, socket};
+use crate::render::{bytes, entry, escape, pairs, path, short, table, time, time_or};
+use crate::{Exit, Failure, follow, restore};
+
+type Result<T, E = Failure> = std::result::Result<T, E>;
+
+/// Carries the command out.
+pub fn run(arguments: &Arguments) -> Result<Exit> {
+    let socket = socket(arguments.socket.as_deref());
+    let context = Context { arguments, socket: &socket };
+    match &arguments.command {
+        Command::Completion { shell } => {
+            clap_complete::generate(*shell, &mut Arguments::command(), "keepctl", &mut io::stdout());
+            Ok(Exit::Good)
+        }
+        Command::Status { job } => context.status(job.clone()),
+        Command::Backup { job, r#type, label, name, detach } => context.backup(job, r#type.as_deref(), label, name.clone(), *detach),
+        Command::List { job, destination } => context.list(job.clone(), destination.clone()),
+        Command::Show(of) => context.show(of),
+        Command::Ls { of, path, recursive } => context.ls(of, path.as_deref(), *recursive),
+        Command::Cat { of, path } => context.cat(of, path),
+        Command::Diff { a, b, job } => context.diff(a, b, job.clone()),
+        Command::Restore { of, to, paths, overwrite, numeric_owner } => {
+            let paths = paths.iter().map(|p| bytes_path(p)).collect();
+            context.restore(of, to, paths, restore::Options { overwrite: *overwrite, numeric_owner: *numeric_owner })
+        }
+        Command::Check { destination, read_data } => {
+            let started = context
+                .client()?
+                .call::<StartCheck>(&start_check::In { destination: destination.clone(), read_data: read_data.unwrap_or(0) })?;
+            context.work(&started.run, true)
+        }
+        Command::Prune { destination, dry_run } => {
+            let started = context.client()?.call::<StartPrune>(&start_prune::In { destination: destination.clone(), dry_run: *dry_run })?;
+            context.work(&started.run, true)
+        }
+        Command::Delete { of, destination, yes } => context.delete(of, destination.clone(), *yes),
+        Command::Job(JobCommand::List) => context.job_list(),
+        Command::Job(JobCommand::Show { job }) => context.job_show(job),
+        Command::Run(RunCommand::List { job, limit }) => context.run_list(job.clone(), *limit),
+        Command::Run(RunCommand::Show { run }) => context.run_show(run),
+        Command::Run(RunCommand::Follow { run }) => context.work(run, true),
+        Command::Run(RunCommand::Cancel { run }) => {
+            context.client()?.call::<CancelRun>(&cancel_run::In { run: run.clone() })?;
+            context.done(&serde_json::json!({ "run": run }), "asked to stop at its next safe point")
+        }
+        Command::Watch => context.watch(),
+        Command::Reload => {
+            let out = context.client()?.call::<Reload>(&reload::In {})?;
+            context.done(&out, &format!("configuration reloaded: {}", escape(&out.message)))
+        }
+    }
+}
+
+fn bytes_path(path: &OsStr) -> BytesPath {
+    BytesPath::from_bytes(path.as_bytes())
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+struct Context<'a> {
+    arguments: &'a Arguments,
+    socket: &'a Path,
+}
+
+impl Context<'_> {
+    fn client(&self) -> Result<Client> {
+        Client::connect(self.socket)
+    }
+
+    fn json(&self) -> bool {
+        self.arguments.json
+    }
+
+    fn done(&self, value: &impl Serialize, text: &str) -> Result<Exit> {
+        if self.json() {
+            print_json(value)?;
+        } else if !self.arguments.quiet {
+            writeln!(io::stdout(), "{text}")?;
+        }
+        Ok(Exit::Good)
+    }
+
+    /// Follows started work to its end.
+    fn work(&self, run: &str, tell: bool) -> Result<Exit> {
+        let run = follow::follow(self.arguments, self.socket, run)?;
+        self.ended(&run, tell)
+    }
+
+    fn ended(&self, run: &Run, tell: bool) -> Result<Exit> {
+        if self.json() {
+            print_json(run)?;
+        } else if tell && !self.arguments.quiet && matches!(run.state, RunState::Good | RunState::Partial | RunState::Suspect) {
+            let mut out = io::stdout().lock();
+            for message in run.messages.iter().filter(|m| m.level == keepd_protocol::model::Level::Info) {
+                writeln!(out, "{}", escape(&message.text))?;
+            }
+            match &run.backup {
+                Some(id) if run.kind == keepd_protocol::model::RunKind::Backup => writeln!(
+                    out,
+                    "backup {} is {}: {} entries, {}, {} added",
+                    short(id),
+                    if run.state == RunState::Good { "made" } else { "partly made" },
+                    run.progress.entries,
+                    bytes(run.progress.bytes),
+                    bytes(run.progress.added_bytes)
+                )?,
+                _ => {}
+            }
+        }
+        Ok(follow::conclude(self.arguments, run))
+    }
+
+    fn status(&self, job: Option<String>) -> Result<Exit> {
+        let status = self.client()?.call::<GetStatus>(&get_status::In { job })?.status;
+        let exit = if status.jobs.iter().any(|j| j.overdue) { Exit::Overdue } else { Exit::Good };
+        if self.json() {
+            print_json(&status)?;
+            return Ok(exit);
+        }
+        let state = |j: &keepd_protocol::model::JobStatus| match (j.overdue, j.enabled) {
+            (true, _) => "OVERDUE".to_owned(),
+            (false, false) => "disabled".to_owned(),
+            (false, true) => j.last_outcome.map_or_else(|| "never ran".to_owned(), |o| o.to_string()),
+        };
+        let rows = status.jobs.iter().map(|j| {
+            let schedule = if j.schedule.is_empty() { "by hand".into() } else { escape(&j.schedule) };
+            vec![
+                escape(&j.name),
+                state(j),
+                time_or(j.last_good.as_ref(), "never"),
+                time_or(j.next.as_ref(), "-"),
+                schedule,
+                format!("{}/{}", j.runs_good, j.runs_failed),
+            ]
+        });
+        table(&["JOB", "STATE", "LAST GOOD", "NEXT", "SCHEDULE", "GOOD/FAILED"], rows.collect())?;
+        println!();
+        let rows = status.destinations.iter().map(|d| {
+            let error = d.error.as_ref().map_or_else(|| "ok".to_owned(), |e| escape(e));
+            vec![
+                escape(&d.name),
+                escape(&d.location),
+                escape(&d.encryption),
+                d.backups.to_string(),
+                time_or(d.last_good.as_ref(), "never"),
+                error,
+            ]
+        });
+        table(&["DESTINATION", "WHERE", "ENCRYPTION", "BACKUPS", "LAST GOOD", "STATE"], rows.collect())?;
+        for run in &status.running {
+            let what = run.job.as_ref().or(run.destination.as_ref()).map(|s| escape(s)).unwrap_or_default();
+            println!("\n{} {what}: {} ({}, run {})", run.kind, escape(&run.step), bytes(run.progress.bytes), run.id);
+        }
+        Ok(exit)
+    }
+
+    fn backup(&self, job: &str, kind: Option<&str>, labels: &[String], name: Option<String>, detach: bool) -> Result<Exit> {
+        let mut map = BTreeMap::new();
+        for label in labels {
+            let (key, value) =
+                label.split_once('=').ok_or_else(|| Failure::new(Exit::Usage, format!("'{label}' is no label; write it as key=value")))?;
+            map.insert(key.to_owned(), value.to_owned());
+        }
+        let kind = kind.map(str::parse::<BackupType>).transpose().map_err(|e| Failure::new(Exit::Usage, e))?;
+        let started = self.client()?.call::<StartBackup>(&start_backup::In { job: job.to_owned(), r#type: kind, name, labels: map })?;
+        if detach {
+            return self.done(&started, &format!("run {}", started.run));
+        }
+        self.work(&started.run, true)
+    }
+
+    fn list(&self, job: Option<String>, destination: Option<String>) -> Result<Exit> {
+        let mut all: Vec<Backup> = Vec::new();
+        self.client()?.call_more::<ListBackups>(&list_backups::In { job, destination }, |out| {
+            all.extend(out.backups);
+            Ok(())
+        })?;
+        if self.json() {
+            print_json(&all)?;
+            return Ok(Exit::Good);
+        }
+        let rows = all.iter().map(|b| {
+            let outcome = if b.partial { format!("{}, partial", b.outcome) } else { b.outcome.to_string() };
+            let places = b.destinations.iter().map(|d| escape(&d.name)).collect::<Vec<_>>().join(", ");
+            let name = b
+                .name
+                .iter()
+                .cloned()
+                .chain(b.labels.iter().map(|(k, v)| format!("{k}={v}")))
+                .map(|s| escape(&s))
+                .collect::<Vec<_>>()
+                .join(" ");
+            vec![
+                short(&b.id).to_owned(),
+                escape(&b.job),
+                time(&b.time),
+                b.r#type.to_string(),
+                outcome,
+                bytes(b.bytes),
+                bytes(b.added_bytes),
+                places,
+                name,
+            ]
+        });
+        table(&["BACKUP", "JOB", "TIME", "TYPE", "OUTCOME", "SIZE", "ADDED", "ON", "NAME"], rows.collect())?;
+        Ok(Exit::Good)
+    }
+
+    fn show(&self, of: &BackupArgument) -> Result<Exit> {
+        let b = self.client()?.call::<ShowBackup>(&show_backup::In { backup: of.backup.clone(), job: of.job.clone() })?.backup;
+        let exit = if b.backup.outcome == Outcome::Good && !b.backup.partial { Exit::Good } else { Exit::Partial };
+        if self.json() {
+            // The fields of `list` stand at the top, as there.
+            let mut value = serde_json::to_value(&b.backup).map_err(Failure::failed)?;
+            let rest = serde_json::to_value(&b).map_err(Failure::failed)?;
+            if let (Some(top), Some(rest)) = (value.as_object_mut(), rest.as_object()) {
+                rest.iter().filter(|(k, _)| *k != "backup").for_each(|(k, v)| drop(top.insert(k.clone(), v.clone())));
+            }
+            print_json(&value)?;
+            return Ok(exit);
+        }
+        let places =
+            b.backup.destinations.iter().map(|d| format!("{} ({})", escape(&d.name), escape(&d.status))).collect::<Vec<_>>().join(", ");
+        let labels = b.backup.labels.iter().map(|(k, v)| format!("{}={}", escape(k), escape(v))).collect::<Vec<_>>().join(" ");
+        pairs(&[
+            ("backup", b.backup.id.clone()),
+            ("job", escape(&b.backup.job)),
+            ("name", b.backup.name.as_deref().map(escape).unwrap_or_default()),
+            ("labels", labels),
+            ("type", b.backup.r#type.to_string()),
+            ("outcome", if b.backup.partial { format!("{}, partial", b.backup.outcome) } else { b.backup.outcome.to_string() }),
+            ("started", time(&b.started)),
+            ("finished", time(&b.finished)),
+            ("on", places),
+            ("size", format!("{} in {} files and {} directories", bytes(b.backup.bytes), b.files, b.directories)),
+            ("added", bytes(b.backup.added_bytes)),
+            ("host", escape(&b.host)),
+            ("keepd", escape(&b.keepd_version)),
+            ("sequence", b.sequence.to_string()),
+            ("run", b.run.clone()),
+        ])?;
+        for source in &b.sources {
+            println!(
+                "\nsource {} ({}) from {}: {} entries, {}",
+                escape(&source.name),
+                source.kind,
+                escape(&source.path),
+                source.entries,
+                bytes(source.bytes)
+            );
+            for (name, fact) in &source.facts {
+                println!("  {}: {}", escape(name), escape(&fact.to_string()));
+            }
+        }
+        for message in &b.messages {
+            println!("{}: {}", message.level, escape(&message.text));
+        }
+        Ok(exit)
+    }
+
+    fn ls(&self, of: &BackupArgument, below: Option<&OsStr>, recursive: bool) -> Result<Exit> {
+        let call = list_entries::In { backup: of.backup.clone(), job: of.job.clone(), path: below.map(bytes_path), recursive };
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        let mut first = true;
+        let json = self.json();
+        if json {
+            write!(out, "[")?;
+        }
+        self.client()?.call_more::<ListEntries>(&call, |page| {
+            for e in &page.entries {
+                if json {
+                    write!(out, "{}\n  ", if first { "" } else { "," })?;
+                    serde_json::to_writer(&mut out, e).map_err(io::Error::from)?;
+                    first = false;
+                } else {
+                    writeln!(out, "{}", entry(e))?;
+                }
+            }
+            Ok(())
+        })?;
+        if json {
+            writeln!(out, "\n]")?;
+        }
+        out.flush()?;
+        Ok(Exit::Good)
+    }
+
+    fn cat(&self, of: &BackupArgument, file: &OsStr) -> Result<Exit> {
+        let (mut reader, writer) = pipe()?;
+        let call = start_cat::In { backup: of.backup.clone(), job: of.job.clone(), path: bytes_path(file) };
+        let mut client = self.client()?;
+        let started = client.call_with::<StartCat>(&call, Some(writer.as_fd()))?;
+        drop(writer);
+        let guard = follow::interrupt(self.socket, &started.run)?;
+        let copied = io::copy(&mut reader, &mut io::stdout().lock());
+        drop(reader);
+        let copied = copied?;
+        drop(guard);
+        let run = quiet_end(self.socket, &started.run)?;
+        if run.state == RunState::Good && copied != started.bytes {
+            return Err(Failure::failed(format!("{copied} of {} bytes came", started.bytes)));
+        }
+        Ok(follow::conclude(self.arguments, &run))
+    }
+
+    fn diff(&self, a: &str, b: &str, job: Option<String>) -> Result<Exit> {
+        let mut all = Vec::new();
+        let json = self.json();
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        self.client()?.call_more::<DiffBackups>(&diff_backups::In { a: a.to_owned(), b: b.to_owned(), job }, |page| {
+            for change in page.changes {
+                if json {
+                    all.push(change);
+                    continue;
+                }
+                let sign = match change.change {
+                    ChangeKind::Added => '+',
+                    ChangeKind::Removed => '-',
+                    ChangeKind::Modified => 'M',
+                    ChangeKind::Metadata => 'm',
+                };
+                let sizes = match (change.size_before, change.size_after) {
+                    (Some(before), Some(after)) if before != after => format!("  ({} -> {})", bytes(before), bytes(after)),
+                    _ => String::new(),
+                };
+                writeln!(out, "{sign} {}{sizes}", path(&change.path))?;
+            }
+            Ok(())
+        })?;
+        out.flush()?;
+        drop(out);
+        if json {
+            print_json(&all)?;
+        }
+        Ok(Exit::Good)
+    }
+
+    fn restore(&self, of: &BackupArgument, to: &Path, paths: Vec<BytesPath>, options: restore::Options) -> Result<Exit> {
+        let (reader, writer) = pipe()?;
+        let call = start_restore::In { backup: of.backup.clone(), job: of.job.clone(), paths };
+        let started = self.client()?.call_with::<StartRestore>(&call, Some(writer.as_fd()))?;
+        drop(writer);
+        let guard = follow::interrupt(self.socket, &started.run)?;
+        let bar = match self.arguments.quiet || self.arguments.no_progress || self.json() || !io::stderr().is_terminal() {
+            true => ProgressBar::hidden(),
+            false => ProgressBar::new(started.bytes),
+        };
+        bar.set_style(
+            ProgressStyle::with_template("{spinner} restoring [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        let written = restore::write(reader, to, options, &|_, done| bar.set_position(done));
+        drop(guard);
+        bar.finish_and_clear();
+        let run = quiet_end(self.socket, &started.run)?;
+        let outcome = match written {
+            Ok(outcome) => outcome,
+            Err(restore::RestoreError(text)) => {
+                if self.json() {
+                    print_json(&run)?;
+                }
+                let cause = run
+                    .error
+                    .as_ref()
+                    .filter(|e| !text.contains(e.as_str()) && !e.contains("client went away"))
+                    .map(|e| format!(" ({})", escape(e)))
+                    .unwrap_or_default();
+                return Err(Failure::failed(format!("the restore to {} is not complete: {}{cause}", to.display(), escape(&text))));
+            }
+        };
+        for warning in &outcome.warnings {
+            eprintln!("warning: {warning}");
+        }
+        if outcome.warnings_total > outcome.warnings.len() as u64 {
+            eprintln!("({} more warnings)", outcome.warnings_total - outcome.warnings.len() as u64);
+        }
+        if self.json() {
+            print_json(&run)?;
+        } else if !self.arguments.quiet {
+            println!(
+                "restored {} entries, {} of backup {} to {}",
+                outcome.entries,
+                bytes(outcome.bytes),
+                short(&started.backup),
+                to.display()
+            );
+        }
+        match (run.state, outcome.warnings_total) {
+            (RunState::Good, 0) => Ok(Exit::Good),
+            (RunState::Good, _) => Ok(Exit::Partial),
+            _ => Ok(follow::conclude(self.arguments, &run)),
+        }
+    }
+
+    fn delete(&self, of: &BackupArgument, destination: Option<String>, yes: bool) -> Result<Exit> {
+        let found = self.client()?.call::<ShowBackup>(&show_backup::In { backup: of.backup.clone(), job: of.job.clone() })?.backup.backup;
+        if !yes {
+            if !io::stdin().is_terminal() {
+                return Err(Failure::new(Exit::Usage, "delete asks first; without a terminal say --yes"));
+            }
+            eprint!("delete backup {} of job {} from {}? [y/N] ", short(&found.id), escape(&found.job), time(&found.time));
+            let mut answer = String::new();
+            io::stdin().read_line(&mut answer)?;
+            if !matches!(answer.trim(), "y" | "Y" | "yes") {
+                return Err(Failure::failed("nothing was deleted"));
+            }
+        }
+        let started = self.client()?.call::<StartDelete>(&start_delete::In { backup: found.id, job: None, destination })?;
+        self.work(&started.run, true)
+    }
+
+    fn job_list(&self) -> Result<Exit> {
+        let jobs = self.client()?.call::<ListJobs>(&list_jobs::In {})?.jobs;
+        if self.json() {
+            print_json(&jobs)?;
+            return Ok(Exit::Good);
+        }
+        let rows = jobs.iter().map(|j| {
+            let enabled = if j.enabled { "yes" } else { "no" };
+            vec![
+                escape(&j.name),
+                enabled.into(),
+                escape(&j.schedule),
+                time_or(j.next.as_ref(), "-"),
+                time_or(j.last_start.as_ref(), "never"),
+            ]
+        });
+        table(&["JOB", "ENABLED", "SCHEDULE", "NEXT", "LAST START"], rows.collect())?;
+        Ok(Exit::Good)
+    }
+
+    fn job_show(&self, job: &str) -> Result<Exit> {
+        let j = self.client()?.call::<ShowJob>(&show_job::In { job: job.to_owned() })?.job;
+        if self.json() {
+            print_json(&j)?;
+            return Ok(Exit::Good);
+        }
+        let retention = j.retention.iter().map(|(k, v)| format!("{k} = {v}")).collect::<Vec<_>>().join(", ");
+        pairs(&[
+            ("job", escape(&j.status.name)),
+            ("enabled", if j.status.enabled { "yes" } else { "no" }.into()),
+            ("schedule", escape(&j.status.schedule)),
+            ("timezone", j.timezone.as_deref().map(escape).unwrap_or_default()),
+            ("next", time_or(j.status.next.as_ref(), "-")),
+            ("last good", time_or(j.status.last_good.as_ref(), "never")),
+            ("overdue", if j.status.overdue { "yes" } else { "no" }.into()),
+            ("destinations", escape(&j.destinations.join(", "))),
+            ("retention", if retention.is_empty() { "everything is kept".into() } else { retention }),
+            ("retry", format!("{} attempts, {} s apart at first", j.retry_attempts, j.retry_backoff_seconds)),
+        ])?;
+        for source in &j.sources {
+            println!("source {}: {} {}", escape(&source.name), source.kind, escape(&source.path));
+        }
+        Ok(Exit::Good)
+    }
+
+    fn run_list(&self, job: Option<String>, limit: u32) -> Result<Exit> {
+        let runs = self.client()?.call::<ListRuns>(&list_runs::In { job, limit: Some(limit) })?.runs;
+        if self.json() {
+            print_json(&runs)?;
+            return Ok(Exit::Good);
+        }
+        let rows = runs.iter().map(|r| {
+            let what = r.job.as_ref().or(r.destination.as_ref()).map(|s| escape(s)).unwrap_or_default();
+            vec![
+                r.id.clone(),
+                r.kind.to_string(),
+                what,
+                r.state.to_string(),
+                time(&r.queued),
+                escape(&r.by),
+                r.error.as_deref().map(escape).unwrap_or_default(),
+            ]
+        });
+        table(&["RUN", "KIND", "OF", "STATE", "QUEUED", "BY", "ERROR"], rows.collect())?;
+        Ok(Exit::Good)
+    }
+
+    fn run_show(&self, id: &str) -> Result<Exit> {
+        let run = self.client()?.call::<ShowRun>(&show_run::In { run: id.to_owned() })?.run;
+        if self.json() {
+            print_json(&run)?;
+            return Ok(follow::exit(run.state));
+        }
+        pairs(&[
+            ("run", run.id.clone()),
+            ("kind", run.kind.to_string()),
+            ("state", run.state.to_string()),
+            ("job", run.job.as_deref().map(escape).unwrap_or_default()),
+            ("destination", run.destination.as_deref().map(escape).unwrap_or_default()),
+            ("backup", run.backup.clone().unwrap_or_default()),
+            ("queued", time(&run.queued)),
+            ("started", time_or(run.started.as_ref(), "")),
+            ("finished", time_or(run.finished.as_ref(), "")),
+            ("by", escape(&run.by)),
+            (
+                "progress",
+                format!("{} entries, {}, {} added", run.progress.entries, bytes(run.progress.bytes), bytes(run.progress.added_bytes)),
+            ),
+            ("error", run.error.as_deref().map(escape).unwrap_or_default()),
+        ])?;
+        for step in &run.steps {
+            println!("  {} {}", step.seconds.map_or_else(|| "     …  ".into(), |s| format!("{s:7.2} s")), escape(&step.name));
+        }
+        for message in &run.messages {
+            println!("{} {}: {}", time(&message.time), message.level, escape(&message.text));
+        }
+        Ok(follow::exit(run.state))
+    }
+
+    fn watch(&self) -> Result<Exit> {
+        self.client()?.call_more::<Watch>(&watch::In {}, |out| {
+            let mut stdout = io::stdout().lock();
+            if self.json() {
+                // One document a line: the stream has no end.
+                serde_json::to_writer(&mut stdout, &out.event).map_err(io::Error::from)?;
+                writeln!(stdout)?;
+            } else {
+                let e = &out.event;
+                let of = e.job.iter().chain(&e.run).map(|s| escape(s)).collect::<Vec<_>>().join(" ");
+                let state = e.state.map(|s| format!(" {s}")).unwrap_or_default();
+                writeln!(stdout, "{} {}{state} {of} {}", time(&e.time), e.kind, escape(&e.text))?;
+            }
+            stdout.flush()?;
+            Ok(())
+        })?;
+        Ok(Exit::Good)
+    }
+}
+
+fn pipe() -> Result<(File, std::os::fd::OwnedFd)> {
+    let (reader, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Failure::failed(format!("no pipe can be made: {e}")))?;
+    Ok((File::from(reader), writer))
+}
+
+/// Waits for a run whose data came through a pipe to be over.
+fn quiet_end(socket: &Path, id: &str) -> Result<Run> {
+    let mut last = None;
+    Client::connect(socket)?.call_more::<FollowRun>(&follow_run::In { run: id.to_owned() }, |out| {
+        last = Some(out.run);
+        Ok(())
+    })?;
+    last.ok_or_else(|| Failure::failed("keepd told nothing of the run"))
+}

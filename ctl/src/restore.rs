@@ -1,0 +1,650 @@
+//! The writer of a restore: frames from the daemon become files beneath one directory, with the caller's own rights.
+//!
+//! Every path is opened beneath that directory by the kernel (openat2, RESOLVE_BENEATH, no symlinks), symlinks and hard
+//! links are made last, and nothing that exists is replaced unless told so. The reading thread makes directories and
+//! hands files to a few writing threads; directories get their times at the end.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use data_encoding::BASE64;
+use keepd_protocol::model::EntryKind;
+use keepd_protocol::restore::{DATA_PREFIX, EntryHeader, Frame, FrameReader, Summary};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use crate::render::escape;
+
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+/// Warnings told one by one.
+const MAX_WARNINGS: usize = 20;
+/// Frames that wait for a writing thread (each at most 1 MiB and a bit).
+const QUEUE: usize = 16;
+
+pub struct Options {
+    pub overwrite: bool,
+    pub numeric_owner: bool,
+}
+
+/// What a restore did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub entries: u64,
+    pub bytes: u64,
+    pub warnings: Vec<String>,
+    pub warnings_total: u64,
+}
+
+#[derive(Debug)]
+pub struct RestoreError(pub String);
+
+impl From<String> for RestoreError {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+type Result<T, E = RestoreError> = std::result::Result<T, E>;
+
+/// State that the threads share.
+struct Shared {
+    root: OwnedFd,
+    options: Options,
+    euid: u32,
+    ids: Mutex<(HashMap<String, Option<u32>>, HashMap<String, Option<u32>>)>,
+    warnings: Mutex<(Vec<String>, u64)>,
+    error: Mutex<Option<String>>,
+    stop: AtomicBool,
+    bytes: AtomicU64,
+}
+
+enum Work {
+    Whole(Box<EntryHeader>, Vec<u8>, Vec<u8>),
+    Begin(Box<EntryHeader>, Vec<u8>),
+    Data { entry: u64, offset: u64, payload: Vec<u8> },
+    End { entry: u64 },
+}
+
+/// Reads the stream and writes it beneath `to`.
+pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u64, u64)) -> Result<Outcome> {
+    match std::fs::create_dir(to) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(format!("cannot make {}: {e}", to.display()).into()),
+        _ => {}
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(to, flags, Mode::empty()).map_err(|e| format!("cannot open the directory {}: {e}", to.display()))?;
+    let shared = Arc::new(Shared {
+        root,
+        options,
+        euid: rustix::process::geteuid().as_raw(),
+        ids: Mutex::default(),
+        warnings: Mutex::default(),
+        error: Mutex::default(),
+        stop: AtomicBool::new(false),
+        bytes: AtomicU64::new(0),
+    });
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
+    let mut late = Late::default();
+    let summary = std::thread::scope(|scope| {
+        let mut queues: Vec<Sender<Work>> = Vec::new();
+        for _ in 0..threads {
+            let (sender, receiver) = bounded(QUEUE);
+            let shared = shared.clone();
+            scope.spawn(move || shared.work(&receiver));
+            queues.push(sender);
+        }
+        let read = read_all(input, &shared, &queues, &mut late, progress);
+        if read.is_err() {
+            shared.stop.store(true, Ordering::Release);
+        }
+        drop(queues);
+        read
+    });
+    if let Some(error) = shared.error.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(error.into());
+    }
+    let (summary, entries) = summary?;
+    if (summary.entries, summary.bytes) != (entries, shared.bytes.load(Ordering::Acquire)) {
+        return Err(format!(
+            "{entries} entries and {} bytes came, {} and {} were sent",
+            shared.bytes.load(Ordering::Acquire),
+            summary.entries,
+            summary.bytes
+        )
+        .into());
+    }
+    late.finish(&shared)?;
+    // One call for everything: what was restored is on the disk when keepctl says so.
+    let synced =
+        rustix::fs::open(to, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).and_then(|fd| rustix::fs::syncfs(&fd));
+    synced.map_err(|e| format!("{} could not be synced to the disk: {e}", to.display()))?;
+    let (warnings, warnings_total) = std::mem::take(&mut *shared.warnings.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Outcome { entries, bytes: summary.bytes, warnings, warnings_total })
+}
+
+/// What is done when all files are there: links, then the times and modes of directories, the deepest first.
+#[derive(Default)]
+struct Late {
+    links: Vec<(EntryHeader, Vec<u8>)>,
+    directories: Vec<(EntryHeader, Vec<u8>)>,
+}
+
+fn read_all(
+    input: impl Read,
+    shared: &Arc<Shared>,
+    queues: &[Sender<Work>],
+    late: &mut Late,
+    progress: &dyn Fn(u64, u64),
+) -> Result<(Summary, u64)> {
+    let mut frames = FrameReader::new(io::BufReader::with_capacity(1 << 20, input));
+    let mut entries = 0u64;
+    let mut tops: Vec<Vec<u8>> = Vec::new();
+    let stopped = || RestoreError("the writing was stopped".into());
+    let hand = |entry: u64, work: Work| {
+        let at = (entry % queues.len().max(1) as u64) as usize;
+        queues.get(at).filter(|_| !shared.stop.load(Ordering::Acquire)).and_then(|q| q.send(work).ok()).ok_or_else(stopped)
+    };
+    loop {
+        let frame = frames.next_frame().map_err(|e| format!("what came from keepd is cut off or damaged: {e}"))?;
+        match frame {
+            None => return Err(RestoreError("the stream from keepd ended before its end; what was written so far is not whole".into())),
+            Some(Frame::Error(text)) => return Err(RestoreError(text)),
+            Some(Frame::Finish(summary)) => return Ok((summary, entries)),
+            Some(Frame::Entry(header, contents)) => {
+                entries += 1;
+                let path = checked(&header)?;
+                let top = path.split(|b| *b == b'/').next().unwrap_or_default();
+                if !tops.iter().any(|t| t == top) {
+                    shared.may_write(top)?;
+                    tops.push(top.to_vec());
+                }
+                match header.kind {
+                    EntryKind::Directory => {
+                        shared.directory(&path)?;
+                        late.directories.push((*header, path));
+                    }
+                    EntryKind::Symlink | EntryKind::Hardlink => late.links.push((*header, path)),
+                    EntryKind::File if header.inline => hand(header.index, Work::Whole(header, path, contents))?,
+                    EntryKind::File => hand(header.index, Work::Begin(header, path))?,
+                }
+            }
+            Some(Frame::Data { entry, offset, payload }) => hand(entry, Work::Data { entry, offset, payload })?,
+            Some(Frame::End { entry }) => hand(entry, Work::End { entry })?,
+        }
+        progress(entries, shared.bytes.load(Ordering::Relaxed));
+    }
+}
+
+/// A path that names something beneath, and nothing else.
+fn checked(header: &EntryHeader) -> Result<Vec<u8>> {
+    let path = header.path.to_bytes().map_err(RestoreError)?;
+    let odd = |c: &[u8]| c.is_empty() || c == b"." || c == b".." || c.contains(&0);
+    match path.split(|b| *b == b'/').any(odd) {
+        true => {
+            Err(format!("the stream holds the path '{}', which leads elsewhere; nothing more is written", escape(&header.path.path)).into())
+        }
+        false => Ok(path),
+    }
+}
+
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        None => (b".", path),
+        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    escape(&String::from_utf8_lossy(path))
+}
+
+/// A file being written.
+struct Open {
+    header: Box<EntryHeader>,
+    path: Vec<u8>,
+    file: File,
+    temporary: Option<Vec<u8>>,
+    written: u64,
+}
+
+impl Shared {
+    fn warn(&self, text: String) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings.1 += 1;
+        if warnings.0.len() < MAX_WARNINGS {
+            warnings.0.push(text);
+        }
+    }
+
+    /// Without --overwrite a source's place must be free or an empty directory.
+    fn may_write(&self, top: &[u8]) -> Result<()> {
+        if self.options.overwrite {
+            return Ok(());
+        }
+        let refuse =
+            |what: &str| RestoreError(format!("{} {what} already; nothing was written (give another --to, or --overwrite)", shown(top)));
+        match rustix::fs::statat(&self.root, top, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(format!("cannot look at {}: {e}", shown(top)).into()),
+            Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Directory => Err(refuse("exists")),
+            Ok(_) => {
+                let fd = self.open_directory(top)?;
+                let listed = rustix::fs::Dir::read_from(&fd).map_err(|e| format!("cannot list {}: {e}", shown(top)))?;
+                let empty = listed.filter_map(|e| e.ok()).all(|e| matches!(e.file_name().to_bytes(), b"." | b".."));
+                if empty { Ok(()) } else { Err(refuse("holds files")) }
+            }
+        }
+    }
+
+    fn open_directory(&self, path: &[u8]) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), BENEATH)
+            .map_err(|e| format!("cannot open the directory {} beneath the target: {e}", shown(path)).into())
+    }
+
+    fn directory(&self, path: &[u8]) -> Result<()> {
+        let (parent, name) = split(path);
+        let parent = self.open_directory(parent)?;
+        // Ours alone until all is written; the real mode comes last.
+        match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|e| format!("cannot look at {}: {e}", shown(path)))?;
+                if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory {
+                    return Ok(());
+                }
+                if !self.options.overwrite {
+                    return Err(format!("{} exists and is no directory", shown(path)).into());
+                }
+                rustix::fs::unlinkat(&parent, name, AtFlags::empty())
+                    .and_then(|()| rustix::fs::mkdirat(&parent, name, Mode::RWXU))
+                    .map_err(|e| format!("cannot replace {} by a directory: {e}", shown(path)).into())
+            }
+            Err(e) => Err(format!("cannot make the directory {}: {e}", shown(path)).into()),
+        }
+    }
+
+    /// One writing thread. An error stops all of them.
+    fn work(&self, queue: &Receiver<Work>) {
+        let mut open: HashMap<u64, Open> = HashMap::new();
+        let mut parent: Option<(Vec<u8>, OwnedFd)> = None;
+        for work in queue {
+            if self.stop.load(Ordering::Acquire) {
+                continue;
+            }
+            if let Err(RestoreError(text)) = self.step(work, &mut open, &mut parent) {
+                self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+                self.stop.store(true, Ordering::Release);
+            }
+        }
+        // What is not whole is not left under its name.
+        for (_, unfinished) in open {
+            if let Ok(parent) = self.open_directory(split(&unfinished.path).0) {
+                let name = unfinished.temporary.as_deref().unwrap_or(split(&unfinished.path).1);
+                let _ = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
+            }
+        }
+    }
+
+    fn step(&self, work: Work, open: &mut HashMap<u64, Open>, parent: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<()> {
+        match work {
+            Work::Whole(header, path, contents) => {
+                if contents.len() as u64 != header.size {
+                    return Err(format!("{}: {} bytes came where {} were announced", shown(&path), contents.len(), header.size).into());
+                }
+                let mut file = self.create(header, path, parent)?;
+                self.put(&mut file, 0, &contents)?;
+                self.close(file, parent)
+            }
+            Work::Begin(header, path) => {
+                let index = header.index;
+                let file = self.create(header, path, parent)?;
+                file.file.set_len(file.header.size).map_err(|e| format!("cannot write {}: {e}", shown(&file.path)))?;
+                open.insert(index, file);
+                Ok(())
+            }
+            Work::Data { entry, offset, payload } => {
+                let file = open.get_mut(&entry).ok_or_else(|| RestoreError("contents came for a file that was not announced".into()))?;
+                self.put(file, offset, payload.get(DATA_PREFIX..).unwrap_or_default())
+            }
+            Work::End { entry } => {
+                let file = open.remove(&entry).ok_or_else(|| RestoreError("a file ended that was not announced".into()))?;
+                if !file.header.sparse && file.written != file.header.size {
+                    let text = format!("{}: {} bytes came where {} were announced", shown(&file.path), file.written, file.header.size);
+                    open.insert(entry, file);
+                    return Err(text.into());
+                }
+                self.close(file, parent)
+            }
+        }
+    }
+
+    fn put(&self, file: &mut Open, offset: u64, bytes: &[u8]) -> Result<()> {
+        if offset.saturating_add(bytes.len() as u64) > file.header.size {
+            return Err(format!("{}: contents came beyond its end", shown(&file.path)).into());
+        }
+        file.file.write_all_at(bytes, offset).map_err(|e| format!("cannot write {}: {e}", shown(&file.path)))?;
+        file.written += bytes.len() as u64;
+        self.bytes.fetch_add(bytes.len() as u64, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The parent's descriptor, kept for the next file in the same directory.
+    fn parent<'p>(&self, path: &[u8], kept: &'p mut Option<(Vec<u8>, OwnedFd)>) -> Result<&'p OwnedFd> {
+        let (parent, _) = split(path);
+        if kept.as_ref().is_none_or(|(p, _)| p != parent) {
+            *kept = None;
+        }
+        match kept {
+            Some((_, fd)) => Ok(fd),
+            None => {
+                let fd = self.open_directory(parent)?;
+                Ok(&kept.insert((parent.to_vec(), fd)).1)
+            }
+        }
+    }
+
+    /// Creates a file, never over an existing one; with --overwrite under another name first.
+    fn create(&self, header: Box<EntryHeader>, path: Vec<u8>, kept: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<Open> {
+        let parent = self.parent(&path, kept)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let name = split(&path).1;
+        let temporary = self.options.overwrite.then(|| format!(".keepctl-{}-{}", std::process::id(), header.index).into_bytes());
+        let fd = rustix::fs::openat(parent, temporary.as_deref().unwrap_or(name), flags, Mode::RUSR | Mode::WUSR).map_err(|e| match e {
+            Errno::EXIST => format!("{} exists already and is not overwritten", shown(&path)),
+            e => format!("cannot make {}: {e}", shown(&path)),
+        })?;
+        Ok(Open { header, path, file: File::from(fd), temporary, written: 0 })
+    }
+
+    fn close(&self, open: Open, kept: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<()> {
+        self.describe(&open.file, &open.header, &open.path);
+        if let Some(temporary) = &open.temporary {
+            let parent = self.parent(&open.path, kept)?;
+            rustix::fs::renameat(parent, temporary.as_slice(), parent, split(&open.path).1)
+                .map_err(|e| format!("cannot put {} into its place: {e}", shown(&open.path)))?;
+        }
+        Ok(())
+    }
+
+    /// Attributes, owner, mode, times, in this order; what is not permitted is a warning.
+    fn describe(&self, fd: &impl AsFd, header: &EntryHeader, path: &[u8]) {
+        for (name, value) in &header.xattrs {
+            let value = BASE64.decode(value.as_bytes()).unwrap_or_default();
+            let name = name.to_bytes().unwrap_or_default();
+            if let Err(e) = rustix::fs::fsetxattr(fd, name.as_slice(), &value, XattrFlags::empty()) {
+                self.warn(format!("{}: the attribute {} could not be set: {e}", shown(path), shown(&name)));
+            }
+        }
+        let owned = match self.owner(header) {
+            Some((uid, gid)) => rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))),
+            None => Ok(()),
+        };
+        if let Err(e) = owned {
+            self.warn(format!("{}: its owner could not be set: {e}", shown(path)));
+        }
+        // Set-user-ID for another owner than meant would hand out rights.
+        let foreign = self.euid != 0 && header.uid != self.euid;
+        let bits = if owned.is_err() || foreign { header.mode & 0o1777 } else { header.mode & 0o7777 };
+        if let Err(e) = rustix::fs::fchmod(fd, Mode::from_raw_mode(bits)) {
+            self.warn(format!("{}: its mode could not be set: {e}", shown(path)));
+        }
+        if let Err(e) = rustix::fs::futimens(fd, &times(header)) {
+            self.warn(format!("{}: its times could not be set: {e}", shown(path)));
+        }
+    }
+
+    /// Whom it shall belong to: by name where this machine knows the name, else by number; only root can give files away.
+    fn owner(&self, header: &EntryHeader) -> Option<(u32, u32)> {
+        if self.euid != 0 {
+            return None;
+        }
+        if self.options.numeric_owner {
+            return Some((header.uid, header.gid));
+        }
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let uid = header.user.as_ref().and_then(|n| *ids.0.entry(n.clone()).or_insert_with(|| uzers::get_user_by_name(n).map(|u| u.uid())));
+        let gid =
+            header.group.as_ref().and_then(|n| *ids.1.entry(n.clone()).or_insert_with(|| uzers::get_group_by_name(n).map(|g| g.gid())));
+        Some((uid.unwrap_or(header.uid), gid.unwrap_or(header.gid)))
+    }
+}
+
+fn times(header: &EntryHeader) -> Timestamps {
+    let time = Timespec { tv_sec: header.mtime_seconds, tv_nsec: i64::from(header.mtime_nanoseconds.min(999_999_999)) };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+impl Late {
+    fn finish(self, shared: &Shared) -> Result<()> {
+        for (header, path) in &self.links {
+            let (parent, name) = split(path);
+            let parent = shared.open_directory(parent)?;
+            let target = header.target.as_ref().map(|t| t.to_bytes()).transpose().map_err(RestoreError)?.unwrap_or_default();
+            let make = || -> Result<(), Errno> {
+                if header.kind == EntryKind::Symlink {
+                    return rustix::fs::symlinkat(target.as_slice(), &parent, name);
+                }
+                // The first name is opened beneath the target too, and linked by its descriptor.
+                let first = rustix::fs::openat2(
+                    &shared.root,
+                    target.as_slice(),
+                    OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                    Mode::empty(),
+                    BENEATH,
+                )?;
+                let by_fd = format!("/proc/self/fd/{}", first.as_raw_fd());
+                rustix::fs::linkat(CWD, by_fd.as_str(), &parent, name, AtFlags::SYMLINK_FOLLOW)
+            };
+            let mut made = make();
+            if made == Err(Errno::EXIST) && shared.options.overwrite {
+                made = rustix::fs::unlinkat(&parent, name, AtFlags::empty()).and_then(|()| make());
+            }
+            made.map_err(|e| format!("cannot make the link {}: {e}", shown(path)))?;
+            if header.kind == EntryKind::Symlink {
+                if let Some((uid, gid)) = shared.owner(header) {
+                    let _ =
+                        rustix::fs::chownat(&parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW);
+                }
+                let _ = rustix::fs::utimensat(&parent, name, &times(header), AtFlags::SYMLINK_NOFOLLOW);
+            }
+        }
+        // The deepest first, for a parent's time changes when something is made in it, not when its child's mode does.
+        for (header, path) in self.directories.iter().rev() {
+            let fd = shared.open_directory(path)?;
+            shared.describe(&fd, header, path);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keepd_protocol::model::BytesPath;
+    use keepd_protocol::restore::FrameWriter;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    fn header(index: u64, path: &str, kind: EntryKind, size: u64) -> EntryHeader {
+        EntryHeader {
+            index,
+            path: path.into(),
+            kind,
+            size,
+            mode: 0o640,
+            mtime_seconds: 1_000_000_000,
+            inline: kind == EntryKind::File,
+            ..EntryHeader::default()
+        }
+    }
+
+    fn directory(index: u64, path: &str) -> EntryHeader {
+        EntryHeader { mode: 0o755, inline: false, ..header(index, path, EntryKind::Directory, 0) }
+    }
+
+    fn link(index: u64, path: &str, kind: EntryKind, target: &str) -> EntryHeader {
+        EntryHeader { target: Some(BytesPath::from(target)), inline: false, ..header(index, path, kind, 0) }
+    }
+
+    fn options(overwrite: bool) -> Options {
+        Options { overwrite, numeric_owner: true }
+    }
+
+    fn stream(make: impl FnOnce(&mut FrameWriter<Vec<u8>>), entries: u64, bytes: u64) -> Vec<u8> {
+        let mut w = FrameWriter::new(Vec::new());
+        make(&mut w);
+        w.finish(&Summary { entries, bytes }).unwrap()
+    }
+
+    fn run(bytes: &[u8], to: &Path, overwrite: bool) -> Result<Outcome> {
+        write(bytes, to, options(overwrite), &|_, _| {})
+    }
+
+    #[test]
+    fn files_links_holes_and_times_come_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("out");
+        let big = EntryHeader { inline: false, sparse: true, ..header(3, "up/big", EntryKind::File, 5 << 20) };
+        let bytes = stream(
+            |w| {
+                w.entry(&directory(0, "up"), b"").unwrap();
+                w.entry(&header(1, "up/a", EntryKind::File, 5), b"hello").unwrap();
+                w.entry(&link(2, "up/b", EntryKind::Hardlink, "up/a"), b"").unwrap();
+                w.entry(&big, b"").unwrap();
+                w.data(3, 4 << 20, &[7; 1 << 20]).unwrap();
+                w.data(3, 100, b"here").unwrap();
+                w.end(3).unwrap();
+                w.entry(&link(4, "up/s", EntryKind::Symlink, "/etc/passwd"), b"").unwrap();
+            },
+            5,
+            5 + (1 << 20) + 4,
+        );
+        let outcome = run(&bytes, &to, false).unwrap_or_else(|e| panic!("{}", e.0));
+        assert_eq!((outcome.entries, outcome.warnings_total), (5, 0));
+        assert_eq!(std::fs::read(to.join("up/b")).unwrap(), b"hello");
+        let meta = std::fs::metadata(to.join("up/a")).unwrap();
+        assert_eq!((meta.nlink(), meta.mode() & 0o7777, meta.mtime()), (2, 0o640, 1_000_000_000));
+        let big = std::fs::read(to.join("up/big")).unwrap();
+        assert_eq!((&big[100..104], big[99], big[4 << 20], big.len()), (&b"here"[..], 0, 7, 5 << 20));
+        assert!(std::fs::metadata(to.join("up/big")).unwrap().blocks() * 512 < 3 << 20, "the hole is a hole");
+        assert_eq!(std::fs::read_link(to.join("up/s")).unwrap(), Path::new("/etc/passwd"));
+        assert_eq!(std::fs::metadata(to.join("up")).unwrap().mtime(), 1_000_000_000);
+        assert!(run(&bytes, &to, false).unwrap_err().0.contains("holds files already"));
+        std::fs::write(to.join("up/a"), "changed").unwrap();
+        std::fs::write(to.join("up/other"), "stays").unwrap();
+        run(&bytes, &to, true).unwrap_or_else(|e| panic!("{}", e.0));
+        assert_eq!(std::fs::read(to.join("up/a")).unwrap(), b"hello");
+        assert_eq!(std::fs::read(to.join("up/other")).unwrap(), b"stays");
+    }
+
+    #[test]
+    fn hostile_streams_write_nothing_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        for path in ["../outside/x", "/etc/x", "up/../../outside/x", "up//x", "up/./x", "", "up/x\0y"] {
+            let bytes = stream(
+                |w| {
+                    w.entry(&directory(0, "up"), b"").unwrap();
+                    w.entry(&header(1, path, EntryKind::File, 1), b"x").unwrap();
+                },
+                2,
+                1,
+            );
+            assert!(run(&bytes, &dir.path().join(format!("a{}", path.len())), false).unwrap_err().0.contains("leads elsewhere"), "{path}");
+        }
+        // A symlink that the directory's owner planted, written through.
+        let to = dir.path().join("planted");
+        std::fs::create_dir_all(to.join("up")).unwrap();
+        std::os::unix::fs::symlink(&outside, to.join("up/sub")).unwrap();
+        let bytes = stream(
+            |w| {
+                w.entry(&directory(0, "up"), b"").unwrap();
+                w.entry(&header(1, "up/sub/x", EntryKind::File, 1), b"x").unwrap();
+            },
+            2,
+            1,
+        );
+        assert!(run(&bytes, &to, true).is_err());
+        // A hard link to a file outside.
+        std::fs::write(outside.join("secret"), "secret").unwrap();
+        for target in ["../outside/secret", "up/sub/secret"] {
+            let to = dir.path().join(format!("h{}", target.len()));
+            std::fs::create_dir_all(to.join("up")).unwrap();
+            std::os::unix::fs::symlink(&outside, to.join("up/sub")).unwrap();
+            let bytes = stream(|w| w.entry(&link(0, "up/l", EntryKind::Hardlink, target), b"").unwrap(), 1, 0);
+            assert!(run(&bytes, &to, true).is_err(), "{target}");
+        }
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(std::fs::read(outside.join("secret")).unwrap(), b"secret");
+    }
+
+    #[test]
+    fn what_is_not_whole_is_an_error_and_not_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let large = EntryHeader { inline: false, ..header(1, "up/f", EntryKind::File, 1000) };
+        let make = |w: &mut FrameWriter<Vec<u8>>| {
+            w.entry(&directory(0, "up"), b"").unwrap();
+            w.entry(&large, b"").unwrap();
+            w.data(1, 0, &[1; 500]).unwrap();
+        };
+        let whole = stream(
+            |w| {
+                make(w);
+                w.end(1).unwrap();
+            },
+            2,
+            500,
+        );
+        let cases: Vec<(&str, Vec<u8>)> = vec![
+            ("too little", whole),
+            ("never ended", {
+                let mut w = FrameWriter::new(Vec::new());
+                make(&mut w);
+                w.error("the daemon gave up").unwrap();
+                w.finish(&Summary::default()).unwrap()
+            }),
+            ("cut off", {
+                let bytes = stream(make, 2, 500);
+                bytes[..bytes.len() - 30].to_vec()
+            }),
+        ];
+        for (n, (what, bytes)) in cases.into_iter().enumerate() {
+            let to = dir.path().join(n.to_string());
+            assert!(run(&bytes, &to, false).is_err(), "{what}");
+            assert!(!to.join("up/f").exists(), "{what}: half a file was left");
+        }
+        let beyond = stream(
+            |w| {
+                make(w);
+                w.data(1, 900, &[1; 500]).unwrap();
+            },
+            2,
+            1000,
+        );
+        assert!(run(&beyond, &dir.path().join("beyond"), false).unwrap_err().0.contains("beyond its end"));
+        let lying = stream(|w| w.entry(&header(0, "f", EntryKind::File, 3), b"abc").unwrap(), 1, 4);
+        assert!(run(&lying, &dir.path().join("lying"), false).is_err());
+    }
+
+    #[test]
+    fn set_user_id_of_others_is_dropped_for_those_who_cannot_give_files_away() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let owned = EntryHeader { mode: 0o4755, uid: 12345, gid: 12345, ..header(0, "f", EntryKind::File, 1) };
+        let bytes = stream(|w| w.entry(&owned, b"x").unwrap(), 1, 1);
+        run(&bytes, &dir.path().join("out"), false).unwrap_or_else(|e| panic!("{}", e.0));
+        let meta = std::fs::metadata(dir.path().join("out/f")).unwrap();
+        assert_eq!((meta.uid(), meta.permissions().mode() & 0o7777), (12345, 0o4755));
+    }
+}

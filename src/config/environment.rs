@@ -1,0 +1,129 @@
+//! Checks of what the configuration refers to on this machine: key files, paths of sources, permissions.
+//!
+//! Apart from reading the configuration, because these answers change without it: asked by `keepd --check` and at start.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use ignore::gitignore::GitignoreBuilder;
+
+use super::overlap::is_excluded;
+use super::problem::{Problem, Severity, quoted};
+use super::source_text::reason;
+use super::value::show_duration;
+use super::{Config, FilesSource, Job, KeySource, Schedule, SourceKind};
+use crate::crypto::key_file::{self, shell_word};
+
+/// What is wrong (errors: keepd must not start with it) or doubtful (warnings) about what the configuration refers to.
+pub fn check_files(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    config.files.iter().for_each(|file| config_file(file, &mut problems));
+    for profile in config.encryption.values() {
+        let KeySource::File(path) = &profile.key;
+        if let Err(error) = key_file::load(path) {
+            problems.push(Problem::of_key(Severity::Error, format!("encryption.{}.key_file", profile.name), error.to_string()));
+        }
+    }
+    destinations(config, &mut problems);
+    config.jobs.values().for_each(|job| self::job(config, job, &mut problems));
+    problems
+}
+
+/// Whoever can write the configuration can have any file of the machine backed up to where they can read it.
+fn config_file(file: &Path, problems: &mut Vec<Problem>) {
+    let Ok(found) = std::fs::metadata(file) else { return };
+    let me = rustix::process::geteuid().as_raw();
+    let shown = quoted(&file.to_string_lossy());
+    let mut warn = |text: String| problems.push(Problem::of_key(Severity::Warning, "", text));
+    if found.mode() & 0o022 != 0 {
+        warn(format!("{shown} can be written by others than its owner; run: chmod go-w {}", shell_word(file)));
+    }
+    if found.uid() != me && found.uid() != 0 {
+        warn(format!("{shown} belongs to another user (uid {}), who can change what keepd does", found.uid()));
+    }
+}
+
+fn destinations(config: &Config, problems: &mut Vec<Problem>) {
+    let mut real: Vec<(&str, PathBuf)> = Vec::new();
+    for destination in config.destinations.values() {
+        let Some(root) = destination.options.get("root").filter(|_| destination.service == "fs") else { continue };
+        let key = format!("destination.{}.root", destination.name);
+        match std::fs::metadata(root) {
+            Ok(found) if !found.is_dir() => {
+                problems.push(Problem::of_key(Severity::Error, key, format!("{} is not a directory", quoted(root))));
+            }
+            Ok(_) => {
+                let path = std::fs::canonicalize(root).unwrap_or_else(|_| root.into());
+                if let Some((other, _)) = real.iter().find(|(_, p)| *p == path) {
+                    let text = format!("{} is, through a link, the same directory as that of destination '{other}'", quoted(root));
+                    problems.push(Problem::of_key(Severity::Error, key, text));
+                }
+                real.push((&destination.name, path));
+            }
+            // It is made when the first backup goes there.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let text = format!("{} cannot be looked at: {}", quoted(root), reason(&error));
+                problems.push(Problem::of_key(Severity::Warning, key, text));
+            }
+        }
+    }
+}
+
+fn job(config: &Config, job: &Job, problems: &mut Vec<Problem>) {
+    let mut warn = |key: String, text: String| problems.push(Problem::of_key(Severity::Warning, key, text));
+    if let (Some(max_age), Some(Schedule::Every(every))) = (job.max_age, &job.schedule)
+        && max_age < *every
+    {
+        let text = format!("is shorter than the {} between runs, so the job will be overdue before each of them", show_duration(*every));
+        warn(format!("job.{}.max_age", job.name), text);
+    }
+    for source in &job.sources {
+        let key = format!("job.{} source {}", job.name, quoted(&source.name));
+        let path = source.kind.path();
+        let shown = quoted(&path.to_string_lossy());
+        match (std::fs::metadata(path), &source.kind) {
+            (Err(error), _) => warn(key.clone(), format!("{shown} cannot be read now: {}", reason(&error))),
+            (Ok(found), SourceKind::Sqlite(_)) if !found.is_file() => warn(key.clone(), format!("{shown} is not a regular file")),
+            _ => {}
+        }
+        let SourceKind::Files(files) = &source.kind else { continue };
+        for database in job.sources.iter().filter(|s| matches!(s.kind, SourceKind::Sqlite(_))) {
+            let file = database.kind.path();
+            if takes(files, file, false) {
+                let text = format!(
+                    "also takes the database {}, whose copy as plain files may be torn; the source {} takes it rightly, so exclude it here",
+                    quoted(&file.to_string_lossy()),
+                    quoted(&database.name)
+                );
+                warn(key.clone(), text);
+            }
+        }
+        // A job's own destinations are refused when the configuration is read.
+        for destination in config.destinations.values().filter(|d| d.service == "fs" && !job.destinations.contains(&d.name)) {
+            if let Some(root) = destination.options.get("root").filter(|root| takes(files, Path::new(root), true)) {
+                let text = format!(
+                    "also takes the repository of destination '{}' in {}; exclude it if that is not meant",
+                    destination.name,
+                    quoted(root)
+                );
+                warn(key.clone(), text);
+            }
+        }
+    }
+}
+
+/// Whether a files source would come upon this path.
+fn takes(files: &FilesSource, path: &Path, directory: bool) -> bool {
+    let Ok(inside) = path.strip_prefix(&files.path) else { return false };
+    let mut builder = GitignoreBuilder::new(&files.path);
+    for pattern in &files.exclude {
+        let _ = builder.add_line(None, pattern);
+    }
+    let Ok(exclude) = builder.build() else { return true };
+    if directory {
+        return !is_excluded(&exclude, inside);
+    }
+    let outside = inside.parent().is_some_and(|p| !p.as_os_str().is_empty() && is_excluded(&exclude, p));
+    !outside && !exclude.matched(inside, false).is_ignore()
+}

@@ -1,0 +1,195 @@
+//! From the main file and its drop-ins to one [`Config`], or everything that is wrong with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use super::destination::FsRoot;
+use super::job::FilesPlace;
+use super::paths::Surroundings;
+use super::problem::{Place, Problem, Problems, Severity, quoted};
+use super::reader::{NOT_BUILT, Table};
+use super::source_text::{SourceText, reason};
+use super::{Config, Daemon, daemon, destination, job, overlap, value};
+
+/// Reads `main`, then `conf.d/*.toml` beside it in the order of their names (those beginning with a dot are left out). Each
+/// file may add tables, none may repeat one. All problems are found in one go.
+pub fn load(main: &Path) -> Result<Config, Problems> {
+    load_in(main, &Surroundings::of_this_process())
+}
+
+pub(super) fn load_in(main: &Path, here: &Surroundings<'_>) -> Result<Config, Problems> {
+    let sources = match read_all(main) {
+        Ok(sources) => sources,
+        Err(problem) => return Err(Problems(vec![problem])),
+    };
+    let tables: Vec<DeTable<'_>> = sources.iter().map(SourceText::parse).collect();
+    let built = build(main, here, &sources, &tables);
+    drop(tables);
+    let problems: Vec<Problem> = sources.into_iter().flat_map(SourceText::into_problems).collect();
+    match built {
+        Some(config) if problems.is_empty() => Ok(config),
+        // Nothing is ever left out without a word.
+        None if problems.is_empty() => {
+            Err(Problems(vec![Problem::of_key(Severity::Error, "", "something is wrong that keepd cannot name; please report this")]))
+        }
+        _ => Err(Problems(problems)),
+    }
+}
+
+/// The names that other tables may refer to.
+pub(super) struct Known {
+    pub encryption: BTreeSet<String>,
+    pub destinations: BTreeSet<String>,
+    /// False when a file could not be made out: then a name that is missing may only seem to be.
+    pub whole: bool,
+    /// Where relative key files are looked for.
+    pub directory: PathBuf,
+}
+
+/// The tables of all files, each name once.
+#[derive(Default)]
+struct Collected<'a> {
+    daemon: Option<Table<'a>>,
+    encryption: Vec<(&'a str, Table<'a>)>,
+    destination: Vec<(&'a str, Table<'a>)>,
+    job: Vec<(&'a str, Table<'a>)>,
+    claimed: BTreeMap<String, Place>,
+}
+
+fn build<'a>(main: &Path, here: &Surroundings<'_>, sources: &'a [SourceText], tables: &'a [DeTable<'a>]) -> Option<Config> {
+    let mut found = Collected::default();
+    for (source, table) in sources.iter().zip(tables) {
+        found.add(&Table::root(source, table));
+    }
+    let known = Known {
+        encryption: found.encryption.iter().map(|(n, _)| (*n).to_owned()).filter(|n| n != "none").collect(),
+        destinations: found.destination.iter().map(|(n, _)| (*n).to_owned()).collect(),
+        whole: sources.iter().all(SourceText::is_whole),
+        directory: absolute(main).parent().map(Path::to_owned).unwrap_or_default(),
+    };
+
+    // Every builder notes what is wrong and then gives None; all are asked, so that all is noted.
+    let mut complete = true;
+    let daemon = found.daemon(here, sources);
+    complete &= daemon.is_some();
+
+    let mut encryption = BTreeMap::new();
+    for (name, table) in &found.encryption {
+        match destination::encryption(name, table, &known) {
+            Some(profile) => drop(encryption.insert((*name).to_owned(), profile)),
+            None => complete = false,
+        }
+    }
+    let mut destinations = BTreeMap::new();
+    let mut roots: Vec<FsRoot<'_>> = Vec::new();
+    for (name, table) in &found.destination {
+        let (destination, root) = destination::destination(name, table, &known);
+        roots.extend(root);
+        match destination {
+            Some(destination) => drop(destinations.insert((*name).to_owned(), destination)),
+            None => complete = false,
+        }
+    }
+    let mut jobs = BTreeMap::new();
+    let mut places: Vec<FilesPlace<'_>> = Vec::new();
+    for (name, table) in &found.job {
+        match job::job(name, table, &known, &mut places) {
+            Some(job) => drop(jobs.insert((*name).to_owned(), job)),
+            None => complete = false,
+        }
+    }
+    overlap::check(&roots, &places, daemon.as_ref().map(|d| d.state_dir.as_path()));
+    if !complete {
+        return None;
+    }
+    let files = sources.iter().map(|s| absolute(s.path())).collect();
+    Some(Config { files, daemon: daemon?, encryption, destinations, jobs })
+}
+
+impl<'a> Collected<'a> {
+    fn add(&mut self, root: &Table<'a>) {
+        root.check_keys(&["daemon", "encryption", "destination", "job"], &[(&["access"], NOT_BUILT)]);
+        if let Some(table) = root.get("daemon").and_then(|item| item.table("a table: [daemon]"))
+            && self.claim(&table)
+        {
+            self.daemon = Some(table);
+        }
+        for section in ["encryption", "destination", "job"] {
+            let Some(outer) = root.get(section).and_then(|item| item.table(&format!("tables such as [{section}.NAME]"))) else {
+                continue;
+            };
+            for (name, item) in outer.items() {
+                let Some(table) = item.table(&format!("a table: [{section}.NAME]")) else { continue };
+                if !self.claim(&table) {
+                    continue;
+                }
+                if !value::is_name(name) {
+                    let text = "is no name; allowed are letters, digits and . _ - (a letter or digit first), at most 64 of them";
+                    table.report(format!("{} {text}", quoted(name)));
+                }
+                match section {
+                    "encryption" => self.encryption.push((name, table)),
+                    "destination" => self.destination.push((name, table)),
+                    _ => self.job.push((name, table)),
+                }
+            }
+        }
+    }
+
+    /// False, and noted, when another file has this table already.
+    fn claim(&mut self, table: &Table<'a>) -> bool {
+        if let Some(first) = self.claimed.get(&table.path) {
+            table.report(format!("is defined already at {first}; a table must stand in one file only, so remove one of the two"));
+            return false;
+        }
+        self.claimed.insert(table.path.clone(), table.place());
+        true
+    }
+
+    fn daemon(&self, here: &Surroundings<'_>, sources: &[SourceText]) -> Option<Daemon> {
+        let empty = DeTable::new();
+        let table = match (&self.daemon, sources.first()) {
+            (Some(table), _) => table.clone(),
+            (None, Some(main)) => return daemon::daemon(&Table::root(main, &empty), here),
+            (None, None) => return None,
+        };
+        daemon::daemon(&table, here)
+    }
+}
+
+/// The main file first. An unreadable file is there as an empty one with a problem; only a list of drop-ins that cannot be read
+/// ends it here.
+fn read_all(main: &Path) -> Result<Vec<SourceText>, Problem> {
+    let advice = "; keepd is configured by one TOML file, by default /etc/keepd/keepd.toml, another is named with --config";
+    let mut sources = vec![SourceText::read(main, advice)];
+    let directory = main.parent().unwrap_or(Path::new("")).join("conf.d");
+    let failed = |error: &std::io::Error| Problem {
+        severity: Severity::Error,
+        place: Some(Place { file: directory.clone(), line: 0, column: 0 }),
+        key: String::new(),
+        text: format!("the drop-ins cannot be listed: {}", reason(error)),
+    };
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(sources),
+        Err(error) => return Err(failed(&error)),
+    };
+    let mut drop_ins = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| failed(&e))?.path();
+        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|e| e == "toml") {
+            drop_ins.push(path);
+        }
+    }
+    drop_ins.sort();
+    sources.extend(drop_ins.iter().map(|path| SourceText::read(path, "")));
+    Ok(sources)
+}
+
+/// The same path whatever the working directory is later.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

@@ -1,0 +1,392 @@
+//! What each method does: questions are answered from the ledger and the registry, work is started and followed.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keepd_protocol::MAX_REPLY_BYTES;
+use keepd_protocol::call::errors;
+use keepd_protocol::methods::*;
+use keepd_protocol::model::*;
+use rustix::fs::{FileType, OFlags};
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::service::Control;
+use super::transport::{Fault, Replies};
+use crate::config::Retention;
+use crate::ledger::{Ledger, LedgerError};
+use crate::run::{BackupRequest, Error};
+
+/// A follower gets at most ten states a second.
+const FOLLOW_EVERY: Duration = Duration::from_millis(100);
+/// Without `more` a list must fit into one reply.
+const MAX_SINGLE: usize = 1 << 20;
+
+type Result<T, E = Fault> = std::result::Result<T, E>;
+
+fn failed(message: impl std::fmt::Display) -> Fault {
+    Fault::new(errors::FAILED, json!({ "message": message.to_string() }))
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::NotFound { what, name, .. } => Fault::new(errors::NOT_FOUND, json!({ "message": message, "what": what, "name": name })),
+            Error::Ambiguous(_) => Fault::new(errors::AMBIGUOUS, json!({ "message": message })),
+            Error::Busy(_) => Fault::new(errors::BUSY, json!({ "message": message })),
+            Error::ShuttingDown => Fault::new(errors::SHUTTING_DOWN, json!({ "message": message })),
+            Error::Failed(_) => failed(message),
+        }
+    }
+}
+
+impl From<LedgerError> for Fault {
+    fn from(error: LedgerError) -> Self {
+        failed(error)
+    }
+}
+
+impl Control {
+    /// Asks the ledger on a thread that may block.
+    async fn ask<T: Send + 'static, E: Into<Fault> + Send + 'static>(
+        &self,
+        question: impl FnOnce(&Ledger) -> std::result::Result<T, E> + Send + 'static,
+    ) -> Result<T> {
+        let ledger = self.app.ledger.clone();
+        tokio::task::spawn_blocking(move || question(&ledger)).await.map_err(failed)?.map_err(Into::into)
+    }
+
+    /// Runs a question to the registry that may block.
+    async fn ask_runs<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Arc<crate::run::Runs>) -> std::result::Result<T, Error> + Send + 'static,
+    ) -> Result<T> {
+        let runs = self.app.runs.clone();
+        tokio::task::spawn_blocking(move || question(&runs)).await.map_err(failed)?.map_err(Into::into)
+    }
+
+    fn job_named(&self, name: &str) -> Result<()> {
+        let config = self.app.config.get();
+        match config.jobs.contains_key(name) {
+            true => Ok(()),
+            false => {
+                let known = config.jobs.keys().cloned().collect::<Vec<_>>().join(", ");
+                let message = format!("there is no job '{name}'; configured are: {known}");
+                Err(Fault::new(errors::NOT_FOUND, json!({ "message": message, "what": "job", "name": name })))
+            }
+        }
+    }
+
+    pub(super) async fn get_status(&self, p: get_status::In) -> Result<get_status::Out> {
+        if let Some(job) = &p.job {
+            self.job_named(job)?;
+        }
+        let config = self.app.config.get();
+        let app = self.app.clone();
+        let job = p.job.clone();
+        let (jobs, destinations) = tokio::task::spawn_blocking(move || {
+            let jobs = config.jobs.keys().filter(|n| job.as_ref().is_none_or(|j| j == *n)).map(|n| (app.job_status)(n)).collect();
+            (jobs, app.runs.destinations())
+        })
+        .await
+        .map_err(failed)?;
+        let running = self.app.runs.active().iter().map(|r| (**r).clone()).filter(|r| p.job.is_none() || r.job == p.job).collect();
+        let config = self.app.config.get();
+        Ok(get_status::Out {
+            status: Status {
+                version: env!("CARGO_PKG_VERSION").into(),
+                started: self.app.started.to_string(),
+                state_dir: config.daemon.state_dir.display().to_string(),
+                config: self.app.config_path.display().to_string(),
+                jobs,
+                running,
+                destinations,
+            },
+        })
+    }
+
+    pub(super) async fn list_jobs(&self, _: list_jobs::In) -> Result<list_jobs::Out> {
+        let status = self.get_status(get_status::In::default()).await?.status;
+        Ok(list_jobs::Out { jobs: status.jobs })
+    }
+
+    pub(super) async fn show_job(&self, p: show_job::In) -> Result<show_job::Out> {
+        let status = self.get_status(get_status::In { job: Some(p.job.clone()) }).await?.status.jobs.into_iter().next().unwrap_or_default();
+        let config = self.app.config.get();
+        let Some(job) = config.jobs.get(&p.job) else { return Err(failed("the job was removed just now")) };
+        let sources = job
+            .sources
+            .iter()
+            .map(|s| SourceInfo {
+                name: s.name.clone(),
+                kind: s.kind.word().into(),
+                path: s.kind.path().display().to_string(),
+                ..SourceInfo::default()
+            })
+            .collect();
+        let Retention { keep_last, keep_days, keep_daily, keep_weekly, keep_monthly } = job.retention;
+        let rules = [
+            ("keep_last", keep_last),
+            ("keep_days", keep_days),
+            ("keep_daily", keep_daily),
+            ("keep_weekly", keep_weekly),
+            ("keep_monthly", keep_monthly),
+        ];
+        let detail = JobDetail {
+            status,
+            timezone: job.timezone.clone(),
+            destinations: job.destinations.clone(),
+            sources,
+            retention: rules.into_iter().filter_map(|(name, n)| Some((name.to_owned(), u64::from(n?)))).collect(),
+            retry_attempts: job.retry.attempts,
+            retry_backoff_seconds: job.retry.backoff.as_secs(),
+        };
+        Ok(show_job::Out { job: detail })
+    }
+
+    pub(super) async fn start_backup(&self, p: start_backup::In, by: String) -> Result<start_backup::Out> {
+        let kind = p.r#type.unwrap_or_default();
+        if !matches!(kind, BackupType::Manual | BackupType::PreUpdate) {
+            return Err(Fault::invalid_parameter("type"));
+        }
+        if p.labels.len() > 64 || p.labels.iter().any(|(k, v)| k.is_empty() || k.len() > 128 || v.len() > 1024) {
+            return Err(Fault::invalid_parameter("labels"));
+        }
+        if p.name.as_ref().is_some_and(|n| n.len() > 256) {
+            return Err(Fault::invalid_parameter("name"));
+        }
+        let request = BackupRequest { job: p.job, r#type: kind, name: p.name, labels: p.labels, by, attempt: 1 };
+        let run = self.ask_runs(move |runs| runs.start_backup(request)).await?;
+        Ok(start_backup::Out { run })
+    }
+
+    pub(super) async fn start_check(&self, p: start_check::In, by: String) -> Result<start_check::Out> {
+        if p.read_data > 100 {
+            return Err(Fault::invalid_parameter("read_data"));
+        }
+        let run = self.ask_runs(move |runs| runs.start_check(&p.destination, p.read_data, &by)).await?;
+        Ok(start_check::Out { run })
+    }
+
+    pub(super) async fn start_prune(&self, p: start_prune::In, by: String) -> Result<start_prune::Out> {
+        let run = self.ask_runs(move |runs| runs.start_prune(&p.destination, p.dry_run, &by)).await?;
+        Ok(start_prune::Out { run })
+    }
+
+    pub(super) async fn start_delete(&self, p: start_delete::In, by: String) -> Result<start_delete::Out> {
+        let run = self.ask_runs(move |runs| runs.start_delete(&p.backup, p.job.as_deref(), p.destination.as_deref(), &by)).await?;
+        Ok(start_delete::Out { run })
+    }
+
+    pub(super) async fn start_restore(&self, p: start_restore::In, fds: Vec<OwnedFd>, by: String) -> Result<start_restore::Out> {
+        let out = writable(fds)?;
+        let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<Vec<_>, _>>();
+        let paths = paths.map_err(|_| Fault::invalid_parameter("paths"))?;
+        let started = self.app.runs.start_restore(&p.backup, p.job.as_deref(), paths, out, &by).await?;
+        Ok(start_restore::Out { run: started.run, backup: started.backup, entries: started.entries, bytes: started.bytes })
+    }
+
+    pub(super) async fn start_cat(&self, p: start_cat::In, fds: Vec<OwnedFd>, by: String) -> Result<start_cat::Out> {
+        let out = writable(fds)?;
+        let path = p.path.to_bytes().map_err(|_| Fault::invalid_parameter("path"))?;
+        let (run, bytes) = self.app.runs.start_cat(&p.backup, p.job.as_deref(), path, out, &by).await?;
+        Ok(start_cat::Out { run, bytes })
+    }
+
+    pub(super) async fn follow_run(&self, p: follow_run::In, replies: &mut Replies<'_>) -> Result<follow_run::Out> {
+        let Some(mut changes) = self.app.runs.follow(&p.run) else {
+            return Ok(follow_run::Out { run: self.ended_run(&p.run).await? });
+        };
+        loop {
+            let run = (**changes.borrow_and_update()).clone();
+            if run.state.is_finished() || !replies.more() {
+                return Ok(follow_run::Out { run });
+            }
+            if !replies.send(&follow_run::Out { run }).await {
+                return Err(failed("the follower went away"));
+            }
+            let next = Instant::now() + FOLLOW_EVERY;
+            if changes.changed().await.is_err() {
+                let last = (**changes.borrow()).clone();
+                let run = if last.state.is_finished() { last } else { self.ended_run(&p.run).await? };
+                return Ok(follow_run::Out { run });
+            }
+            sleep_until(next).await;
+        }
+    }
+
+    async fn ended_run(&self, id: &str) -> Result<Run> {
+        let name = id.to_owned();
+        let found = self.ask(move |ledger| ledger.run(&name)).await?;
+        found.ok_or_else(|| {
+            let message = format!("there is no run '{id}'; 'keepctl run list' shows them");
+            Fault::new(errors::NOT_FOUND, json!({ "message": message, "what": "run", "name": id }))
+        })
+    }
+
+    pub(super) async fn cancel_run(&self, p: cancel_run::In) -> Result<cancel_run::Out> {
+        if !self.app.runs.cancel(&p.run) {
+            let run = self.ended_run(&p.run).await?;
+            return Err(failed(format!("run {} has ended already ({})", run.id, run.state)));
+        }
+        Ok(cancel_run::Out {})
+    }
+
+    pub(super) async fn list_runs(&self, p: list_runs::In) -> Result<list_runs::Out> {
+        let limit = p.limit.unwrap_or(20).clamp(1, 1000);
+        let job = p.job.clone();
+        let mut runs = self.ask(move |ledger| ledger.runs(job.as_deref(), limit)).await?;
+        // What lives is newer than what the ledger has of it.
+        for live in self.app.runs.active() {
+            if let Some(known) = runs.iter_mut().find(|r| r.id == live.id) {
+                *known = (*live).clone();
+            }
+        }
+        for run in &mut runs {
+            run.messages.clear();
+        }
+        Ok(list_runs::Out { runs })
+    }
+
+    pub(super) async fn show_run(&self, p: show_run::In) -> Result<show_run::Out> {
+        let live = self.app.runs.follow(&p.run).map(|changes| (**changes.borrow()).clone());
+        let run = match live {
+            Some(run) => run,
+            None => self.ended_run(&p.run).await?,
+        };
+        Ok(show_run::Out { run })
+    }
+
+    pub(super) async fn list_backups(&self, p: list_backups::In, replies: &mut Replies<'_>) -> Result<list_backups::Out> {
+        if let Some(job) = p.job.as_ref().filter(|j| !self.app.config.get().jobs.contains_key(*j)) {
+            // A job that was removed from the configuration may still have backups.
+            let name = job.clone();
+            if self.ask(move |ledger| ledger.backups(Some(&name), None)).await?.is_empty() {
+                self.job_named(job)?;
+            }
+        }
+        if let Some(name) = p.destination.as_ref().filter(|d| !self.app.config.get().destinations.contains_key(*d)) {
+            let message = format!("there is no destination '{name}'");
+            return Err(Fault::new(errors::NOT_FOUND, json!({ "message": message, "what": "destination", "name": name })));
+        }
+        let all = self.ask(move |ledger| ledger.backups(p.job.as_deref(), p.destination.as_deref())).await?;
+        let backups = pages(all, replies, |backups| list_backups::Out { backups }).await?;
+        Ok(list_backups::Out { backups })
+    }
+
+    pub(super) async fn show_backup(&self, p: show_backup::In) -> Result<show_backup::Out> {
+        let backup = self.ask_runs(move |runs| runs.backup_detail(&p.backup, p.job.as_deref())).await?;
+        Ok(show_backup::Out { backup })
+    }
+
+    pub(super) async fn list_entries(&self, p: list_entries::In, replies: &mut Replies<'_>) -> Result<list_entries::Out> {
+        let path = p.path.as_ref().map(BytesPath::to_bytes).transpose().map_err(|_| Fault::invalid_parameter("path"))?;
+        let batches = self.ask_runs(move |runs| runs.list_entries(&p.backup, p.job.as_deref(), path, p.recursive)).await?;
+        let entries = stream(batches, replies, |entries| list_entries::Out { entries }).await?;
+        Ok(list_entries::Out { entries })
+    }
+
+    pub(super) async fn diff_backups(&self, p: diff_backups::In, replies: &mut Replies<'_>) -> Result<diff_backups::Out> {
+        let batches = self.ask_runs(move |runs| runs.diff(&p.a, &p.b, p.job.as_deref())).await?;
+        let changes = stream(batches, replies, |changes| diff_backups::Out { changes }).await?;
+        Ok(diff_backups::Out { changes })
+    }
+
+    pub(super) async fn watch(&self, _: watch::In, replies: &mut Replies<'_>) -> Result<watch::Out> {
+        if !replies.more() {
+            return Err(Fault::new("org.varlink.service.ExpectedMore", json!({})));
+        }
+        let mut events = self.app.events.subscribe();
+        loop {
+            let event = match events.recv().await {
+                Ok(event) => event,
+                Err(RecvError::Lagged(n)) => {
+                    return Err(failed(format!("{n} events were missed, for they were not taken in time; watch again")));
+                }
+                Err(RecvError::Closed) => return Err(Fault::new(errors::SHUTTING_DOWN, json!({ "message": "keepd is stopping" }))),
+            };
+            if !replies.send(&watch::Out { event }).await {
+                return Err(failed("the watcher went away"));
+            }
+        }
+    }
+
+    pub(super) async fn reload(&self, _: reload::In) -> Result<reload::Out> {
+        match (self.app.reload)().await {
+            Ok((jobs, message)) => Ok(reload::Out { jobs, message }),
+            Err(message) => Err(Fault::new(errors::CONFIG_INVALID, json!({ "message": message }))),
+        }
+    }
+}
+
+/// The one descriptor of a call that writes into it: a pipe, socket or file open for writing.
+fn writable(fds: Vec<OwnedFd>) -> Result<OwnedFd> {
+    let wrong = |text: &str| Fault::new(errors::DESCRIPTOR, json!({ "message": text }));
+    let [fd]: [OwnedFd; 1] =
+        fds.try_into().map_err(|_| wrong("the call wants exactly one descriptor passed along: the write end of a pipe"))?;
+    let kind = rustix::fs::fstat(&fd).map(|s| FileType::from_raw_mode(s.st_mode)).map_err(|e| wrong(&e.to_string()))?;
+    let flags = rustix::fs::fcntl_getfl(&fd).map_err(|e| wrong(&e.to_string()))?;
+    let fit = matches!(kind, FileType::Fifo | FileType::Socket | FileType::RegularFile);
+    match fit && (flags & OFlags::ACCMODE) != OFlags::RDONLY {
+        true => Ok(fd),
+        false => Err(wrong("the descriptor must be a pipe, a socket or a file, open for writing")),
+    }
+}
+
+fn length(item: &impl Serialize) -> usize {
+    serde_json::to_vec(item).map_or(0, |v| v.len() + 1)
+}
+
+/// Sends a list in replies of bounded length; returns what belongs into the last one.
+async fn pages<T: Serialize, O: Serialize>(list: Vec<T>, replies: &mut Replies<'_>, wrap: impl Fn(Vec<T>) -> O) -> Result<Vec<T>> {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    for item in list {
+        let len = length(&item);
+        if bytes + len > if replies.more() { MAX_REPLY_BYTES } else { MAX_SINGLE } {
+            if !replies.more() {
+                return Err(too_long());
+            }
+            if !replies.send(&wrap(std::mem::take(&mut page))).await {
+                return Err(failed("the caller went away"));
+            }
+            bytes = 0;
+        }
+        bytes += len;
+        page.push(item);
+    }
+    Ok(page)
+}
+
+fn too_long() -> Fault {
+    failed("the list is longer than one reply may be; ask with 'more'")
+}
+
+/// Passes batches on as they come.
+async fn stream<T: Serialize, O: Serialize>(
+    mut batches: mpsc::Receiver<std::result::Result<Vec<T>, Error>>,
+    replies: &mut Replies<'_>,
+    wrap: impl Fn(Vec<T>) -> O,
+) -> Result<Vec<T>> {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while let Some(batch) = batches.recv().await {
+        for item in batch? {
+            bytes += length(&item);
+            page.push(item);
+        }
+        if bytes > MAX_REPLY_BYTES / 2 && replies.more() {
+            if !replies.send(&wrap(std::mem::take(&mut page))).await {
+                return Err(failed("the caller went away"));
+            }
+            bytes = 0;
+        }
+        if bytes > MAX_SINGLE {
+            return Err(too_long());
+        }
+    }
+    Ok(page)
+}

@@ -1,0 +1,192 @@
+//! Sealed objects: a plain header that names kind, repository and salt, then AES-256-GCM sections under one subkey.
+//!
+//! The subkey is HKDF-SHA256 of the master key with the object's own random 32-byte salt; the nonce of a section is its
+//! ordinal; the associated data are the whole header and the ordinal. So a nonce never repeats under a key, and no
+//! section can be moved to another place, object, kind or repository.
+
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use aes_gcm::{Aes256Gcm, Key, Nonce, Tag};
+
+use super::{CryptoError, MasterKey, random};
+
+/// Length of the plain header.
+pub const HEADER_BYTES: usize = 64;
+/// What sealing adds to a section.
+pub const TAG_BYTES: usize = 16;
+/// The ordinal of a pack's footer.
+pub const FOOTER_ORDINAL: u64 = u64::MAX;
+
+const MAGIC: &[u8; 8] = b"KEEPD\x00\x00\x01";
+
+/// What an object holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectKind {
+    DataPack,
+    MetaPack,
+    Index,
+    Manifest,
+}
+
+impl ObjectKind {
+    fn code(self) -> u8 {
+        match self {
+            ObjectKind::DataPack => 1,
+            ObjectKind::MetaPack => 2,
+            ObjectKind::Index => 3,
+            ObjectKind::Manifest => 4,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        [ObjectKind::DataPack, ObjectKind::MetaPack, ObjectKind::Index, ObjectKind::Manifest].into_iter().find(|k| k.code() == code)
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            ObjectKind::DataPack => "data pack",
+            ObjectKind::MetaPack => "metadata pack",
+            ObjectKind::Index => "index",
+            ObjectKind::Manifest => "manifest",
+        }
+    }
+}
+
+/// The plain header of a sealed object, checked for form but not yet authenticated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectHeader {
+    pub kind: ObjectKind,
+    bytes: [u8; HEADER_BYTES],
+}
+
+impl ObjectHeader {
+    /// A header with a fresh salt.
+    pub fn fresh(kind: ObjectKind, repository: &[u8; 16]) -> Result<Self, CryptoError> {
+        let salt: [u8; 32] = random()?;
+        let mut bytes = [0u8; HEADER_BYTES];
+        bytes[..8].copy_from_slice(MAGIC);
+        bytes[8] = kind.code();
+        // Byte 9: how the subkey is wrapped, 0 = HKDF of the master key. Bytes 10..16 are reserved and zero.
+        bytes[16..32].copy_from_slice(repository);
+        bytes[32..].copy_from_slice(&salt);
+        Ok(Self { kind, bytes })
+    }
+
+    /// Reads the header at the start of an object.
+    pub fn parse(object: &[u8], repository: &[u8; 16]) -> Result<Self, CryptoError> {
+        let bytes: [u8; HEADER_BYTES] = object.get(..HEADER_BYTES).and_then(|b| b.try_into().ok()).ok_or(CryptoError::Short)?;
+        if bytes[..7] != MAGIC[..7] {
+            return Err(CryptoError::Magic);
+        }
+        if bytes[7] != MAGIC[7] || bytes[9] != 0 || bytes[10..16] != [0; 6] {
+            return Err(CryptoError::Version(format!("{} (key wrap {})", bytes[7], bytes[9])));
+        }
+        let kind = ObjectKind::from_code(bytes[8]).ok_or_else(|| CryptoError::Version(format!("1 with object kind {}", bytes[8])))?;
+        if bytes[16..32] != repository[..] {
+            return Err(CryptoError::OtherRepository);
+        }
+        Ok(Self { kind, bytes })
+    }
+
+    /// As [`ObjectHeader::parse`], and the kind must be the wanted one.
+    pub fn expect(object: &[u8], repository: &[u8; 16], wanted: ObjectKind) -> Result<Self, CryptoError> {
+        let header = Self::parse(object, repository)?;
+        if header.kind != wanted {
+            return Err(CryptoError::Kind { found: header.kind.word().into(), wanted: wanted.word() });
+        }
+        Ok(header)
+    }
+
+    pub fn bytes(&self) -> &[u8; HEADER_BYTES] {
+        &self.bytes
+    }
+}
+
+/// Seals and opens the sections of one object.
+pub struct ObjectCipher {
+    cipher: Aes256Gcm,
+    header: [u8; HEADER_BYTES],
+}
+
+impl ObjectCipher {
+    pub fn new(master: &MasterKey, header: &ObjectHeader) -> Self {
+        let info: &[u8] = match header.kind {
+            ObjectKind::DataPack => b"keepd/1 data pack",
+            ObjectKind::MetaPack => b"keepd/1 metadata pack",
+            ObjectKind::Index => b"keepd/1 index",
+            ObjectKind::Manifest => b"keepd/1 manifest",
+        };
+        let key = master.derive(&header.bytes[32..], info);
+        Self { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key)), header: header.bytes }
+    }
+
+    /// Appends the sealed form of `payload` to `out`: ciphertext, then the tag.
+    pub fn seal(&self, ordinal: u64, payload: &[u8], out: &mut Vec<u8>) -> Result<(), CryptoError> {
+        let start = out.len();
+        out.extend_from_slice(payload);
+        let (nonce, aad) = self.bind(ordinal);
+        let section = out.get_mut(start..).ok_or(CryptoError::Short)?;
+        let tag = self.cipher.encrypt_inout_detached(&nonce, &aad, section.into()).map_err(|_| CryptoError::Open)?;
+        out.extend_from_slice(&tag);
+        Ok(())
+    }
+
+    /// Opens a sealed section.
+    pub fn open(&self, ordinal: u64, sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        let cut = sealed.len().checked_sub(TAG_BYTES).ok_or(CryptoError::Short)?;
+        let (body, tag) = sealed.split_at(cut);
+        let tag = Tag::try_from(tag).map_err(|_| CryptoError::Short)?;
+        let (nonce, aad) = self.bind(ordinal);
+        let mut plain = body.to_vec();
+        self.cipher.decrypt_inout_detached(&nonce, &aad, plain.as_mut_slice().into(), &tag).map_err(|_| CryptoError::Open)?;
+        Ok(plain)
+    }
+
+    /// The nonce is the ordinal (4 zero bytes, then little-endian); the associated data are header and ordinal.
+    fn bind(&self, ordinal: u64) -> (Nonce<aes_gcm::aead::consts::U12>, [u8; HEADER_BYTES + 8]) {
+        let mut nonce = [0u8; 12];
+        nonce[4..].copy_from_slice(&ordinal.to_le_bytes());
+        let mut aad = [0u8; HEADER_BYTES + 8];
+        aad[..HEADER_BYTES].copy_from_slice(&self.header);
+        aad[HEADER_BYTES..].copy_from_slice(&ordinal.to_le_bytes());
+        (nonce.into(), aad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed() -> (MasterKey, ObjectHeader, Vec<u8>) {
+        let master = MasterKey::from_bytes([7; 32]);
+        let header = ObjectHeader::fresh(ObjectKind::Index, &[1; 16]).unwrap();
+        let mut out = Vec::new();
+        ObjectCipher::new(&master, &header).seal(5, b"payload", &mut out).unwrap();
+        (master, header, out)
+    }
+
+    #[test]
+    fn opens_only_as_sealed() {
+        let (master, header, section) = sealed();
+        let cipher = ObjectCipher::new(&master, &header);
+        assert_eq!(cipher.open(5, &section).unwrap(), b"payload");
+        assert_eq!(cipher.open(6, &section), Err(CryptoError::Open), "another ordinal");
+        for at in 0..section.len() {
+            let mut bad = section.clone();
+            bad[at] ^= 1;
+            assert_eq!(cipher.open(5, &bad), Err(CryptoError::Open), "byte {at}");
+        }
+        for cut in 0..section.len() {
+            assert!(cipher.open(5, &section[..cut]).is_err());
+        }
+        for at in 8..HEADER_BYTES {
+            let mut bytes = *header.bytes();
+            bytes[at] ^= 1;
+            let opened = match ObjectHeader::parse(&bytes, &[1; 16]) {
+                Ok(h) => ObjectCipher::new(&master, &h).open(5, &section),
+                Err(e) => Err(e),
+            };
+            assert!(opened.is_err(), "header byte {at} changed and it still opens");
+        }
+        assert!(ObjectCipher::new(&MasterKey::from_bytes([8; 32]), &header).open(5, &section).is_err(), "another key");
+    }
+}

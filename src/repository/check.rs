@@ -1,0 +1,263 @@
+//! Check: proves that every backup can be restored, or names what is damaged and which backups it hurts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::entry::{ChunkId, Segment};
+use super::error::{RepositoryError, Result};
+use super::manifest::Manifest;
+use super::pack::{MAX_PACK_BYTES, contents, open_chunk};
+use super::page;
+use super::reader::SourceReader;
+use super::repository::{Repository, manifest_name, pack_name};
+use crate::crypto::{ObjectCipher, ObjectHeader, ObjectKind};
+
+/// What a check found.
+#[derive(Debug, Default)]
+pub struct CheckReport {
+    pub backups: u64,
+    pub packs: u64,
+    pub packs_read: u64,
+    pub bytes_read: u64,
+    /// Damaged or missing objects, each with what is wrong.
+    pub problems: Vec<String>,
+    /// Backups that cannot be restored whole: id (hexadecimal) and the first paths hurt.
+    pub hurt: BTreeMap<String, Vec<String>>,
+    /// Sequence numbers that two backups carry.
+    pub forked: Vec<u64>,
+}
+
+/// Tells how far it is: packs done, packs to do, bytes read.
+pub type Progress<'a> = &'a (dyn Fn(usize, usize, u64) + Sync);
+
+/// Paths named for each hurt backup.
+const MAX_PATHS: usize = 20;
+
+/// Checks the structure, and of the packs `read_data` percent (0 to 100) byte by byte.
+pub fn check(repository: &Arc<Repository>, read_data: u32, progress: Progress<'_>, cancel: &CancellationToken) -> Result<CheckReport> {
+    let mut report = CheckReport { problems: repository.sync_index()?, ..CheckReport::default() };
+    let packs = repository.local.packs()?;
+    report.packs = packs.len() as u64;
+    let bad = read_packs(repository, &packs, read_data, progress, cancel, &mut report)?;
+    let mut manifests = Vec::new();
+    for id in repository.listed_backups()?.into_keys() {
+        match repository.read_manifest(&id) {
+            Ok(manifest) => manifests.push((id, manifest)),
+            Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
+            Err(e) => {
+                report.problems.push(e.to_string());
+                report.hurt.insert(HEXLOWER.encode(&id), vec!["(the whole backup: its manifest does not open)".into()]);
+            }
+        }
+    }
+    report.backups = manifests.len() as u64 + report.hurt.len() as u64;
+    let mut sequences = HashSet::new();
+    report.forked = manifests.iter().map(|(_, m)| m.sequence).filter(|s| !sequences.insert(*s)).collect();
+    let mut walker = Walker { repository, bad, pages: HashMap::new(), cancel };
+    for (id, manifest) in &manifests {
+        let paths = walker.hurt_paths(manifest)?;
+        if !paths.is_empty() {
+            report.hurt.insert(HEXLOWER.encode(id), paths);
+        }
+    }
+    for (id, _) in manifests.iter().filter(|(_, m)| report.forked.contains(&m.sequence)) {
+        report.problems.push(format!("{}: {}: another backup has the same sequence number", repository.location(), manifest_name(id)));
+    }
+    Ok(report)
+}
+
+/// Reads packs whole; returns the chunks that cannot be had.
+fn read_packs(
+    repository: &Repository,
+    packs: &[([u8; 32], u64)],
+    percent: u32,
+    progress: Progress<'_>,
+    cancel: &CancellationToken,
+    report: &mut CheckReport,
+) -> Result<HashSet<ChunkId>> {
+    // A sample is spread by the packs' own (random) ids, another one each time would need a memory of the last.
+    let wanted = (packs.len() * percent.min(100) as usize).div_ceil(100);
+    let mut sample: Vec<_> = packs.to_vec();
+    if wanted < sample.len() {
+        let salt: [u8; 8] = crate::crypto::random().map_err(|e| RepositoryError::Other(e.to_string()))?;
+        sample.sort_by_cached_key(|(id, _)| *blake3::hash(&[&salt[..], id].concat()).as_bytes());
+        sample.truncate(wanted);
+    }
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new((Vec::<String>::new(), HashSet::<ChunkId>::new(), 0u64, 0usize));
+    let failed = Mutex::new(None::<RepositoryError>);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 4);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((id, size)) = sample.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if cancel.is_cancelled() || failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                        return;
+                    }
+                    match read_pack(repository, id) {
+                        Ok(verdict) => {
+                            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                            if let Err((problem, chunks)) = verdict {
+                                found.0.push(problem);
+                                found.1.extend(chunks);
+                            }
+                            found.2 += size;
+                            found.3 += 1;
+                            progress(found.3, sample.len(), found.2);
+                        }
+                        Err(e) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e),
+                    }
+                }
+            });
+        }
+    });
+    if let Some(e) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(e);
+    }
+    if cancel.is_cancelled() {
+        return Err(RepositoryError::Cancelled);
+    }
+    let (problems, bad, bytes, count) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.problems.extend(problems);
+    report.bytes_read = bytes;
+    report.packs_read = count as u64;
+    Ok(bad)
+}
+
+type Verdict = std::result::Result<(), (String, Vec<ChunkId>)>;
+
+/// Proves one pack. The outer error is a storage that does not answer; the inner one damage, with the chunks lost.
+fn read_pack(repository: &Repository, id: &[u8; 32]) -> Result<Verdict> {
+    let name = pack_name(id);
+    let listed = repository.local.pack(id)?.map(|p| p.chunks).unwrap_or_default();
+    let pack = match repository.storage.get(&name, MAX_PACK_BYTES) {
+        Ok(pack) => pack,
+        Err(crate::storage::StorageError::NotFound { .. }) => {
+            return Ok(Err((format!("{}: {name}: it is missing", repository.location()), listed.iter().map(|c| c.id).collect())));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let whole = <[u8; 32]>::from(Sha256::digest(&pack)) == *id;
+    let header = ObjectHeader::parse(&pack, &repository.id);
+    let chunks = match contents(&repository.master, &repository.id, &pack) {
+        Ok(contents) => contents.chunks,
+        Err(_) => listed.clone(),
+    };
+    let mut lost = Vec::new();
+    match header {
+        Ok(header) if !chunks.is_empty() => {
+            let cipher = ObjectCipher::new(&repository.master, &header);
+            for (ordinal, c) in chunks.iter().enumerate() {
+                let sealed = pack.get(c.offset as usize..c.offset as usize + c.sealed_len as usize).unwrap_or_default();
+                if open_chunk(&cipher, &repository.chunk_key, ordinal as u64, &c.id, c.len, sealed).is_err() {
+                    lost.push(c.id);
+                }
+            }
+        }
+        _ => lost.extend(listed.iter().map(|c| c.id)),
+    }
+    // An exchanged pack is whole in itself, but not the one that was promised here.
+    if !whole {
+        let present: HashSet<ChunkId> = chunks.iter().map(|c| c.id).collect();
+        lost.extend(listed.iter().map(|c| c.id).filter(|c| !present.contains(c)));
+    }
+    if whole && lost.is_empty() {
+        return Ok(Ok(()));
+    }
+    let what =
+        if whole { "it holds chunks that do not open" } else { "its SHA-256 is not its name: the bytes are damaged, cut off or exchanged" };
+    Ok(Err((format!("{}: {name}: {what} ({} of {} chunks lost)", repository.location(), lost.len(), chunks.len()), lost)))
+}
+
+/// Finds out which entries of a backup cannot be had. Pages that several backups share are looked at once.
+struct Walker<'a> {
+    repository: &'a Arc<Repository>,
+    bad: HashSet<ChunkId>,
+    /// Pages seen: the paths in them that are hurt (mostly none).
+    pages: HashMap<ChunkId, Vec<String>>,
+    cancel: &'a CancellationToken,
+}
+
+impl Walker<'_> {
+    fn hurt_paths(&mut self, manifest: &Manifest) -> Result<Vec<String>> {
+        let mut paths = BTreeSet::new();
+        for source in &manifest.sources {
+            for page in &source.pages {
+                if self.cancel.is_cancelled() {
+                    return Err(RepositoryError::Cancelled);
+                }
+                let id = ChunkId(*page.chunk);
+                if !self.pages.contains_key(&id) {
+                    let hurt = self.look_at(&id, &page.first_path)?;
+                    self.pages.insert(id, hurt);
+                }
+                for path in self.pages.get(&id).into_iter().flatten() {
+                    if paths.len() < MAX_PATHS {
+                        paths.insert(format!("{}/{path}", source.name));
+                    }
+                }
+            }
+        }
+        Ok(paths.into_iter().collect())
+    }
+
+    fn look_at(&self, id: &ChunkId, first_path: &[u8]) -> Result<Vec<String>> {
+        let all = || vec![format!("{} and the entries after it", String::from_utf8_lossy(first_path))];
+        let Some(bytes) = self.read(id)? else { return Ok(all()) };
+        // The table tells quickly whether anything is wrong; mostly nothing is.
+        let Ok(references) = page::references(&bytes) else { return Ok(all()) };
+        let mut suspicious = false;
+        for chunk in &references {
+            match self.repository.lookup(chunk)? {
+                None => suspicious = true,
+                Some(at) => suspicious |= at.kind == ObjectKind::MetaPack || self.bad.contains(chunk),
+            }
+        }
+        if !suspicious {
+            return Ok(Vec::new());
+        }
+        let Ok(entries) = page::decode_page(&bytes) else { return Ok(all()) };
+        let reader = SourceReader::empty(self.repository.clone());
+        let mut hurt = Vec::new();
+        for paged in entries {
+            let path = String::from_utf8_lossy(&paged.entry.path).into_owned();
+            let entry = match reader.whole(paged) {
+                Ok(entry) => entry,
+                Err(e @ RepositoryError::Storage(_)) => return Err(e),
+                Err(_) => {
+                    hurt.push(path);
+                    continue;
+                }
+            };
+            let mut lost = false;
+            let mut last = None;
+            for segment in &entry.content.segments {
+                if let Segment::Data(x) = segment
+                    && last != Some(x.chunk)
+                {
+                    last = Some(x.chunk);
+                    lost |= self.bad.contains(&x.chunk) || self.repository.lookup(&x.chunk)?.is_none();
+                }
+            }
+            if lost {
+                hurt.push(path);
+            }
+        }
+        Ok(hurt)
+    }
+
+    /// A metadata chunk; None when it is damaged.
+    fn read(&self, id: &ChunkId) -> Result<Option<Vec<u8>>> {
+        match self.repository.read_chunk(id) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(RepositoryError::Storage(crate::storage::StorageError::NotFound { .. })) => Ok(None),
+            Err(e @ RepositoryError::Storage(_)) => Err(e),
+            Err(_) => Ok(None),
+        }
+    }
+}

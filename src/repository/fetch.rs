@@ -1,0 +1,212 @@
+//! Fetching many chunks ahead of their use, in parallel, within a bound of memory.
+//!
+//! One thread asks for chunks in the order in which it will need them; neighbours in a pack are read in one go. A chunk's
+//! bytes live as long as somebody holds its slot.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tokio_util::sync::CancellationToken;
+
+use super::entry::ChunkId;
+use super::error::{RepositoryError, Result};
+use super::local::Location;
+use super::pack::open_chunk;
+use super::repository::{Repository, pack_name};
+
+/// Plaintext of neighbours read in one go.
+const GROUP_BYTES: u32 = 4 << 20;
+/// Slots kept for another use of the same chunk soon.
+const RECENT: usize = 16;
+
+/// A chunk asked for.
+pub struct Slot {
+    state: Mutex<State>,
+    ready: Condvar,
+    len: u32,
+    budget: Arc<Budget>,
+}
+
+enum State {
+    Waiting,
+    Ready(Arc<Vec<u8>>),
+    Failed(String),
+}
+
+struct Budget {
+    used: Mutex<usize>,
+    freed: Condvar,
+    limit: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Slot {
+    /// The chunk's plaintext, when it has come.
+    pub fn wait(&self) -> Result<Arc<Vec<u8>>> {
+        let mut state = lock(&self.state);
+        loop {
+            match &*state {
+                State::Ready(bytes) => return Ok(bytes.clone()),
+                State::Failed(text) => return Err(RepositoryError::Other(text.clone())),
+                State::Waiting => state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    fn set(&self, result: Result<Vec<u8>>) {
+        *lock(&self.state) = match result {
+            Ok(bytes) => State::Ready(Arc::new(bytes)),
+            Err(e) => State::Failed(e.to_string()),
+        };
+        self.ready.notify_all();
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *lock(&self.budget.used) -= self.len as usize;
+        self.budget.freed.notify_all();
+    }
+}
+
+type Group = Vec<(Arc<Slot>, ChunkId, Location)>;
+
+pub struct Fetcher {
+    repository: Arc<Repository>,
+    budget: Arc<Budget>,
+    groups: Option<Sender<Group>>,
+    group: Group,
+    group_bytes: u32,
+    live: HashMap<ChunkId, Weak<Slot>>,
+    recent: VecDeque<Arc<Slot>>,
+    threads: Vec<JoinHandle<()>>,
+    cancel: CancellationToken,
+}
+
+impl Fetcher {
+    /// `limit`: bytes of plaintext held at once, at least one chunk.
+    pub fn new(repository: Arc<Repository>, limit: usize, cancel: CancellationToken) -> Result<Self> {
+        let (groups, queue) = unbounded::<Group>();
+        let count = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+        let mut threads = Vec::new();
+        for _ in 0..count {
+            let (repository, queue, cancel) = (repository.clone(), queue.clone(), cancel.clone());
+            let thread = std::thread::Builder::new().name("fetch".into()).spawn(move || work(&repository, &queue, &cancel));
+            threads.push(thread.map_err(|e| RepositoryError::Other(format!("cannot start a thread: {e}")))?);
+        }
+        let budget = Arc::new(Budget { used: Mutex::new(0), freed: Condvar::new(), limit });
+        Ok(Self {
+            repository,
+            budget,
+            groups: Some(groups),
+            group: Vec::new(),
+            group_bytes: 0,
+            live: HashMap::new(),
+            recent: VecDeque::new(),
+            threads,
+            cancel,
+        })
+    }
+
+    /// Asks for a chunk. Blocks while too much is held; what was asked for so far is then on its way.
+    pub fn request(&mut self, id: ChunkId) -> Result<Arc<Slot>> {
+        if let Some(slot) = self.live.get(&id).and_then(Weak::upgrade) {
+            return Ok(slot);
+        }
+        let location = self.repository.locate(&id)?;
+        self.reserve(location.len as usize)?;
+        let slot =
+            Arc::new(Slot { state: Mutex::new(State::Waiting), ready: Condvar::new(), len: location.len, budget: self.budget.clone() });
+        let follows = self.group.last().is_some_and(|(_, _, l)| l.pack == location.pack && l.offset + l.sealed_len == location.offset);
+        if !follows || self.group_bytes >= GROUP_BYTES {
+            self.flush();
+        }
+        self.group_bytes += location.len;
+        self.group.push((slot.clone(), id, location));
+        if self.live.len() > 4096 {
+            self.live.retain(|_, slot| slot.strong_count() > 0);
+        }
+        self.live.insert(id, Arc::downgrade(&slot));
+        self.recent.push_back(slot.clone());
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+        Ok(slot)
+    }
+
+    /// Sends what was asked for on its way; to be called before waiting for anything else.
+    pub fn flush(&mut self) {
+        self.group_bytes = 0;
+        if !self.group.is_empty()
+            && let Some(groups) = &self.groups
+        {
+            // The threads live as long as this sender.
+            let _ = groups.send(std::mem::take(&mut self.group));
+        }
+    }
+
+    fn reserve(&mut self, len: usize) -> Result<()> {
+        let budget = self.budget.clone();
+        let fits = |used: usize| used == 0 || used + len <= budget.limit;
+        if !fits(*lock(&budget.used)) {
+            self.flush();
+            self.recent.clear();
+        }
+        let mut used = lock(&budget.used);
+        while !fits(*used) {
+            if self.cancel.is_cancelled() {
+                return Err(RepositoryError::Cancelled);
+            }
+            let wait = std::time::Duration::from_millis(200);
+            used = budget.freed.wait_timeout(used, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *used += len;
+        Ok(())
+    }
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        self.flush();
+        self.groups = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(repository: &Repository, queue: &Receiver<Group>, cancel: &CancellationToken) {
+    for group in queue {
+        let fetched = fetch_group(repository, &group, cancel);
+        if let Err(e) = fetched {
+            let text = e.to_string();
+            for (slot, _, _) in &group {
+                if matches!(*lock(&slot.state), State::Waiting) {
+                    slot.set(Err(RepositoryError::Other(text.clone())));
+                }
+            }
+        }
+    }
+}
+
+fn fetch_group(repository: &Repository, group: &Group, cancel: &CancellationToken) -> Result<()> {
+    let (Some((_, _, first)), Some((_, _, last))) = (group.first(), group.last()) else { return Ok(()) };
+    if cancel.is_cancelled() {
+        return Err(RepositoryError::Cancelled);
+    }
+    let cipher = repository.pack_cipher(&first.pack, first.kind)?;
+    let len = u64::from(last.offset) + u64::from(last.sealed_len) - u64::from(first.offset);
+    let sealed = repository.storage.range(&pack_name(&first.pack), u64::from(first.offset), len)?;
+    for (slot, id, at) in group {
+        let start = (at.offset - first.offset) as usize;
+        let section = sealed.get(start..start + at.sealed_len as usize).unwrap_or_default();
+        let opened = open_chunk(&cipher, &repository.chunk_key, u64::from(at.ordinal), id, at.len, section);
+        slot.set(opened.map_err(|e| repository.pack_error(&at.pack, e)));
+    }
+    Ok(())
+}

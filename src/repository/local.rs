@@ -1,0 +1,326 @@
+//! The local index: a cache of the repository's index in SQLite, so that memory does not grow with the repository.
+//!
+//! Whatever is in it can be made again from the repository. Packs that were stored but are in no index object yet (an
+//! interrupted run left them, or the present one) are marked, so that the next run uses them instead of storing again.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::entry::ChunkId;
+use super::error::{RepositoryError, Result};
+use super::index::IndexedPack;
+use super::pack::PackedChunk;
+use crate::crypto::ObjectKind;
+
+/// Where a chunk lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    pub pack: [u8; 32],
+    pub kind: ObjectKind,
+    /// The chunk's place in its pack, counted from 0.
+    pub ordinal: u32,
+    pub offset: u32,
+    pub sealed_len: u32,
+    pub len: u32,
+}
+
+pub struct LocalIndex {
+    db: Mutex<Connection>,
+    location: String,
+}
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, indexed INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL, mark INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
+    CREATE TABLE IF NOT EXISTS loaded (id BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;";
+
+impl LocalIndex {
+    /// Opens the cache at `path`; a file that is no database of this layout is thrown away, for it can be made again.
+    pub fn open(path: &Path, location: &str) -> Result<Self> {
+        let connect = || -> rusqlite::Result<Connection> {
+            let db = Connection::open(path)?;
+            db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -8192; PRAGMA busy_timeout = 5000; PRAGMA temp_store = FILE;")?;
+            let version: i64 = db.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+            if version != 1 {
+                db.execute_batch(
+                    "DROP TABLE IF EXISTS pack; DROP TABLE IF EXISTS chunk; DROP TABLE IF EXISTS loaded; DROP TABLE IF EXISTS note;",
+                )?;
+                db.execute_batch("PRAGMA user_version = 1")?;
+            }
+            db.execute_batch(SCHEMA)?;
+            db.set_prepared_statement_cache_capacity(32);
+            Ok(db)
+        };
+        let db = connect().or_else(|first| {
+            for suffix in ["", "-wal", "-shm"] {
+                let mut name = path.as_os_str().to_owned();
+                name.push(suffix);
+                let _ = std::fs::remove_file(name);
+            }
+            connect().map_err(|_| first)
+        });
+        match db {
+            Ok(db) => Ok(Self { db: Mutex::new(db), location: location.to_owned() }),
+            Err(e) => {
+                Err(RepositoryError::LocalIndex { location: location.to_owned(), text: format!("cannot open {}: {e}", path.display()) })
+            }
+        }
+    }
+
+    fn db(&self) -> MutexGuard<'_, Connection> {
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, error: rusqlite::Error) -> RepositoryError {
+        RepositoryError::LocalIndex {
+            location: self.location.clone(),
+            text: format!("{error}; it is a cache: stop keepd, remove it, start keepd, and it is made anew"),
+        }
+    }
+
+    /// The index objects already read into the cache.
+    pub fn loaded(&self) -> Result<HashSet<[u8; 32]>> {
+        let db = self.db();
+        let mut statement = db.prepare_cached("SELECT id FROM loaded").map_err(|e| self.fail(e))?;
+        let rows = statement.query_map([], |r| r.get::<_, [u8; 32]>(0)).map_err(|e| self.fail(e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
+    /// Empties the cache.
+    pub fn clear(&self) -> Result<()> {
+        self.db().execute_batch("DELETE FROM chunk; DELETE FROM pack; DELETE FROM loaded;").map_err(|e| self.fail(e))
+    }
+
+    /// Takes up an index object.
+    pub fn load(&self, index_id: &[u8; 32], packs: &[IndexedPack]) -> Result<()> {
+        self.insert(packs, true, Some(index_id))
+    }
+
+    /// Takes up a pack that stands in no index object yet.
+    pub fn add_unindexed(&self, pack: &IndexedPack) -> Result<()> {
+        self.insert(std::slice::from_ref(pack), false, None)
+    }
+
+    fn insert(&self, packs: &[IndexedPack], indexed: bool, index_id: Option<&[u8; 32]>) -> Result<()> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            {
+                let mut add_pack = tx.prepare_cached("INSERT INTO pack (id, size, kind, indexed) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO UPDATE SET indexed = max(indexed, excluded.indexed) RETURNING n")?;
+                let mut add_chunk = tx.prepare_cached(
+                    "INSERT INTO chunk (id, pack, ordinal, start, sealed, len) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (id) DO NOTHING",
+                )?;
+                for pack in packs {
+                    let kind = i64::from(pack.kind == ObjectKind::MetaPack) + 1;
+                    let n: i64 = add_pack.query_row(params![pack.id, pack.size as i64, kind, indexed], |r| r.get(0))?;
+                    for (ordinal, c) in pack.chunks.iter().enumerate() {
+                        add_chunk.execute(params![c.id.0, n, ordinal as i64, c.offset, c.sealed_len, c.len])?;
+                    }
+                }
+                if let Some(id) = index_id {
+                    tx.execute("INSERT OR IGNORE INTO loaded (id) VALUES (?1)", [id])?;
+                }
+            }
+            tx.commit()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    pub fn lookup(&self, id: &ChunkId) -> Result<Option<Location>> {
+        let db = self.db();
+        let mut statement = db
+            .prepare_cached(
+                "SELECT p.id, p.kind, c.ordinal, c.start, c.sealed, c.len FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1",
+            )
+            .map_err(|e| self.fail(e))?;
+        let row = statement.query_row([id.0], |r| {
+            let kind = if r.get::<_, i64>(1)? == 2 { ObjectKind::MetaPack } else { ObjectKind::DataPack };
+            Ok(Location { pack: r.get(0)?, kind, ordinal: r.get(2)?, offset: r.get(3)?, sealed_len: r.get(4)?, len: r.get(5)? })
+        });
+        row.optional().map_err(|e| self.fail(e))
+    }
+
+    /// All packs with their sizes.
+    pub fn packs(&self) -> Result<Vec<([u8; 32], u64)>> {
+        let db = self.db();
+        let mut statement = db.prepare_cached("SELECT id, size FROM pack").map_err(|e| self.fail(e))?;
+        let rows = statement.query_map([], |r| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)? as u64))).map_err(|e| self.fail(e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
+    /// Forgets packs, and with them that their chunks are there.
+    pub fn forget(&self, packs: &[[u8; 32]]) -> Result<()> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            for id in packs {
+                tx.execute("DELETE FROM chunk WHERE pack = (SELECT n FROM pack WHERE id = ?1)", [id])?;
+                tx.execute("DELETE FROM pack WHERE id = ?1", [id])?;
+            }
+            tx.commit()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Ids of the packs that stand in no index object yet.
+    pub fn unindexed(&self) -> Result<Vec<[u8; 32]>> {
+        self.pack_ids("SELECT id FROM pack WHERE indexed = 0 ORDER BY n")
+    }
+
+    pub fn all_packs(&self) -> Result<Vec<[u8; 32]>> {
+        self.pack_ids("SELECT id FROM pack ORDER BY n")
+    }
+
+    fn pack_ids(&self, sql: &str) -> Result<Vec<[u8; 32]>> {
+        let db = self.db();
+        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
+        let rows = statement.query_map([], |r| r.get::<_, [u8; 32]>(0)).map_err(|e| self.fail(e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
+    /// A pack with all its chunks. Chunks that lie in an older pack too are listed there only, so a pack with doubles comes
+    /// back as None: its footer has the whole list.
+    pub fn pack(&self, id: &[u8; 32]) -> Result<Option<IndexedPack>> {
+        let db = self.db();
+        let work = || -> rusqlite::Result<Option<IndexedPack>> {
+            let head = db
+                .prepare_cached("SELECT n, size, kind FROM pack WHERE id = ?1")?
+                .query_row([id], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, i64>(2)?)))
+                .optional()?;
+            let Some((n, size, kind)) = head else { return Ok(None) };
+            let kind = if kind == 2 { ObjectKind::MetaPack } else { ObjectKind::DataPack };
+            let mut statement = db.prepare_cached("SELECT id, start, sealed, len, ordinal FROM chunk WHERE pack = ?1 ORDER BY ordinal")?;
+            let rows = statement.query_map([n], |r| {
+                Ok((PackedChunk { id: ChunkId(r.get(0)?), offset: r.get(1)?, sealed_len: r.get(2)?, len: r.get(3)? }, r.get::<_, i64>(4)?))
+            })?;
+            let mut chunks: Vec<PackedChunk> = Vec::new();
+            let mut next = crate::crypto::HEADER_BYTES as u32;
+            for row in rows {
+                let (chunk, ordinal) = row?;
+                if ordinal != chunks.len() as i64 || chunk.offset != next {
+                    return Ok(None);
+                }
+                next = next.saturating_add(chunk.sealed_len);
+                chunks.push(chunk);
+            }
+            Ok(Some(IndexedPack { id: *id, size: size as u64, kind, chunks }))
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Notes that an index object was written that lists these packs.
+    pub fn mark_indexed(&self, index_id: &[u8; 32], packs: &[[u8; 32]]) -> Result<()> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            for id in packs {
+                tx.execute("UPDATE pack SET indexed = 1 WHERE id = ?1", [id])?;
+            }
+            tx.execute("INSERT OR IGNORE INTO loaded (id) VALUES (?1)", [index_id])?;
+            tx.commit()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Notes that index objects were removed.
+    pub fn unload(&self, index_ids: &[[u8; 32]]) -> Result<()> {
+        let db = self.db();
+        for id in index_ids {
+            db.execute("DELETE FROM loaded WHERE id = ?1", [id]).map_err(|e| self.fail(e))?;
+        }
+        Ok(())
+    }
+
+    /// Begins marking what is in use: marks of earlier rounds no longer count.
+    pub fn begin_marks(&self) -> Result<i64> {
+        let sql = "INSERT INTO note (name, value) VALUES ('mark', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value";
+        self.db().query_row(sql, [], |r| r.get(0)).map_err(|e| self.fail(e))
+    }
+
+    /// Marks chunks as used; returns for each whether it is known and was not marked in this round.
+    pub fn mark(&self, round: i64, ids: &[ChunkId]) -> Result<Vec<Mark>> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<Vec<Mark>> {
+            let tx = db.transaction()?;
+            let mut marks = Vec::with_capacity(ids.len());
+            {
+                let mut look = tx.prepare_cached("SELECT mark FROM chunk WHERE id = ?1")?;
+                let mut set = tx.prepare_cached("UPDATE chunk SET mark = ?2 WHERE id = ?1")?;
+                for id in ids {
+                    marks.push(match look.query_row([id.0], |r| r.get::<_, i64>(0)).optional()? {
+                        None => Mark::Unknown,
+                        Some(mark) if mark == round => Mark::Again,
+                        Some(_) => {
+                            set.execute(params![id.0, round])?;
+                            Mark::First
+                        }
+                    });
+                }
+            }
+            tx.commit()?;
+            Ok(marks)
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Every pack with the sealed bytes of its marked chunks and of all that are listed for it.
+    pub fn usage(&self, round: i64) -> Result<Vec<PackUsage>> {
+        let db = self.db();
+        let work = || -> rusqlite::Result<Vec<PackUsage>> {
+            let mut statement = db.prepare(
+                "SELECT p.id, p.size, p.kind, coalesce(sum(c.sealed) FILTER (WHERE c.mark = ?1), 0), count(c.id) FILTER (WHERE c.mark = ?1)
+                 FROM pack p LEFT JOIN chunk c ON c.pack = p.n GROUP BY p.n",
+            )?;
+            let rows = statement.query_map([round], |r| {
+                let kind = if r.get::<_, i64>(2)? == 2 { ObjectKind::MetaPack } else { ObjectKind::DataPack };
+                Ok(PackUsage {
+                    id: r.get(0)?,
+                    size: r.get::<_, i64>(1)? as u64,
+                    kind,
+                    used_bytes: r.get::<_, i64>(3)? as u64,
+                    used_chunks: r.get::<_, i64>(4)? as u64,
+                })
+            })?;
+            rows.collect()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Which chunks of a pack are marked in this round, with their ordinals.
+    pub fn marked_chunks(&self, round: i64, pack: &[u8; 32]) -> Result<Vec<(u32, PackedChunk)>> {
+        let db = self.db();
+        let work = || -> rusqlite::Result<Vec<(u32, PackedChunk)>> {
+            let mut statement = db.prepare_cached(
+                "SELECT c.ordinal, c.id, c.start, c.sealed, c.len FROM chunk c JOIN pack p ON p.n = c.pack WHERE p.id = ?1 AND c.mark = ?2 ORDER BY c.ordinal",
+            )?;
+            let rows = statement.query_map(params![pack, round], |r| {
+                Ok((r.get(0)?, PackedChunk { id: ChunkId(r.get(1)?), offset: r.get(2)?, sealed_len: r.get(3)?, len: r.get(4)? }))
+            })?;
+            rows.collect()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// Not in the index: what refers to it is damaged.
+    Unknown,
+    First,
+    Again,
+}
+
+/// How much of a pack is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackUsage {
+    pub id: [u8; 32],
+    pub size: u64,
+    pub kind: ObjectKind,
+    pub used_bytes: u64,
+    pub used_chunks: u64,
+}

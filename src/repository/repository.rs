@@ -1,0 +1,414 @@
+//! An open repository: its id, its keys, its storage, its local index.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::entry::ChunkId;
+use super::error::{RepositoryError, Result};
+use super::index::{Index, IndexedPack, MAX_INDEX_BYTES};
+use super::local::{LocalIndex, Location};
+use super::manifest::{MAX_MANIFEST_BYTES, Manifest, SealedError, open_object, seal_object};
+use super::pack::{self, BuiltPack, MAX_PACK_BYTES, PackContents, PackError};
+use crate::config::Compression;
+use crate::crypto::slot::Slot;
+use crate::crypto::{self, HEADER_BYTES, MasterKey, ObjectCipher, ObjectHeader, ObjectKind};
+use crate::storage::{Storage, StorageError};
+
+const CONFIG_NAME: &str = "keepd.json";
+const MAX_SMALL_OBJECT: u64 = 64 << 10;
+
+/// `keepd.json`: what any reader needs before it has a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct RepositoryConfig {
+    format: u32,
+    repository: String,
+    created: String,
+    keepd_version: String,
+}
+
+/// How to open a repository.
+pub struct OpenOptions<'a> {
+    /// The encryption profile's name and key; None for `encryption = "none"`.
+    pub key: Option<(&'a str, &'a [u8; 32])>,
+    pub compression: Compression,
+    /// Where the local caches of all repositories live.
+    pub cache_root: &'a Path,
+    /// The id (hexadecimal) this destination had when it was last used: an empty storage is then an error, not a new start.
+    pub known_id: Option<&'a str>,
+    /// Make a repository where there is none.
+    pub create: bool,
+}
+
+pub struct Repository {
+    pub(super) storage: Storage,
+    pub(super) id: [u8; 16],
+    pub(super) master: MasterKey,
+    pub(super) chunk_key: Zeroizing<[u8; 32]>,
+    pub(super) compression: Compression,
+    pub(super) local: LocalIndex,
+    cache_dir: PathBuf,
+    /// Ciphers of packs read lately, so that a pack's header is read and its subkey derived once.
+    ciphers: Mutex<HashMap<[u8; 32], Arc<ObjectCipher>>>,
+}
+
+/// Ciphers remembered at most (about 1 KiB each).
+const MAX_CIPHERS: usize = 512;
+
+impl Repository {
+    /// Opens the repository of a storage, or makes one.
+    pub fn open(storage: Storage, options: &OpenOptions<'_>) -> Result<Arc<Self>> {
+        let location = storage.location().to_owned();
+        let none = |text: String| RepositoryError::NoRepository { location: location.clone(), text };
+        let config = match storage.get(CONFIG_NAME, MAX_SMALL_OBJECT) {
+            Ok(bytes) => parse_config(&location, &bytes)?,
+            Err(StorageError::NotFound { .. }) => {
+                if let Some(id) = options.known_id {
+                    return Err(none(format!(
+                        "repository {id} was here and is gone; is the disk mounted? If it is lost for good and a new one shall begin here, give the destination another name in the configuration"
+                    )));
+                }
+                if !options.create {
+                    return Err(none("nothing was backed up to it yet".into()));
+                }
+                create(&storage, options)?
+            }
+            Err(e) => return Err(e.into()),
+        };
+        if let Some(known) = options.known_id
+            && known != config.repository
+        {
+            return Err(none(format!("it holds repository {}, but {known} was here; somebody exchanged it", config.repository)));
+        }
+        let id: [u8; 16] = HEXLOWER
+            .decode(config.repository.as_bytes())
+            .ok()
+            .and_then(|b| b.try_into().ok())
+            .ok_or_else(|| none(format!("the id in {CONFIG_NAME} is not 32 hexadecimal digits")))?;
+        let master = unlock(&storage, &id, options)?;
+        let cache_dir = options.cache_root.join(&config.repository);
+        std::fs::create_dir_all(&cache_dir).map_err(|e| RepositoryError::LocalIndex {
+            location: location.clone(),
+            text: format!("cannot make {}: {e}", cache_dir.display()),
+        })?;
+        let local = LocalIndex::open(&cache_dir.join("index.sqlite"), &location)?;
+        let chunk_key = master.chunk_id_key();
+        Ok(Arc::new(Self { storage, id, master, chunk_key, compression: options.compression, local, cache_dir, ciphers: Mutex::default() }))
+    }
+
+    /// The id in hexadecimal.
+    pub fn id(&self) -> String {
+        HEXLOWER.encode(&self.id)
+    }
+
+    pub fn raw_id(&self) -> [u8; 16] {
+        self.id
+    }
+
+    pub fn location(&self) -> &str {
+        self.storage.location()
+    }
+
+    /// A directory for caches that belong to this repository.
+    pub fn cache_dir(&self) -> &Path {
+        &self.cache_dir
+    }
+
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    pub(super) fn sealed_error(&self, name: &str, error: SealedError) -> RepositoryError {
+        let (location, name) = (self.location().to_owned(), name.to_owned());
+        match error {
+            SealedError::Crypto(source) => RepositoryError::Object { location, name, source },
+            SealedError::Payload(source) => RepositoryError::Payload { location, name, source },
+            other => RepositoryError::Damaged { location, name, text: other.to_string() },
+        }
+    }
+
+    pub(super) fn pack_error(&self, pack: &[u8; 32], error: PackError) -> RepositoryError {
+        self.damaged(&pack_name(pack), error.to_string())
+    }
+
+    pub(super) fn damaged(&self, name: &str, text: String) -> RepositoryError {
+        RepositoryError::Damaged { location: self.location().to_owned(), name: name.to_owned(), text }
+    }
+
+    /// Brings the local index up to date with the repository: index objects that came or went, packs that are gone, and
+    /// packs that no index lists (an interrupted run left them, or their index is damaged), from their footers. Returns
+    /// what is damaged; a storage that does not answer is an error.
+    pub fn sync_index(&self) -> Result<Vec<String>> {
+        let mut problems = Vec::new();
+        let listed = self.listed_indexes()?;
+        let mut loaded = self.local.loaded()?;
+        if loaded.iter().any(|id| !listed.contains_key(id)) {
+            self.local.clear()?;
+            loaded.clear();
+        }
+        let mut indexes = Vec::new();
+        let mut superseded: HashSet<[u8; 32]> = HashSet::new();
+        for id in listed.keys().filter(|id| !loaded.contains(*id)) {
+            let index = match self.read_index(id) {
+                Ok(index) => index,
+                Err(e @ RepositoryError::Storage(_)) => return Err(e),
+                // Its packs say themselves what they hold; they are taken up below and listed anew by the next backup.
+                Err(e) => {
+                    problems.push(e.to_string());
+                    Index::default()
+                }
+            };
+            superseded.extend(index.supersedes.iter().copied());
+            indexes.push((*id, index));
+        }
+        if loaded.iter().any(|id| superseded.contains(id)) {
+            // A prune of another daemon was interrupted: what it replaced was loaded before.
+            self.local.clear()?;
+            return self.sync_index();
+        }
+        for (id, index) in indexes {
+            // What an interrupted prune left behind must not count.
+            self.local.load(&id, if superseded.contains(&id) { &[] } else { &index.packs })?;
+        }
+        let packs = self.listed_packs()?;
+        let known: BTreeMap<[u8; 32], u64> = self.local.packs()?.into_iter().collect();
+        let mut gone = Vec::new();
+        for (id, size) in &known {
+            match packs.get(id) {
+                Some(listed) if listed == size => continue,
+                Some(listed) => problems.push(format!("{}: {}: it is {listed} bytes long, not {size}", self.location(), pack_name(id))),
+                None => problems.push(format!("{}: {}: it is missing", self.location(), pack_name(id))),
+            }
+            gone.push(*id);
+        }
+        if !gone.is_empty() {
+            self.local.forget(&gone)?;
+        }
+        for (id, size) in packs.into_iter().filter(|(id, _)| !known.contains_key(id)) {
+            match self.read_footer(&id, size) {
+                Ok(contents) => self.local.add_unindexed(&IndexedPack { id, size, kind: contents.kind, chunks: contents.chunks })?,
+                Err(e @ RepositoryError::Storage(_)) => return Err(e),
+                Err(e) => problems.push(e.to_string()),
+            }
+        }
+        Ok(problems)
+    }
+
+    /// The packs of the storage with their sizes; a complete list or an error.
+    pub fn listed_packs(&self) -> Result<BTreeMap<[u8; 32], u64>> {
+        self.listed_ids("packs/")
+    }
+
+    pub fn listed_backups(&self) -> Result<BTreeMap<[u8; 32], u64>> {
+        self.listed_ids("backups/")
+    }
+
+    pub(super) fn listed_indexes(&self) -> Result<BTreeMap<[u8; 32], u64>> {
+        self.listed_ids("index/")
+    }
+
+    fn listed_ids(&self, prefix: &str) -> Result<BTreeMap<[u8; 32], u64>> {
+        let mut ids = BTreeMap::new();
+        for object in self.storage.list(prefix)? {
+            let name = object.name.rsplit('/').next().unwrap_or_default();
+            // Names that are no ids are not ours; they are left alone.
+            if let Some(id) = HEXLOWER.decode(name.as_bytes()).ok().and_then(|b| <[u8; 32]>::try_from(b).ok()) {
+                ids.insert(id, object.size);
+            }
+        }
+        Ok(ids)
+    }
+
+    pub(super) fn read_index(&self, id: &[u8; 32]) -> Result<Index> {
+        let name = format!("index/{}", HEXLOWER.encode(id));
+        let object = self.read_named(&name, id, MAX_INDEX_BYTES)?;
+        let body = open_object(&self.master, &self.id, ObjectKind::Index, &object, MAX_INDEX_BYTES as usize)
+            .map_err(|e| self.sealed_error(&name, e))?;
+        Index::decode(&body).map_err(|e| self.damaged(&name, format!("its content is no valid index: {e}")))
+    }
+
+    pub(super) fn write_index(&self, index: &Index) -> Result<[u8; 32]> {
+        let object = seal_object(&self.master, &self.id, ObjectKind::Index, &index.encode()).map_err(|e| self.sealed_error("index", e))?;
+        let id: [u8; 32] = Sha256::digest(&object).into();
+        self.storage.put_new(&format!("index/{}", HEXLOWER.encode(&id)), object)?;
+        Ok(id)
+    }
+
+    /// Reads an object whose name is its SHA-256 and proves that.
+    pub(super) fn read_named(&self, name: &str, id: &[u8; 32], limit: u64) -> Result<Vec<u8>> {
+        let object = self.storage.get(name, limit)?;
+        match <[u8; 32]>::from(Sha256::digest(&object)) == *id {
+            true => Ok(object),
+            false => Err(self.damaged(name, "its SHA-256 is not its name: the bytes are damaged or exchanged".into())),
+        }
+    }
+
+    pub fn read_manifest(&self, id: &[u8; 32]) -> Result<Manifest> {
+        let name = manifest_name(id);
+        let object = self.read_named(&name, id, MAX_MANIFEST_BYTES)?;
+        Manifest::open(&self.master, &self.id, &object).map_err(|e| self.sealed_error(&name, e))
+    }
+
+    pub(super) fn write_manifest(&self, manifest: &Manifest) -> Result<[u8; 32]> {
+        let object = manifest.seal(&self.master).map_err(|e| self.sealed_error("manifest", e))?;
+        let id: [u8; 32] = Sha256::digest(&object).into();
+        self.storage.put_new(&manifest_name(&id), object)?;
+        Ok(id)
+    }
+
+    pub fn delete_manifest(&self, id: &[u8; 32]) -> Result<()> {
+        Ok(self.storage.delete(&manifest_name(id))?)
+    }
+
+    pub(super) fn read_footer(&self, id: &[u8; 32], size: u64) -> Result<PackContents> {
+        let name = pack_name(id);
+        let short = || self.damaged(&name, "it is cut off".into());
+        if size > MAX_PACK_BYTES {
+            return Err(self.damaged(&name, format!("it is {size} bytes long, more than any pack")));
+        }
+        let header = self.storage.range(&name, 0, (HEADER_BYTES as u64).min(size))?;
+        let header = ObjectHeader::parse(&header, &self.id).map_err(|e| self.pack_error(id, e.into()))?;
+        let trailer = self.storage.range(&name, size.checked_sub(4).ok_or_else(short)?, 4)?;
+        let trailer: [u8; 4] = trailer.as_slice().try_into().map_err(|_| short())?;
+        let (start, len) = pack::footer_range(size, trailer).map_err(|e| self.pack_error(id, e))?;
+        let sealed = self.storage.range(&name, start, len)?;
+        pack::open_footer(&self.master, &header, &sealed, start).map_err(|e| self.pack_error(id, e))
+    }
+
+    /// Opens every chunk of a pack that is about to be stored: what was sealed must give back what went in.
+    pub(super) fn prove(&self, pack: &BuiltPack) -> Result<(), PackError> {
+        let contents = pack::contents(&self.master, &self.id, &pack.bytes)?;
+        let cipher = ObjectCipher::new(&self.master, &ObjectHeader::expect(&pack.bytes, &self.id, pack.kind)?);
+        if contents.chunks != pack.chunks {
+            return Err(PackError::Footer("it lists other chunks".into()));
+        }
+        for (ordinal, c) in pack.chunks.iter().enumerate() {
+            let sealed = pack.bytes.get(c.offset as usize..c.offset as usize + c.sealed_len as usize).unwrap_or_default();
+            pack::open_chunk(&cipher, &self.chunk_key, ordinal as u64, &c.id, c.len, sealed)?;
+        }
+        Ok(())
+    }
+
+    /// A pack with all its chunks, from the local index or, where that is not whole, from its footer.
+    pub(super) fn whole_pack(&self, id: &[u8; 32]) -> Result<IndexedPack> {
+        if let Some(pack) = self.local.pack(id)? {
+            return Ok(pack);
+        }
+        let size = self.storage.size(&pack_name(id))?;
+        let contents = self.read_footer(id, size)?;
+        Ok(IndexedPack { id: *id, size, kind: contents.kind, chunks: contents.chunks })
+    }
+
+    pub fn lookup(&self, id: &ChunkId) -> Result<Option<Location>> {
+        self.local.lookup(id)
+    }
+
+    /// Where a chunk lies; its absence is damage.
+    pub(super) fn locate(&self, id: &ChunkId) -> Result<Location> {
+        self.local.lookup(id)?.ok_or_else(|| self.damaged(&format!("chunk {id}"), "no pack of the repository holds it".into()))
+    }
+
+    /// Reads and proves one chunk.
+    pub fn read_chunk(&self, id: &ChunkId) -> Result<Vec<u8>> {
+        let at = self.locate(id)?;
+        let cipher = self.pack_cipher(&at.pack, at.kind)?;
+        let sealed = self.storage.range(&pack_name(&at.pack), u64::from(at.offset), u64::from(at.sealed_len))?;
+        pack::open_chunk(&cipher, &self.chunk_key, u64::from(at.ordinal), id, at.len, &sealed).map_err(|e| self.pack_error(&at.pack, e))
+    }
+
+    /// The cipher of a pack, from its header.
+    pub(super) fn pack_cipher(&self, pack: &[u8; 32], kind: ObjectKind) -> Result<Arc<ObjectCipher>> {
+        let ciphers = || self.ciphers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cipher) = ciphers().get(pack) {
+            return Ok(cipher.clone());
+        }
+        let header = self.storage.range(&pack_name(pack), 0, HEADER_BYTES as u64)?;
+        let header = ObjectHeader::expect(&header, &self.id, kind).map_err(|e| self.pack_error(pack, e.into()))?;
+        let cipher = Arc::new(ObjectCipher::new(&self.master, &header));
+        let mut ciphers = ciphers();
+        if ciphers.len() >= MAX_CIPHERS {
+            ciphers.clear();
+        }
+        ciphers.insert(*pack, cipher.clone());
+        Ok(cipher)
+    }
+}
+
+/// `packs/<2 hex>/<id>`
+pub fn pack_name(id: &[u8; 32]) -> String {
+    let hex = HEXLOWER.encode(id);
+    format!("packs/{}/{hex}", hex.get(..2).unwrap_or_default())
+}
+
+pub fn manifest_name(id: &[u8; 32]) -> String {
+    format!("backups/{}", HEXLOWER.encode(id))
+}
+
+fn parse_config(location: &str, bytes: &[u8]) -> Result<RepositoryConfig> {
+    let none = |text: String| RepositoryError::NoRepository { location: location.to_owned(), text };
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let version: Version = serde_json::from_slice(bytes).map_err(|e| none(format!("{CONFIG_NAME} is damaged: {e}")))?;
+    if version.format != 1 {
+        return Err(none(format!("its format is {}, this keepd knows format 1; use a newer keepd", version.format)));
+    }
+    serde_json::from_slice(bytes).map_err(|e| none(format!("{CONFIG_NAME} is damaged: {e}")))
+}
+
+fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConfig> {
+    let location = storage.location().to_owned();
+    // A storage with backups but without its keepd.json is damaged, not new.
+    let found = storage.list("backups/")?.len() + storage.list("keys/")?.len();
+    if storage.list("backups/")?.len() > 0 {
+        return Err(RepositoryError::NoRepository {
+            location,
+            text: format!("{CONFIG_NAME} is missing, but {found} objects of a repository are there; it must not be made anew over them"),
+        });
+    }
+    let crypto = |source| RepositoryError::Object { location: location.clone(), name: CONFIG_NAME.into(), source };
+    let id: [u8; 16] = crypto::random().map_err(crypto)?;
+    let master = MasterKey::generate().map_err(crypto)?;
+    let slot = Slot::wrap(&id, options.key.map_or("none", |k| k.0), options.key.map(|k| k.1), &master).map_err(crypto)?;
+    // The key goes first: a repository that says it is one can always be opened.
+    storage.put_new(&format!("keys/{}.json", slot.slot), to_json(&slot)?)?;
+    let config = RepositoryConfig {
+        format: 1,
+        repository: HEXLOWER.encode(&id),
+        created: jiff::Timestamp::now().to_string(),
+        keepd_version: env!("CARGO_PKG_VERSION").into(),
+    };
+    storage.put_new(CONFIG_NAME, to_json(&config)?)?;
+    Ok(config)
+}
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut json = serde_json::to_vec_pretty(value).map_err(|e| RepositoryError::Other(e.to_string()))?;
+    json.push(b'\n');
+    Ok(json)
+}
+
+/// Tries every slot of this repository; the errors of all are told when none opens.
+fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result<MasterKey> {
+    let location = storage.location().to_owned();
+    let mut last = None;
+    for object in storage.list("keys/")? {
+        let bytes = storage.get(&object.name, MAX_SMALL_OBJECT)?;
+        let opened = serde_json::from_slice::<Slot>(&bytes)
+            .map_err(|e| crypto::CryptoError::Slot(format!("{e}")))
+            .and_then(|slot| slot.unwrap(id, options.key.map(|k| k.1)));
+        match opened {
+            Ok(master) => return Ok(master),
+            // Left by an interrupted start of another repository here.
+            Err(crypto::CryptoError::OtherRepository) => {}
+            Err(source) => last = Some(RepositoryError::Object { location: location.clone(), name: object.name, source }),
+        }
+    }
+    Err(last.unwrap_or_else(|| RepositoryError::NoRepository { location, text: "no key slot of it is there (keys/ is empty)".into() }))
+}

@@ -1,0 +1,350 @@
+//! One source's way into the repository: gathers small files into shared chunks, cuts large ones, writes pages of entries.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use minicbor::bytes::ByteArray;
+
+use super::chunker::Chunker;
+use super::entry::{ChunkId, Content, Entry, EntrySink, Extent, GATHER_BYTES, Kind, SMALL_FILE_BYTES, Segment, SinkError, path_order};
+use super::error::{RepositoryError, Result};
+use super::manifest::{ManifestSource, PageRef};
+use super::page::{BuiltPage, PageBuilder, PagedEntry, lists_of};
+use super::reader::SourceReader;
+use super::writer::Writer;
+use crate::crypto::ObjectKind;
+
+/// Contents of small files that are remembered to find moved and doubled ones (about 60 bytes each).
+const MAX_KNOWN_CONTENTS: usize = 1 << 20;
+/// Entries that wait for the chunk being gathered (about 300 bytes each); more, and it is cut early.
+const MAX_WAITING: usize = 50_000;
+
+/// Takes one source's entries.
+pub struct SourceWriter<'w> {
+    writer: &'w mut Writer,
+    pages: PageBuilder,
+    done: ManifestSource,
+    last_path: Option<Vec<u8>>,
+    /// Entries behind the chunk that is being gathered, in order.
+    waiting: VecDeque<Waiting>,
+    gathered: Vec<u8>,
+    known: KnownContents,
+    chunker: Chunker,
+    large: Large,
+    users: HashSet<u32>,
+    groups: HashSet<u32>,
+}
+
+struct Waiting {
+    entry: Entry,
+    /// Where its contents are, if they lie in gathered chunks.
+    place: Option<Place>,
+}
+
+/// An extent whose chunk may not have its id yet.
+#[derive(Clone, Copy)]
+struct Place {
+    chunk: u32,
+    offset: u32,
+    len: u32,
+}
+
+/// Contents of small files by their hash: of the last backup, and of this one so far.
+#[derive(Default)]
+struct KnownContents {
+    by_hash: HashMap<[u8; 16], Place>,
+    /// None for the chunk that is being gathered.
+    chunks: Vec<Option<ChunkId>>,
+    /// The last backup's entries, not read yet.
+    previous: Option<SourceReader>,
+}
+
+#[derive(Default)]
+struct Large {
+    segments: Vec<Segment>,
+    size: u64,
+}
+
+/// What a source became, and whose files it held.
+pub struct WrittenSource {
+    pub source: ManifestSource,
+    pub users: HashSet<u32>,
+    pub groups: HashSet<u32>,
+}
+
+impl<'w> SourceWriter<'w> {
+    /// `previous` reads the entries of the last backup again, for moved files.
+    pub fn new(writer: &'w mut Writer, name: &str, kind: &str, path: &[u8], previous: Option<SourceReader>) -> Self {
+        let gear = writer.repository().master.gear();
+        Self {
+            writer,
+            pages: PageBuilder::default(),
+            done: ManifestSource {
+                name: name.to_owned(),
+                kind: kind.to_owned(),
+                path: path.to_vec(),
+                pages: Vec::new(),
+                entries: 0,
+                files: 0,
+                directories: 0,
+                bytes: 0,
+                facts: String::new(),
+            },
+            last_path: None,
+            waiting: VecDeque::new(),
+            gathered: Vec::new(),
+            known: KnownContents { previous, ..KnownContents::default() },
+            chunker: Chunker::new(gear),
+            large: Large::default(),
+            users: HashSet::new(),
+            groups: HashSet::new(),
+        }
+    }
+
+    /// Ends the source; `facts` is a JSON object.
+    pub fn finish(mut self, facts: String) -> Result<WrittenSource> {
+        self.cut_gathered()?;
+        self.write_waiting()?;
+        if let Some(page) = std::mem::take(&mut self.pages).finish() {
+            self.store_page(page)?;
+        }
+        self.done.facts = facts;
+        Ok(WrittenSource { source: self.done, users: self.users, groups: self.groups })
+    }
+
+    fn accept(&mut self, entry: Entry, place: Option<Place>) -> Result<()> {
+        let ordered = match &self.last_path {
+            None => true,
+            Some(last) => path_order(last, &entry.path).is_lt(),
+        };
+        if !ordered {
+            let path = String::from_utf8_lossy(&entry.path).into_owned();
+            return Err(RepositoryError::Other(format!("the source gave '{path}' out of order; this is a bug")));
+        }
+        self.last_path = Some(entry.path.clone());
+        self.waiting.push_back(Waiting { entry, place });
+        if self.waiting.len() >= MAX_WAITING {
+            self.cut_gathered()?;
+        }
+        if self.gathered.is_empty() { self.write_waiting() } else { Ok(()) }
+    }
+
+    /// Writes the entries whose contents have their place.
+    fn write_waiting(&mut self) -> Result<()> {
+        while let Some(Waiting { mut entry, place }) = self.waiting.pop_front() {
+            if let Some(place) = place {
+                let chunk = self.known.chunks.get(place.chunk as usize).copied().flatten();
+                let chunk = chunk.ok_or_else(|| RepositoryError::Other("contents without a chunk; this is a bug".into()))?;
+                entry.content.segments = vec![Segment::Data(Extent { chunk, offset: place.offset, len: place.len })];
+            }
+            self.done.entries += 1;
+            match entry.kind {
+                Kind::File => self.done.files += 1,
+                Kind::Directory => self.done.directories += 1,
+                _ => {}
+            }
+            self.done.bytes += entry.size;
+            self.users.insert(entry.uid);
+            self.groups.insert(entry.gid);
+            let mut lists = Vec::new();
+            for list in lists_of(&entry.content.segments) {
+                lists.push(self.writer.store(list, ObjectKind::MetaPack)?);
+            }
+            if !lists.is_empty() {
+                entry.content.segments.clear();
+            }
+            if let Some(page) = self.pages.push(&PagedEntry { entry, lists }) {
+                self.store_page(page)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn store_page(&mut self, page: BuiltPage) -> Result<()> {
+        let chunk = self.writer.store(page.bytes, ObjectKind::MetaPack)?;
+        self.done.pages.push(PageRef { chunk: ByteArray::from(chunk.0), first_path: page.first_path });
+        Ok(())
+    }
+
+    /// Closes the gathered chunk.
+    fn cut_gathered(&mut self) -> Result<()> {
+        if !self.gathered.is_empty() {
+            let id = self.writer.store(std::mem::take(&mut self.gathered), ObjectKind::DataPack)?;
+            if let Some(open) = self.known.chunks.last_mut() {
+                *open = Some(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn small(&mut self, mut entry: Entry, contents: &[u8]) -> Result<()> {
+        entry.size = contents.len() as u64;
+        if contents.is_empty() {
+            entry.content = Content::default();
+            return self.accept(entry, None);
+        }
+        let hash = self.content_hash(contents);
+        entry.content = Content { hash, segments: Vec::new() };
+        self.read_previous()?;
+        if let Some(place) = self.known.by_hash.get(&hash).copied()
+            && place.len as usize == contents.len()
+            && self.is_there(place)?
+        {
+            return self.accept(entry, Some(place));
+        }
+        if self.gathered.is_empty() {
+            self.known.chunks.push(None);
+            self.gathered.reserve(GATHER_BYTES + SMALL_FILE_BYTES as usize);
+        }
+        let place = Place { chunk: self.known.chunks.len() as u32 - 1, offset: self.gathered.len() as u32, len: contents.len() as u32 };
+        self.gathered.extend_from_slice(contents);
+        if self.known.by_hash.len() < MAX_KNOWN_CONTENTS {
+            self.known.by_hash.insert(hash, place);
+        }
+        // Where a chunk ends depends on names near it, so that one changed file does not move all the ends behind it.
+        let boundary = self.gathered.len() >= GATHER_BYTES / 2 && hash[0] & 0x1f == 0;
+        let full = boundary || self.gathered.len() >= GATHER_BYTES * 2 - SMALL_FILE_BYTES as usize;
+        if full {
+            self.cut_gathered()?;
+        }
+        self.accept(entry, Some(place))
+    }
+
+    fn is_there(&mut self, place: Place) -> Result<bool> {
+        match self.known.chunks.get(place.chunk as usize).copied() {
+            Some(Some(id)) => Ok(self.writer.has(&id)?.is_some()),
+            // The chunk that is being gathered.
+            Some(None) => Ok(true),
+            None => Ok(false),
+        }
+    }
+
+    /// On the first file that is new or changed: learns what the last backup held.
+    fn read_previous(&mut self) -> Result<()> {
+        let Some(mut previous) = self.known.previous.take() else { return Ok(()) };
+        let mut places: HashMap<ChunkId, u32> = HashMap::new();
+        while let Some(entry) = previous.next_entry()? {
+            if self.known.by_hash.len() >= MAX_KNOWN_CONTENTS {
+                break;
+            }
+            if let (Kind::File, [Segment::Data(extent)]) = (entry.kind, entry.content.segments.as_slice())
+                && entry.size <= SMALL_FILE_BYTES
+            {
+                let chunk = *places.entry(extent.chunk).or_insert_with(|| {
+                    self.known.chunks.push(Some(extent.chunk));
+                    self.known.chunks.len() as u32 - 1
+                });
+                self.known.by_hash.insert(entry.content.hash, Place { chunk, offset: extent.offset, len: extent.len });
+            }
+        }
+        Ok(())
+    }
+
+    /// First 16 bytes of the keyed BLAKE3 of the contents.
+    fn content_hash(&self, contents: &[u8]) -> [u8; 16] {
+        first_16(blake3::keyed_hash(&self.writer.repository().chunk_key, contents))
+    }
+
+    fn cut_large(&mut self, last: bool) -> Result<()> {
+        while let Some(chunk) = self.chunker.next_chunk(last) {
+            let len = chunk.len() as u32;
+            let chunk = self.writer.store(chunk, ObjectKind::DataPack)?;
+            self.large.segments.push(Segment::Data(Extent { chunk, offset: 0, len }));
+        }
+        Ok(())
+    }
+}
+
+fn first_16(hash: blake3::Hash) -> [u8; 16] {
+    hash.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+/// The content hash of a large file: over where its contents lie, which is the same for the same contents cut the same way.
+fn segments_hash(key: &[u8; 32], segments: &[Segment]) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    for segment in segments {
+        match segment {
+            Segment::Hole(len) => {
+                hasher.update(&[0]);
+                hasher.update(&len.to_le_bytes());
+            }
+            Segment::Data(x) => {
+                hasher.update(&[1]);
+                hasher.update(&x.chunk.0);
+                hasher.update(&x.offset.to_le_bytes());
+                hasher.update(&x.len.to_le_bytes());
+            }
+        }
+    }
+    first_16(hasher.finalize())
+}
+
+impl EntrySink for SourceWriter<'_> {
+    fn push(&mut self, mut entry: Entry) -> Result<(), SinkError> {
+        if entry.kind == Kind::File {
+            let sum: u64 = entry.content.segments.iter().map(Segment::len).sum();
+            if sum != entry.size {
+                return Err(SinkError::Repository("an entry's segments do not sum up to its size; this is a bug".into()));
+            }
+            if entry.content.hash == [0; 16] && entry.size > 0 {
+                entry.content.hash = segments_hash(&self.writer.repository().chunk_key, &entry.content.segments);
+            }
+        }
+        Ok(self.accept(entry, None)?)
+    }
+
+    fn push_small(&mut self, entry: Entry, contents: &[u8]) -> Result<(), SinkError> {
+        Ok(self.small(entry, contents)?)
+    }
+
+    fn large_begin(&mut self) -> Result<(), SinkError> {
+        self.chunker.clear();
+        self.large = Large::default();
+        Ok(())
+    }
+
+    fn large_data(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        self.large.size += bytes.len() as u64;
+        self.chunker.push(bytes);
+        Ok(self.cut_large(false)?)
+    }
+
+    fn large_hole(&mut self, len: u64) -> Result<(), SinkError> {
+        // A hole ends the chunk before it, so that the zeros are never stored.
+        self.cut_large(true)?;
+        self.large.size += len;
+        if len > 0 {
+            self.large.segments.push(Segment::Hole(len));
+        }
+        Ok(())
+    }
+
+    fn large_finish(&mut self, mut entry: Entry) -> Result<(), SinkError> {
+        self.cut_large(true)?;
+        let Large { segments, size } = std::mem::take(&mut self.large);
+        entry.size = size;
+        let hash = segments_hash(&self.writer.repository().chunk_key, &segments);
+        entry.content = Content { hash, segments };
+        Ok(self.accept(entry, None)?)
+    }
+
+    fn store(&mut self, chunk: Vec<u8>) -> Result<ChunkId, SinkError> {
+        Ok(self.writer.store(chunk, ObjectKind::DataPack)?)
+    }
+
+    fn chunk_len(&mut self, id: &ChunkId) -> Result<Option<u32>, SinkError> {
+        Ok(self.writer.has(id)?)
+    }
+
+    fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError> {
+        Ok(self.writer.fetch(id)?)
+    }
+}
+
+impl From<RepositoryError> for SinkError {
+    fn from(error: RepositoryError) -> Self {
+        match error {
+            RepositoryError::Cancelled => SinkError::Cancelled,
+            other => SinkError::Repository(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! A backup: capture every source into each destination, commit, then retention and prune.
+
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use keepd_protocol::model::{Level, Outcome};
+use minicbor::bytes::ByteArray;
+use tokio::runtime::Handle;
+
+use super::live::{Failure, Finish, LiveRun};
+use super::registry::BackupRequest;
+use super::{catalogue, destination, names};
+use crate::config::{Config, Destination, Job, Retention, Source, SourceKind};
+use crate::ledger::Ledger;
+use crate::repository::lease::{Lease, TERM};
+use crate::repository::source_writer::{SourceWriter, WrittenSource};
+use crate::repository::writer::{self, Writer};
+use crate::repository::{Entry, Manifest, ManifestSource, Repository, SinkError, SourceReader};
+use crate::retention;
+use crate::source::{Context, Previous, SourceError, files, sqlite};
+
+/// What a run of any kind needs from the daemon.
+pub struct Environment {
+    pub config: Arc<Config>,
+    pub ledger: Arc<Ledger>,
+    pub runtime: Handle,
+}
+
+/// Keeps readers of a repository away while packs are removed; None when there are some just now.
+pub type ReaderGate<'a> = &'a dyn Fn(&str) -> Option<Box<dyn Send>>;
+
+/// Backs a job up to all its destinations; good when every one has it.
+pub fn backup(env: &Environment, job: &Job, request: &BackupRequest, live: &LiveRun, gate: ReaderGate<'_>) -> Result<Finish, Failure> {
+    let mut errors = Vec::new();
+    let mut done = 0;
+    for name in &job.destinations {
+        let target = env.config.destinations.get(name).ok_or_else(|| Failure::Failed(format!("there is no destination '{name}'")))?;
+        match to_destination(env, job, target, request, live, gate) {
+            Ok(()) => done += 1,
+            Err(Failure::Cancelled) => return Err(Failure::Cancelled),
+            Err(Failure::Failed(text)) => errors.push(text),
+        }
+    }
+    if done == 0 {
+        return Err(Failure::Failed(errors.join("; ")));
+    }
+    for text in &errors {
+        live.message(Level::Error, text.clone());
+    }
+    let complete = errors.is_empty() && live.report.left_out_count() == 0;
+    Ok(if complete { Finish::Good } else { Finish::Partial })
+}
+
+fn to_destination(
+    env: &Environment,
+    job: &Job,
+    target: &Destination,
+    request: &BackupRequest,
+    live: &LiveRun,
+    gate: ReaderGate<'_>,
+) -> Result<(), Failure> {
+    live.step("opening the repository");
+    live.update(|run| run.destination = Some(target.name.clone()));
+    let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, true)?;
+    let holder = destination::holder(&env.config.daemon.state_dir)?;
+    let lease = Lease::acquire(&repository, &holder, &live.id(), TERM, &live.cancel)?;
+    for problem in repository.sync_index()? {
+        live.message(Level::Warning, format!("{problem}; what it held is stored anew where it is still there"));
+    }
+    for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
+        live.message(Level::Warning, problem);
+    }
+    let newest = env.ledger.newest_in_chain(&target.name)?;
+    let previous = previous_manifest(env, &repository, target, &job.name, live)?;
+    let added_before = live.snapshot().progress.added_bytes;
+    let started = Timestamp::now();
+    let mut writer = Writer::new(repository.clone(), live.cancel.clone())?;
+    let mut sources = Vec::new();
+    let (mut users, mut groups) = (HashSet::new(), HashSet::new());
+    for source in &job.sources {
+        live.step(&format!("capturing {}", source.name));
+        let before = previous.as_ref().and_then(|m| m.sources.iter().find(|s| s.name == source.name && s.kind == source.kind.word()));
+        if let Some(before) = before {
+            let done: u64 = live.snapshot().progress.bytes;
+            live.set_total(done + before.bytes);
+        }
+        let written = capture(env, job, source, before, &repository, &mut writer, live)?;
+        users.extend(written.users);
+        groups.extend(written.groups);
+        sources.push(written.source);
+        live.set_added(added_before + writer.added_bytes());
+    }
+    live.step("storing");
+    let flushed = writer.flush()?;
+    live.set_added(added_before + flushed.added_bytes);
+    live.tick();
+    let snapshot = live.snapshot();
+    let manifest = Manifest {
+        format: 1,
+        repository: ByteArray::from(repository.raw_id()),
+        sequence: newest.as_ref().map_or(0, |d| d.sequence) + 1,
+        predecessor: newest.as_ref().and_then(|d| unhex(&d.backup.id)).map(ByteArray::from),
+        job: job.name.clone(),
+        run: snapshot.id.clone(),
+        started: started.to_string(),
+        finished: Timestamp::now().to_string(),
+        r#type: request.r#type.as_str().into(),
+        outcome: Outcome::Good.as_str().into(),
+        name: request.name.clone(),
+        labels: request.labels.clone().into_iter().collect(),
+        host: names::host(),
+        keepd_version: env!("CARGO_PKG_VERSION").into(),
+        sources,
+        users: names::users(&users),
+        groups: names::groups(&groups),
+        messages: snapshot.messages.iter().map(|m| (m.level.as_str().to_owned(), m.text.clone())).collect(),
+        left_out: live.report.left_out_count(),
+        added_bytes: flushed.added_bytes,
+    };
+    if live.cancel.is_cancelled() {
+        return Err(Failure::Cancelled);
+    }
+    lease.check()?;
+    live.step("committing");
+    let id = data_encoding::HEXLOWER.encode(&writer::commit(&repository, &manifest)?);
+    let detail = catalogue::detail(&id, &manifest);
+    env.ledger.put_backup(&target.name, &detail)?;
+    live.update(|run| {
+        run.backup.get_or_insert(id);
+    });
+    // The backup is committed: what comes now may fail without taking that back.
+    if let Err(Failure::Failed(text)) = tidy(env, job, target, &repository, &lease, live, gate) {
+        live.message(Level::Error, format!("the backup is made, but cleaning up after it failed: {text}"));
+    }
+    Ok(())
+}
+
+/// The job's last manifest here. One that cannot be read costs only time: the next capture is then a full one.
+fn previous_manifest(
+    env: &Environment,
+    repository: &Repository,
+    target: &Destination,
+    job: &str,
+    live: &LiveRun,
+) -> Result<Option<Manifest>, Failure> {
+    let Some(last) = env.ledger.backups(Some(job), Some(&target.name))?.into_iter().next() else { return Ok(None) };
+    let Some(id) = unhex(&last.id) else { return Ok(None) };
+    match repository.read_manifest(&id) {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(e) => {
+            live.message(Level::Warning, format!("the last backup cannot be built upon, everything is read again: {e}"));
+            Ok(None)
+        }
+    }
+}
+
+fn capture(
+    env: &Environment,
+    job: &Job,
+    source: &Source,
+    before: Option<&ManifestSource>,
+    repository: &Arc<Repository>,
+    writer: &mut Writer,
+    live: &LiveRun,
+) -> Result<WrittenSource, Failure> {
+    let failed = |text: String| Failure::Failed(format!("source {}: {text}", source.name));
+    let cache_dir = repository.cache_dir().join("sources").join(&job.name).join(&source.name);
+    let work_dir = env.config.daemon.state_dir.join("work");
+    for dir in [&cache_dir, &work_dir] {
+        std::fs::create_dir_all(dir).map_err(|e| failed(format!("cannot make {}: {e}", dir.display())))?;
+    }
+    let reader = || before.map(|b| SourceReader::new(repository.clone(), b));
+    let mut previous = LastBackup { reader: reader(), broken: false };
+    let path = source.kind.path().as_os_str().as_bytes();
+    let mut sink = SourceWriter::new(writer, &source.name, source.kind.word(), path, reader());
+    let context = Context { cancel: &live.cancel, report: &live.report, work_dir: &work_dir, cache_dir: &cache_dir };
+    let captured = match &source.kind {
+        SourceKind::Files(files) => files::capture(files, &mut previous, &mut sink, &context),
+        SourceKind::Sqlite(sqlite) => sqlite::capture(sqlite, &mut previous, &mut sink, &context),
+    };
+    let facts = captured.map_err(|e| match e {
+        SourceError::Cancelled => Failure::Cancelled,
+        SourceError::Failed(text) => failed(text),
+        SourceError::Sink(SinkError::Cancelled) => Failure::Cancelled,
+        SourceError::Sink(e) => failed(e.to_string()),
+    })?;
+    let facts = serde_json::to_string(&facts).map_err(|e| failed(e.to_string()))?;
+    Ok(sink.finish(facts)?)
+}
+
+/// The entries of the last backup. When they cannot be read, the source is captured as if there were none.
+struct LastBackup {
+    reader: Option<SourceReader>,
+    broken: bool,
+}
+
+impl Previous for LastBackup {
+    fn next_entry(&mut self) -> Result<Option<Entry>, SinkError> {
+        let Some(reader) = self.reader.as_mut().filter(|_| !self.broken) else { return Ok(None) };
+        match reader.next_entry() {
+            Ok(entry) => Ok(entry),
+            Err(crate::repository::RepositoryError::Cancelled) => Err(SinkError::Cancelled),
+            Err(e) => {
+                self.broken = true;
+                tracing::warn!("the last backup's entries cannot be read, everything is read again: {e}");
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Retention and, where it removed something, prune.
+fn tidy(
+    env: &Environment,
+    job: &Job,
+    target: &Destination,
+    repository: &Arc<Repository>,
+    lease: &Lease,
+    live: &LiveRun,
+    gate: ReaderGate<'_>,
+) -> Result<(), Failure> {
+    let policy = target.retention.as_ref().unwrap_or(&job.retention);
+    if *policy == Retention::default() {
+        return Ok(());
+    }
+    let zone = job.timezone.as_deref().and_then(|z| TimeZone::get(z).ok()).unwrap_or_else(TimeZone::system);
+    let backups = env.ledger.backups(Some(&job.name), Some(&target.name))?;
+    let candidates: Vec<retention::Candidate> = backups
+        .iter()
+        .filter_map(|b| Some(retention::Candidate { id: b.id.clone(), time: b.time.parse().ok()?, good: b.outcome == Outcome::Good }))
+        .collect();
+    let falls: Vec<String> =
+        retention::decide(&candidates, policy, Timestamp::now(), &zone).into_iter().filter(|v| !v.keep).map(|v| v.id).collect();
+    if falls.is_empty() {
+        return Ok(());
+    }
+    live.step("retention");
+    for id in &falls {
+        lease.check()?;
+        let raw = unhex(id).ok_or_else(|| Failure::Failed(format!("the catalogue holds an id that is none: {id}")))?;
+        repository.delete_manifest(&raw)?;
+        env.ledger.remove_backup(&target.name, id)?;
+        live.message(Level::Info, format!("retention removed backup {} from {}", short(id), target.name));
+    }
+    match gate(&target.name) {
+        None => live.message(Level::Info, "a restore is reading; what was removed is pruned after the next backup".into()),
+        Some(_alone) => {
+            let report = crate::repository::prune::prune(repository, false, &|step| live.step(step), &live.cancel)?;
+            live.message(Level::Info, format!("pruned {} bytes", report.bytes_freed));
+        }
+    }
+    Ok(())
+}
+
+pub fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+/// 64 hexadecimal digits.
+pub fn unhex(id: &str) -> Option<[u8; 32]> {
+    data_encoding::HEXLOWER.decode(id.as_bytes()).ok()?.try_into().ok()
+}

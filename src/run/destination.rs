@@ -1,0 +1,80 @@
+//! Opening a destination's repository as configured.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use data_encoding::HEXLOWER;
+use tokio::runtime::Handle;
+
+use super::live::Failure;
+use super::names;
+use crate::config::{Config, Destination, KeySource};
+use crate::crypto::{self, key_file};
+use crate::ledger::Ledger;
+use crate::repository::lease::Holder;
+use crate::repository::{OpenOptions, Repository};
+use crate::storage::{self, Storage};
+
+/// Where a destination is, without secrets.
+pub fn location(destination: &Destination) -> String {
+    storage::location(&destination.service, &destination.options)
+}
+
+/// Opens the repository of a destination; with `create` makes one where none ever was.
+pub fn open(
+    config: &Config,
+    destination: &Destination,
+    ledger: &Ledger,
+    runtime: &Handle,
+    create: bool,
+) -> Result<Arc<Repository>, Failure> {
+    let failed = |text: String| Failure::Failed(format!("destination {}: {text}", destination.name));
+    let key = match &destination.encryption {
+        None => None,
+        Some(profile) => {
+            let known = config.encryption.get(profile).ok_or_else(|| failed(format!("there is no encryption profile '{profile}'")))?;
+            let KeySource::File(path) = &known.key;
+            let key = key_file::load(path).map_err(|e| failed(format!("encryption profile {profile}: {e}")))?;
+            Some((profile.as_str(), key))
+        }
+    };
+    let storage = Storage::open(destination, runtime.clone()).map_err(|e| failed(e.to_string()))?;
+    let note = format!("repository at {}", storage.location());
+    let known_id = ledger.note(&note)?;
+    let options = OpenOptions {
+        key: key.as_ref().map(|(profile, key)| (*profile, key.bytes())),
+        compression: destination.compression,
+        cache_root: &cache_root(&config.daemon.state_dir),
+        known_id: known_id.as_deref(),
+        create,
+    };
+    let repository = Repository::open(storage, &options).map_err(|e| failed(e.to_string()))?;
+    if known_id.is_none() {
+        ledger.set_note(&note, &repository.id())?;
+    }
+    Ok(repository)
+}
+
+fn cache_root(state_dir: &Path) -> PathBuf {
+    state_dir.join("repositories")
+}
+
+/// Who this daemon is to other daemons: a random name in the state directory, and the host.
+pub fn holder(state_dir: &Path) -> Result<Holder, Failure> {
+    let path = state_dir.join("instance");
+    let failed = |e: std::io::Error| Failure::Failed(format!("cannot read or write {}: {e}", path.display()));
+    let instance = match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => text.trim().to_owned(),
+        Ok(_) => fresh_instance(&path).map_err(failed)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => fresh_instance(&path).map_err(failed)?,
+        Err(e) => return Err(failed(e)),
+    };
+    Ok(Holder { instance, host: names::host() })
+}
+
+fn fresh_instance(path: &Path) -> std::io::Result<String> {
+    let random: [u8; 8] = crypto::random().map_err(|e| std::io::Error::other(e.to_string()))?;
+    let instance = HEXLOWER.encode(&random);
+    std::fs::write(path, format!("{instance}\n"))?;
+    Ok(instance)
+}

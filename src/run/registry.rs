@@ -1,0 +1,613 @@
+//! The registry of runs: starts them, knows which live, and keeps them out of each other's way.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keepd_protocol::model::{Backup, BackupDetail, BackupType, Change, DestinationStatus, EntryInfo, Event, Level, Run, RunKind, RunState};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, broadcast, mpsc, watch};
+
+use super::backup::{Environment, backup, unhex};
+use super::live::{Failure, Finish, LiveRun};
+use super::{browse, catalogue, check, destination, restore};
+use crate::config::{self, Config, Destination};
+use crate::crypto;
+use crate::ledger::Ledger;
+use crate::repository::{Manifest, Repository};
+
+/// Finished runs kept in the ledger.
+const KEEP_RUNS: u32 = 5000;
+/// Runs that may be queued or running at once, of all kinds.
+const MAX_LIVE: usize = 64;
+
+/// Why a run could not be started, or a question not answered. Each text says what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// `what`: job, backup, run, destination, path.
+    #[error("{text}")]
+    NotFound { what: &'static str, name: String, text: String },
+    #[error("{0}")]
+    Ambiguous(String),
+    #[error("{0}")]
+    Busy(String),
+    #[error("keepd is stopping and starts nothing new")]
+    ShuttingDown,
+    #[error("{0}")]
+    Failed(String),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Error::Failed(failure.to_string())
+    }
+}
+
+impl From<crate::ledger::LedgerError> for Error {
+    fn from(error: crate::ledger::LedgerError) -> Self {
+        Error::Failed(error.to_string())
+    }
+}
+
+/// What to back up and why.
+#[derive(Debug, Clone, Default)]
+pub struct BackupRequest {
+    pub job: String,
+    pub r#type: BackupType,
+    pub name: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    /// `schedule`, or a user's name.
+    pub by: String,
+    /// 1 for the first, more for a retry.
+    pub attempt: u32,
+}
+
+/// A restore that has begun to write into the client's pipe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RestoreStarted {
+    pub run: String,
+    pub backup: String,
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+type OnFinish = Box<dyn Fn(&Run) + Send + Sync>;
+
+/// The registry of runs.
+pub struct Runs {
+    config: Arc<config::Current>,
+    ledger: Arc<Ledger>,
+    events: broadcast::Sender<Event>,
+    runtime: Handle,
+    live: Mutex<BTreeMap<String, Arc<LiveRun>>>,
+    locks: Mutex<HashMap<String, Locks>>,
+    places: Arc<Semaphore>,
+    stopping: AtomicBool,
+    counter: Mutex<(String, u32)>,
+    on_finish: Mutex<Option<OnFinish>>,
+    problems: Mutex<HashMap<String, String>>,
+}
+
+/// Of one destination: who writes, and who reads what a prune would remove.
+#[derive(Clone, Default)]
+struct Locks {
+    writer: Arc<tokio::sync::Mutex<()>>,
+    readers: Arc<RwLock<()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a run works on and how.
+struct Work {
+    kind: RunKind,
+    job: Option<String>,
+    destinations: Vec<String>,
+    backup: Option<String>,
+    by: String,
+    attempt: u32,
+}
+
+impl Runs {
+    /// To be called inside the async runtime.
+    pub fn new(config: Arc<config::Current>, ledger: Arc<Ledger>, events: broadcast::Sender<Event>) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(config.get().daemon.max_parallel_runs.max(1)));
+        Arc::new(Self {
+            config,
+            ledger,
+            events,
+            runtime: Handle::current(),
+            live: Mutex::default(),
+            locks: Mutex::default(),
+            places,
+            stopping: AtomicBool::new(false),
+            counter: Mutex::default(),
+            on_finish: Mutex::default(),
+            problems: Mutex::default(),
+        })
+    }
+
+    /// Who is told of every run that ended (the schedule).
+    pub fn set_on_finish(&self, told: impl Fn(&Run) + Send + Sync + 'static) {
+        *lock(&self.on_finish) = Some(Box::new(told));
+    }
+
+    fn environment(&self) -> Environment {
+        Environment { config: self.config.get(), ledger: self.ledger.clone(), runtime: self.runtime.clone() }
+    }
+
+    fn locks(&self, destination: &str) -> Locks {
+        lock(&self.locks).entry(destination.to_owned()).or_default().clone()
+    }
+
+    fn destination<'c>(&self, config: &'c Config, name: &str) -> Result<&'c Destination> {
+        config.destinations.get(name).ok_or_else(|| {
+            let known = config.destinations.keys().cloned().collect::<Vec<_>>().join(", ");
+            let text = format!("there is no destination '{name}'; configured are: {known}");
+            Error::NotFound { what: "destination", name: name.into(), text }
+        })
+    }
+
+    /// Queues a backup. A job that is queued or running already is refused as busy.
+    pub fn start_backup(self: &Arc<Self>, request: BackupRequest) -> Result<String> {
+        let env = self.environment();
+        let job = env.config.jobs.get(&request.job).cloned().ok_or_else(|| {
+            let known = env.config.jobs.keys().cloned().collect::<Vec<_>>().join(", ");
+            let text = format!("there is no job '{}'; configured are: {known}", request.job);
+            Error::NotFound { what: "job", name: request.job.clone(), text }
+        })?;
+        let work = Work {
+            kind: RunKind::Backup,
+            job: Some(job.name.clone()),
+            destinations: job.destinations.clone(),
+            backup: None,
+            by: request.by.clone(),
+            attempt: request.attempt.max(1),
+        };
+        let runs = self.clone();
+        self.start(work, move |live| {
+            let gate = |destination: &str| -> Option<Box<dyn Send>> {
+                let guard: OwnedRwLockWriteGuard<()> = runs.locks(destination).readers.try_write_owned().ok()?;
+                Some(Box::new(guard))
+            };
+            backup(&env, &job, &request, live, &gate)
+        })
+    }
+
+    /// Queues a check; `read_data` is the percentage of packs to read whole.
+    pub fn start_check(self: &Arc<Self>, destination: &str, read_data: u32, by: &str) -> Result<String> {
+        let env = self.environment();
+        let target = self.destination(&env.config, destination)?.clone();
+        let readers = self.locks(destination).readers;
+        self.start(Work::on(RunKind::Check, destination, by), move |live| {
+            let _reading = readers.blocking_read();
+            check::check_destination(&env, &target, read_data, live)
+        })
+    }
+
+    pub fn start_prune(self: &Arc<Self>, destination: &str, dry_run: bool, by: &str) -> Result<String> {
+        let env = self.environment();
+        let target = self.destination(&env.config, destination)?.clone();
+        let readers = self.locks(destination).readers;
+        self.start(Work::on(RunKind::Prune, destination, by), move |live| {
+            live.step("waiting for restores to end");
+            let _alone = readers.blocking_write();
+            check::prune_destination(&env, &target, dry_run, live)
+        })
+    }
+
+    pub fn start_delete(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: Option<&str>, by: &str) -> Result<String> {
+        let env = self.environment();
+        let found = self.resolve(backup, job)?;
+        let mut targets = Vec::new();
+        for place in found.destinations.iter().filter(|p| destination.is_none_or(|d| d == p.name)) {
+            targets.push(self.destination(&env.config, &place.name)?.clone());
+        }
+        if targets.is_empty() {
+            let name = destination.unwrap_or_default().to_owned();
+            let text = format!("backup {} is not on destination '{name}'", found.id);
+            return Err(Error::NotFound { what: "destination", name, text });
+        }
+        let work = Work {
+            kind: RunKind::Delete,
+            job: None,
+            destinations: targets.iter().map(|t| t.name.clone()).collect(),
+            backup: Some(found.id.clone()),
+            by: by.into(),
+            attempt: 1,
+        };
+        self.start(work, move |live| {
+            for target in &targets {
+                check::delete_backup(&env, target, &found.id, live)?;
+            }
+            Ok(Finish::Good)
+        })
+    }
+
+    /// Streams entries into `out` (see `keepd_protocol::restore`); `paths` are `<source>[/<path>]`, none means all.
+    pub async fn start_restore(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        paths: Vec<Vec<u8>>,
+        out: OwnedFd,
+        by: &str,
+    ) -> Result<RestoreStarted> {
+        let found = self.resolve(backup, job)?;
+        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        let (entries, bytes) = (manifest.entries(), manifest.bytes());
+        super::selection::Selection::new(&manifest, &paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
+        let whole = paths.is_empty();
+        let readers = self.locks(&destination).readers;
+        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Restore, &destination, by) };
+        let run = self.start(work, move |live| {
+            let _reading = readers.blocking_read();
+            if whole {
+                live.set_total(bytes);
+            }
+            live.step("restoring");
+            restore::stream(&repository, &manifest, &paths, out, live)
+        })?;
+        Ok(RestoreStarted { run, backup: found.id, entries, bytes })
+    }
+
+    /// Writes one file's contents into `out`; returns the run and the size.
+    pub async fn start_cat(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        path: Vec<u8>,
+        out: OwnedFd,
+        by: &str,
+    ) -> Result<(String, u64)> {
+        let found = self.resolve(backup, job)?;
+        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        let looked = {
+            let repository = repository.clone();
+            let name = String::from_utf8_lossy(&path).into_owned();
+            let find = move || restore::find_file(&repository, &manifest, &path);
+            let found = tokio::task::spawn_blocking(find).await.map_err(|e| Error::Failed(e.to_string()))?;
+            found.map_err(|e| Error::NotFound { what: "path", name, text: e.to_string() })?
+        };
+        let size = looked.size;
+        let readers = self.locks(&destination).readers;
+        let work = Work { backup: Some(found.id), ..Work::on(RunKind::Cat, &destination, by) };
+        let run = self.start(work, move |live| {
+            let _reading = readers.blocking_read();
+            live.set_total(size);
+            live.step("reading");
+            restore::cat(&repository, &looked, out, live)
+        })?;
+        Ok((run, size))
+    }
+
+    /// The entries at or below a path, in batches; the receiver ends with the list, an error is its last item.
+    pub fn list_entries(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        path: Option<Vec<u8>>,
+        recursive: bool,
+    ) -> Result<mpsc::Receiver<Result<Vec<EntryInfo>>>> {
+        let found = self.resolve(backup, job)?;
+        let runs = self.clone();
+        Ok(self.answer(move |emit| {
+            let (repository, manifest, destination) = runs.open_backup(&found)?;
+            let readers = runs.locks(&destination).readers;
+            let _reading = readers.blocking_read();
+            Ok(browse::list(&repository, &manifest, path, recursive, emit)?)
+        }))
+    }
+
+    /// What differs between two backups, in batches.
+    pub fn diff(self: &Arc<Self>, a: &str, b: &str, job: Option<&str>) -> Result<mpsc::Receiver<Result<Vec<Change>>>> {
+        let (a, b) = (self.resolve(a, job)?, self.resolve(b, job)?);
+        let runs = self.clone();
+        Ok(self.answer(move |emit| {
+            let (left, right) = (runs.open_backup(&a)?, runs.open_backup(&b)?);
+            let left_side = browse::Side { repository: &left.0, manifest: &left.1 };
+            let right_side = browse::Side { repository: &right.0, manifest: &right.1 };
+            Ok(browse::diff(&left_side, &right_side, emit)?)
+        }))
+    }
+
+    /// Runs a question on a blocking thread; its answers come through a bounded channel.
+    fn answer<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut dyn FnMut(Vec<T>) -> bool) -> Result<()> + Send + 'static,
+    ) -> mpsc::Receiver<Result<Vec<T>>> {
+        let (sender, receiver) = mpsc::channel(4);
+        self.runtime.spawn_blocking(move || {
+            let mut emit = |batch: Vec<T>| batch.is_empty() || sender.blocking_send(Ok(batch)).is_ok();
+            if let Err(e) = work(&mut emit) {
+                let _ = sender.blocking_send(Err(e));
+            }
+        });
+        receiver
+    }
+
+    /// The run as it changes; its sender is dropped when the run has finished. Runs that ended are in the ledger.
+    pub fn follow(&self, run: &str) -> Option<watch::Receiver<Arc<Run>>> {
+        lock(&self.live).get(run).map(|live| live.follow())
+    }
+
+    /// Asks a run to stop at its next safe point; false when no such run is queued or running.
+    pub fn cancel(&self, run: &str) -> bool {
+        let live = lock(&self.live).get(run).cloned();
+        live.map(|live| live.cancel.cancel()).is_some()
+    }
+
+    /// What is queued or running now, oldest first.
+    pub fn active(&self) -> Vec<Arc<Run>> {
+        lock(&self.live).values().map(|live| Arc::new(live.snapshot())).collect()
+    }
+
+    /// A backup by id, unique prefix, or `latest`.
+    pub fn resolve(&self, backup: &str, job: Option<&str>) -> Result<Backup> {
+        let absent = |text: String| Error::NotFound { what: "backup", name: backup.to_owned(), text };
+        if backup == "latest" {
+            let of = job.map(|j| format!(" of job {j}")).unwrap_or_default();
+            return self.ledger.latest(job)?.ok_or_else(|| absent(format!("there is no good backup{of} yet")));
+        }
+        let hex = !backup.is_empty() && backup.len() <= 64 && backup.bytes().all(|b| b.is_ascii_hexdigit());
+        if !hex {
+            return Err(absent(format!(
+                "'{backup}' is no backup: give an id as 'keepctl list' shows it, a unique start of one, or 'latest'"
+            )));
+        }
+        let mut found = self.ledger.backups_by_prefix(&backup.to_ascii_lowercase(), job)?;
+        match found.len() {
+            0 => Err(absent(format!("there is no backup whose id starts with {backup}; 'keepctl list' shows what there is"))),
+            1 => Ok(found.remove(0)),
+            _ => Err(Error::Ambiguous(format!("several backups' ids start with {backup}; give more of it"))),
+        }
+    }
+
+    pub fn backup_detail(&self, backup: &str, job: Option<&str>) -> Result<BackupDetail> {
+        let found = self.resolve(backup, job)?;
+        let mut detail = self.ledger.backup_detail(&found.id)?.ok_or_else(|| Error::NotFound {
+            what: "backup",
+            name: found.id.clone(),
+            text: format!("backup {} is gone", found.id),
+        })?;
+        detail.backup = found;
+        Ok(detail)
+    }
+
+    fn open_backup(&self, backup: &Backup) -> Result<(Arc<Repository>, Manifest, String)> {
+        let env = self.environment();
+        let mut errors = Vec::new();
+        for place in &backup.destinations {
+            let Ok(target) = self.destination(&env.config, &place.name) else {
+                errors.push(format!("destination {} is no longer configured", place.name));
+                continue;
+            };
+            let opened = destination::open(&env.config, target, &env.ledger, &self.runtime, false).and_then(|repository| {
+                for problem in repository.sync_index()? {
+                    tracing::warn!("{problem}");
+                }
+                let id = unhex(&backup.id).ok_or_else(|| Failure::Failed(format!("'{}' is no backup id", backup.id)))?;
+                let manifest = repository.read_manifest(&id)?;
+                Ok((repository, manifest))
+            });
+            match opened {
+                Ok((repository, manifest)) => return Ok((repository, manifest, place.name.clone())),
+                Err(e) => errors.push(e.to_string()),
+            }
+        }
+        Err(Error::Failed(format!("backup {} cannot be opened: {}", super::backup::short(&backup.id), errors.join("; "))))
+    }
+
+    async fn open_backup_async(self: &Arc<Self>, backup: Backup) -> Result<(Arc<Repository>, Manifest, String)> {
+        let runs = self.clone();
+        tokio::task::spawn_blocking(move || runs.open_backup(&backup)).await.map_err(|e| Error::Failed(e.to_string()))?
+    }
+
+    pub fn destinations(&self) -> Vec<DestinationStatus> {
+        let config = self.config.get();
+        let problems = lock(&self.problems).clone();
+        let mut list = Vec::new();
+        for (name, target) in &config.destinations {
+            let backups = self.ledger.backups(None, Some(name)).unwrap_or_default();
+            list.push(DestinationStatus {
+                name: name.clone(),
+                service: target.service.clone(),
+                location: destination::location(target),
+                encryption: target.encryption.clone().unwrap_or_else(|| "none".into()),
+                compression: format!("{:?}", target.compression).to_lowercase(),
+                backups: backups.len() as u64,
+                last_good: backups.iter().find(|b| b.outcome == keepd_protocol::model::Outcome::Good).map(|b| b.time.clone()),
+                error: problems.get(name).cloned(),
+            });
+        }
+        list
+    }
+
+    /// Brings the catalogue of every destination up to date with its repository, in the background, at start.
+    pub fn sync_catalogue(self: &Arc<Self>) {
+        let runs = self.clone();
+        self.runtime.spawn_blocking(move || {
+            let env = runs.environment();
+            for (name, target) in &env.config.destinations {
+                let synced = destination::open(&env.config, target, &env.ledger, &runs.runtime, false)
+                    .and_then(|repository| catalogue::sync(&repository, name, &env.ledger));
+                match synced {
+                    Ok(problems) => problems.iter().for_each(|p| tracing::warn!(destination = %name, "{p}")),
+                    // A destination that nothing was backed up to yet is no problem.
+                    Err(e) if e.to_string().contains("nothing was backed up to it yet") => {}
+                    Err(e) => {
+                        tracing::warn!(destination = %name, "the catalogue could not be brought up to date: {e}");
+                        lock(&runs.problems).insert(name.clone(), e.to_string());
+                    }
+                }
+            }
+        });
+    }
+
+    /// Starts nothing more, asks all runs to stop at a safe point, and returns when they have (or `limit` is over: false).
+    pub async fn shutdown(&self, limit: Duration) -> bool {
+        self.stopping.store(true, Ordering::Release);
+        lock(&self.live).values().for_each(|live| live.cancel.cancel());
+        let deadline = tokio::time::Instant::now() + limit;
+        while !lock(&self.live).is_empty() {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        true
+    }
+
+    /// `20261121T021500-3f9a`: time and a random part, so ids sort by time and are never used twice.
+    fn next_id(&self) -> Result<String> {
+        let random: [u8; 3] = crypto::random().map_err(|e| Error::Failed(e.to_string()))?;
+        let time = Timestamp::now().strftime("%Y%m%dT%H%M%S").to_string();
+        let mut counter = lock(&self.counter);
+        counter.1 = if counter.0 == time { counter.1 + 1 } else { 0 };
+        counter.0.clone_from(&time);
+        Ok(format!("{time}-{:02}{}", counter.1 % 100, data_encoding::HEXLOWER.encode(&random)))
+    }
+
+    fn start(self: &Arc<Self>, work: Work, body: impl FnOnce(&LiveRun) -> Result<Finish, Failure> + Send + 'static) -> Result<String> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Error::ShuttingDown);
+        }
+        let run = Run {
+            id: self.next_id()?,
+            kind: work.kind,
+            state: RunState::Queued,
+            job: work.job.clone(),
+            destination: work.destinations.first().cloned(),
+            backup: work.backup.clone(),
+            queued: Timestamp::now().to_string(),
+            attempt: work.attempt,
+            by: work.by.clone(),
+            ..Run::default()
+        };
+        let live = {
+            let mut all = lock(&self.live);
+            if let Some(job) = &work.job
+                && let Some(other) = all.values().map(|l| l.snapshot()).find(|r| r.kind == RunKind::Backup && r.job.as_ref() == Some(job))
+            {
+                return Err(Error::Busy(format!("job {job} is {} already (run {}); a job never overlaps itself", other.state, other.id)));
+            }
+            if all.len() >= MAX_LIVE {
+                return Err(Error::Busy(format!("{MAX_LIVE} runs are queued or running already; try later")));
+            }
+            let live = Arc::new(LiveRun::new(run.clone(), self.events.clone()));
+            all.insert(run.id.clone(), live.clone());
+            live
+        };
+        if let Err(e) = self.ledger.save_run(&run) {
+            lock(&self.live).remove(&run.id);
+            return Err(e.into());
+        }
+        let runs = self.clone();
+        self.runtime.spawn(async move { runs.carry_out(work, live, body).await });
+        Ok(run.id)
+    }
+
+    async fn carry_out(
+        self: Arc<Self>,
+        work: Work,
+        live: Arc<LiveRun>,
+        body: impl FnOnce(&LiveRun) -> Result<Finish, Failure> + Send + 'static,
+    ) {
+        let writes = matches!(work.kind, RunKind::Backup | RunKind::Prune | RunKind::Delete);
+        let prepare = async {
+            // Always in the order of the names, so that two runs never wait for each other.
+            let mut names = work.destinations.clone();
+            names.sort();
+            let mut writers = Vec::new();
+            for name in names.iter().filter(|_| writes) {
+                writers.push(self.locks(name).writer.lock_owned().await);
+            }
+            let place = if work.kind == RunKind::Backup { self.places.clone().acquire_owned().await.ok() } else { None };
+            (writers, place)
+        };
+        let held = tokio::select! {
+            held = prepare => Some(held),
+            () = live.cancel.cancelled() => None,
+        };
+        let result = match &held {
+            None => Err(Failure::Cancelled),
+            Some(_) => {
+                live.begin();
+                let _ = self.save(&live.snapshot()).await;
+                let ticking = self.tick(live.clone());
+                let worker = live.clone();
+                let done = tokio::task::spawn_blocking(move || {
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&worker))).unwrap_or_else(|_| {
+                        Err(Failure::Failed("an internal error (a panic, see the log); nothing was committed by it".into()))
+                    })
+                })
+                .await;
+                ticking.abort();
+                done.unwrap_or_else(|e| Err(Failure::Failed(e.to_string())))
+            }
+        };
+        drop(held);
+        let run = live.end(result);
+        self.tell(&run);
+        if let Err(e) = self.save(&run).await {
+            tracing::error!(run = %run.id, "the end of the run could not be written down: {e}");
+        }
+        lock(&self.live).remove(&run.id);
+        if let Some(told) = lock(&self.on_finish).as_ref() {
+            told(&run);
+        }
+    }
+
+    fn tick(self: &Arc<Self>, live: Arc<LiveRun>) -> tokio::task::JoinHandle<()> {
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(250)).await;
+                live.tick();
+            }
+        })
+    }
+
+    async fn save(&self, run: &Run) -> Result<()> {
+        let (ledger, run) = (self.ledger.clone(), run.clone());
+        let saved = tokio::task::spawn_blocking(move || {
+            ledger.save_run(&run)?;
+            if run.state.is_finished() { ledger.trim_runs(KEEP_RUNS) } else { Ok(()) }
+        });
+        Ok(saved.await.map_err(|e| Error::Failed(e.to_string()))??)
+    }
+
+    fn tell(&self, run: &Run) {
+        let (job, id, state) = (run.job.as_deref().unwrap_or("-"), &run.id, run.state);
+        for message in run.messages.iter().filter(|m| m.level != Level::Info) {
+            tracing::warn!(job, run = %id, "{}", message.text);
+        }
+        match &run.error {
+            None => {
+                tracing::info!(job, run = %id, kind = %run.kind, state = %state, bytes = run.progress.bytes, added = run.progress.added_bytes, "run finished")
+            }
+            Some(error) => tracing::error!(job, run = %id, kind = %run.kind, state = %state, "run failed: {error}"),
+        }
+        if let Some(destination) = &run.destination {
+            let mut problems = lock(&self.problems);
+            match (&run.error, run.state) {
+                (Some(error), RunState::Failed) if error.contains(destination.as_str()) => {
+                    drop(problems.insert(destination.clone(), error.clone()))
+                }
+                (None, RunState::Good) => drop(problems.remove(destination)),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Work {
+    fn on(kind: RunKind, destination: &str, by: &str) -> Self {
+        Self { kind, job: None, destinations: vec![destination.into()], backup: None, by: by.into(), attempt: 1 }
+    }
+}

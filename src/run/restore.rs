@@ -1,0 +1,403 @@
+//! A restore to a directory: a backup's entries as a stream into the client's pipe; and one file's contents (`cat`).
+//!
+//! A planner thread walks the entries and asks for chunks ahead; the run's own thread waits for each and writes. A long
+//! file is sent in the order of its chunks, not of its offsets, so that each chunk is read once however scattered.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use data_encoding::BASE64;
+use keepd_protocol::model::{BytesPath, EntryKind};
+use keepd_protocol::restore::{EntryHeader, FrameWriter, INLINE_BYTES, Summary};
+use rustix::event::{PollFd, PollFlags, poll};
+use tokio_util::sync::CancellationToken;
+
+use super::live::{Failure, Finish, LiveRun};
+use super::selection::{Selection, Shown, is_at_or_below};
+use crate::repository::entry::{Extent, path_order};
+use crate::repository::fetch::{Fetcher, Slot};
+use crate::repository::{ChunkId, Entry, Kind, Manifest, Repository, RepositoryError, Segment, SourceReader};
+
+/// Plaintext held ahead of the writer.
+const AHEAD_BYTES: usize = 48 << 20;
+/// Segments of a long file that are put into the order of their chunks at once.
+const WINDOW_SEGMENTS: usize = 1 << 16;
+/// A client that takes nothing for so long is given up.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+enum Op {
+    /// An entry; its whole contents where they travel with it.
+    Entry(Box<EntryHeader>, Vec<(Arc<Slot>, Extent)>),
+    Data {
+        entry: u64,
+        offset: u64,
+        slot: Arc<Slot>,
+        extent: Extent,
+    },
+    End {
+        entry: u64,
+    },
+}
+
+/// Streams what is selected into `out`.
+pub fn stream(
+    repository: &Arc<Repository>,
+    manifest: &Manifest,
+    paths: &[Vec<u8>],
+    out: OwnedFd,
+    live: &LiveRun,
+) -> Result<Finish, Failure> {
+    let selection = Selection::new(manifest, paths).map_err(Failure::Failed)?;
+    let mut frames = FrameWriter::new(io::BufWriter::with_capacity(256 << 10, PatientWriter::new(out, live.cancel.clone())?));
+    let result = std::thread::scope(|scope| {
+        let (ops, queue) = bounded::<Result<Op, RepositoryError>>(1024);
+        let (repository, selection, cancel) = (repository.clone(), &selection, live.cancel.clone());
+        let planner = std::thread::Builder::new().name("plan".into()).spawn_scoped(scope, move || {
+            let mut planner = match Fetcher::new(repository.clone(), AHEAD_BYTES, cancel) {
+                Ok(fetcher) => Planner { repository, manifest, fetcher, ops: ops.clone(), next: 0 },
+                Err(e) => return drop(ops.send(Err(e))),
+            };
+            if let Err(e) = planner.plan(selection) {
+                let _ = ops.send(Err(e));
+            }
+        });
+        planner.map_err(|e| Failure::Failed(format!("cannot start a thread: {e}")))?;
+        write_out(&queue, &mut frames, live)
+    });
+    match result {
+        Ok(summary) => {
+            frames.finish(&summary).map_err(|e| gone(&live.cancel, &e))?;
+            Ok(Finish::Good)
+        }
+        Err(failure) => {
+            // The client learns why; that it is gone itself is no second error.
+            let _ = frames.error(&failure.to_string());
+            Err(failure)
+        }
+    }
+}
+
+fn write_out<W: Write>(
+    queue: &Receiver<Result<Op, RepositoryError>>,
+    frames: &mut FrameWriter<W>,
+    live: &LiveRun,
+) -> Result<Summary, Failure> {
+    let mut summary = Summary::default();
+    let mut contents = Vec::new();
+    for op in queue {
+        let io = |e: io::Error| gone(&live.cancel, &e);
+        match op? {
+            Op::Entry(header, parts) => {
+                contents.clear();
+                for (slot, extent) in parts {
+                    contents.extend_from_slice(part(&slot.wait()?, &extent)?);
+                }
+                frames.entry(&header, &contents).map_err(io)?;
+                summary.entries += 1;
+                summary.bytes += contents.len() as u64;
+                live.report.entry();
+                live.report.bytes(contents.len() as u64);
+            }
+            Op::Data { entry, offset, slot, extent } => {
+                frames.data(entry, offset, part(&slot.wait()?, &extent)?).map_err(io)?;
+                summary.bytes += u64::from(extent.len);
+                live.report.bytes(u64::from(extent.len));
+            }
+            Op::End { entry } => frames.end(entry).map_err(io)?,
+        }
+        if live.cancel.is_cancelled() {
+            return Err(Failure::Cancelled);
+        }
+    }
+    Ok(summary)
+}
+
+fn part<'b>(bytes: &'b [u8], extent: &Extent) -> Result<&'b [u8], Failure> {
+    let end = extent.offset as usize + extent.len as usize;
+    bytes
+        .get(extent.offset as usize..end)
+        .ok_or_else(|| Failure::Failed(format!("an entry refers beyond the end of chunk {}; run a check", extent.chunk)))
+}
+
+fn gone(cancel: &CancellationToken, error: &io::Error) -> Failure {
+    match (cancel.is_cancelled(), error.kind()) {
+        (true, _) => Failure::Cancelled,
+        (_, io::ErrorKind::BrokenPipe) => Failure::Failed("the client went away before the end".into()),
+        _ => Failure::Failed(format!("cannot write to the client: {error}")),
+    }
+}
+
+struct Planner<'a> {
+    repository: Arc<Repository>,
+    manifest: &'a Manifest,
+    fetcher: Fetcher,
+    ops: Sender<Result<Op, RepositoryError>>,
+    next: u64,
+}
+
+impl Planner<'_> {
+    fn plan(&mut self, selection: &Selection<'_>) -> Result<(), RepositoryError> {
+        for selected in &selection.sources {
+            let shown = &selected.shown;
+            let repository = self.repository.clone();
+            let found = walk(&repository, shown, &selected.paths, |entry| {
+                if shown.is_one_file() {
+                    self.entry(shown, shown.source.name.clone().into_bytes(), shown.made_up_directory(&entry))?;
+                }
+                let entry = self.with_contents(shown, &selected.paths, entry)?;
+                self.entry(shown, shown.path(&entry.path), entry)
+            })?;
+            if let Some(path) = found {
+                let path = String::from_utf8_lossy(&shown.path(&path)).into_owned();
+                return Err(RepositoryError::Other(format!("'{path}' is not in the backup")));
+            }
+        }
+        self.fetcher.flush();
+        Ok(())
+    }
+
+    /// A hard link whose first name is not wanted too comes as a file of its own.
+    fn with_contents(&self, shown: &Shown<'_>, paths: &[Vec<u8>], entry: Entry) -> Result<Entry, RepositoryError> {
+        if entry.kind != Kind::Hardlink || paths.iter().any(|p| is_at_or_below(&entry.target, p)) {
+            return Ok(entry);
+        }
+        match find(&self.repository, shown.source, &entry.target)? {
+            Some(first) => Ok(Entry { path: entry.path, ..first }),
+            None => Ok(entry),
+        }
+    }
+
+    fn entry(&mut self, shown: &Shown<'_>, path: Vec<u8>, entry: Entry) -> Result<(), RepositoryError> {
+        let index = self.next;
+        self.next += 1;
+        let mut header = self.header(shown, index, &path, &entry);
+        if entry.kind != Kind::File {
+            return self.send(Op::Entry(Box::new(header), Vec::new()));
+        }
+        header.sparse = entry.content.segments.iter().any(|s| matches!(s, Segment::Hole(_)));
+        header.inline = !header.sparse && entry.size <= INLINE_BYTES;
+        if header.inline {
+            let mut parts = Vec::new();
+            for segment in &entry.content.segments {
+                if let Segment::Data(extent) = segment {
+                    parts.push((self.fetcher.request(extent.chunk)?, *extent));
+                }
+            }
+            return self.send(Op::Entry(Box::new(header), parts));
+        }
+        self.send(Op::Entry(Box::new(header), Vec::new()))?;
+        let mut at = 0;
+        for window in entry.content.segments.chunks(WINDOW_SEGMENTS) {
+            let mut order: Vec<ChunkId> = Vec::new();
+            let mut of_chunk: HashMap<ChunkId, Vec<(u64, Extent)>> = HashMap::new();
+            for segment in window {
+                if let Segment::Data(extent) = segment {
+                    of_chunk.entry(extent.chunk).or_insert_with(|| {
+                        order.push(extent.chunk);
+                        Vec::new()
+                    });
+                    if let Some(list) = of_chunk.get_mut(&extent.chunk) {
+                        list.push((at, *extent));
+                    }
+                }
+                at += segment.len();
+            }
+            for chunk in order {
+                let slot = self.fetcher.request(chunk)?;
+                for (offset, extent) in of_chunk.remove(&chunk).unwrap_or_default() {
+                    self.send(Op::Data { entry: index, offset, slot: slot.clone(), extent })?;
+                }
+            }
+        }
+        self.send(Op::End { entry: index })
+    }
+
+    fn header(&self, shown: &Shown<'_>, index: u64, path: &[u8], entry: &Entry) -> EntryHeader {
+        let name = |names: &[(u32, String)], id: u32| names.iter().find(|(n, _)| *n == id).map(|(_, name)| name.clone());
+        let target = match entry.kind {
+            Kind::Symlink => Some(BytesPath::from_bytes(&entry.target)),
+            Kind::Hardlink => Some(BytesPath::from_bytes(&shown.path(&entry.target))),
+            _ => None,
+        };
+        EntryHeader {
+            index,
+            path: BytesPath::from_bytes(path),
+            kind: kind(entry.kind),
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            user: name(&self.manifest.users, entry.uid),
+            group: name(&self.manifest.groups, entry.gid),
+            mtime_seconds: entry.mtime.seconds,
+            mtime_nanoseconds: entry.mtime.nanoseconds,
+            size: entry.size,
+            sparse: false,
+            inline: false,
+            target,
+            xattrs: entry.xattrs.iter().map(|(n, v)| (BytesPath::from_bytes(n), BASE64.encode(v))).collect(),
+        }
+    }
+
+    fn send(&mut self, op: Op) -> Result<(), RepositoryError> {
+        let op = match self.ops.try_send(Ok(op)) {
+            Ok(()) => return Ok(()),
+            Err(crossbeam_channel::TrySendError::Full(op)) => op,
+            Err(crossbeam_channel::TrySendError::Disconnected(_)) => return Err(RepositoryError::Cancelled),
+        };
+        self.fetcher.flush();
+        self.ops.send(op).map_err(|_| RepositoryError::Cancelled)
+    }
+}
+
+pub fn kind(kind: Kind) -> EntryKind {
+    match kind {
+        Kind::File => EntryKind::File,
+        Kind::Directory => EntryKind::Directory,
+        Kind::Symlink => EntryKind::Symlink,
+        Kind::Hardlink => EntryKind::Hardlink,
+    }
+}
+
+/// Calls `each` for every entry at or below one of `paths` (in path order); returns a path that is not there.
+pub fn walk(
+    repository: &Arc<Repository>,
+    shown: &Shown<'_>,
+    paths: &[Vec<u8>],
+    mut each: impl FnMut(Entry) -> Result<(), RepositoryError>,
+) -> Result<Option<Vec<u8>>, RepositoryError> {
+    for path in paths {
+        let mut reader = SourceReader::starting_at(repository.clone(), shown.source, path);
+        let mut found = false;
+        while let Some(paged) = reader.next_paged()? {
+            if is_at_or_below(&paged.entry.path, path) {
+                found = true;
+                each(reader.whole(paged)?)?;
+            } else if path_order(&paged.entry.path, path).is_gt() {
+                break;
+            }
+        }
+        if !found && !(path.is_empty() && shown.source.entries == 0) {
+            return Ok(Some(path.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// One entry by its own path.
+pub fn find(
+    repository: &Arc<Repository>,
+    source: &crate::repository::ManifestSource,
+    path: &[u8],
+) -> Result<Option<Entry>, RepositoryError> {
+    let mut reader = SourceReader::starting_at(repository.clone(), source, path);
+    while let Some(paged) = reader.next_paged()? {
+        if paged.entry.path == path {
+            return reader.whole(paged).map(Some);
+        }
+        if path_order(&paged.entry.path, path).is_gt() {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+/// Finds the file that `path` names, for `cat`. Hard links lead to their file.
+pub fn find_file(repository: &Arc<Repository>, manifest: &Manifest, path: &[u8]) -> Result<Entry, Failure> {
+    let selection = Selection::new(manifest, &[path.to_vec()]).map_err(Failure::Failed)?;
+    let shown_path = String::from_utf8_lossy(path).into_owned();
+    let absent = || Failure::Failed(format!("'{shown_path}' is not in the backup"));
+    let selected = selection.sources.first().ok_or_else(absent)?;
+    let wanted = selected.paths.first().ok_or_else(absent)?;
+    let entry = find(repository, selected.shown.source, wanted)?.ok_or_else(absent)?;
+    let entry = match entry.kind {
+        Kind::Hardlink => find(repository, selected.shown.source, &entry.target)?.ok_or_else(absent)?,
+        _ => entry,
+    };
+    match entry.kind {
+        Kind::File => Ok(entry),
+        other => Err(Failure::Failed(format!("'{shown_path}' is a {}, not a file", kind(other)))),
+    }
+}
+
+/// Writes a file's contents in order.
+pub fn cat(repository: &Arc<Repository>, entry: &Entry, out: OwnedFd, live: &LiveRun) -> Result<Finish, Failure> {
+    let mut out = PatientWriter::new(out, live.cancel.clone())?;
+    let mut last: Option<(ChunkId, Vec<u8>)> = None;
+    let zeros = vec![0u8; 64 << 10];
+    for segment in &entry.content.segments {
+        if live.cancel.is_cancelled() {
+            return Err(Failure::Cancelled);
+        }
+        let io = |e: io::Error| gone(&live.cancel, &e);
+        match segment {
+            Segment::Hole(len) => {
+                let mut left = *len;
+                while left > 0 {
+                    let n = left.min(zeros.len() as u64);
+                    out.write_all(zeros.get(..n as usize).unwrap_or_default()).map_err(io)?;
+                    left -= n;
+                }
+            }
+            Segment::Data(extent) => {
+                if last.as_ref().is_none_or(|(id, _)| *id != extent.chunk) {
+                    last = Some((extent.chunk, repository.read_chunk(&extent.chunk)?));
+                }
+                if let Some((_, bytes)) = &last {
+                    out.write_all(part(bytes, extent)?).map_err(io)?;
+                }
+            }
+        }
+        live.report.bytes(segment.len());
+    }
+    live.report.entry();
+    Ok(Finish::Good)
+}
+
+/// Writes to a client's descriptor without ever hanging on it: a client that takes nothing is given up, a cancel ends it.
+struct PatientWriter {
+    file: File,
+    cancel: CancellationToken,
+}
+
+impl PatientWriter {
+    fn new(fd: OwnedFd, cancel: CancellationToken) -> Result<Self, Failure> {
+        let failed = |e: rustix::io::Errno| Failure::Failed(format!("cannot use the client's descriptor: {e}"));
+        let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
+        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(failed)?;
+        // A larger pipe saves wake-ups; not getting one is fine.
+        let _ = rustix::pipe::fcntl_setpipe_size(&fd, 1 << 20);
+        Ok(Self { file: File::from(fd), cancel })
+    }
+}
+
+impl Write for PatientWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let since = Instant::now();
+        loop {
+            match self.file.write(bytes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+            if self.cancel.is_cancelled() {
+                return Err(io::Error::other("cancelled"));
+            }
+            if since.elapsed() > PATIENCE {
+                return Err(io::Error::other("the client took nothing for ten minutes"));
+            }
+            let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+            match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,438 @@
+//! The loop: which job is due next, started on time, once, also after a night off or a moved clock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use keepd_protocol::model::{BackupType, JobStatus, Outcome, Run, RunKind, RunState};
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::clock::Clock;
+use super::due::{newest_missed, next_due, words};
+use crate::config::{self, Job};
+use crate::ledger::{Ledger, ScheduleState};
+use crate::run::{BackupRequest, Error};
+
+/// Starts backups; the registry of runs, or a stand-in of tests.
+pub trait Starter: Send + Sync {
+    fn start_backup(&self, request: BackupRequest) -> Result<String, Error>;
+}
+
+impl Starter for Arc<crate::run::Runs> {
+    fn start_backup(&self, request: BackupRequest) -> Result<String, Error> {
+        crate::run::Runs::start_backup(self, request)
+    }
+}
+
+/// A clock that was far ahead and came back leaves due times in the future; more than this is taken for that.
+const AHEAD: SignedDuration = SignedDuration::from_hours(1);
+
+pub struct Scheduler {
+    config: Arc<config::Current>,
+    ledger: Arc<Ledger>,
+    starter: Arc<dyn Starter>,
+    clock: Arc<dyn Clock>,
+    wake: Notify,
+    pings: Mutex<Vec<oneshot::Sender<()>>>,
+    /// Retries that wait: when, and which attempt.
+    retries: Mutex<HashMap<String, (Timestamp, u32)>>,
+    machine: String,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Scheduler {
+    pub fn new(config: Arc<config::Current>, ledger: Arc<Ledger>, starter: Arc<dyn Starter>, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        Arc::new(Self { config, ledger, starter, clock, wake: Notify::new(), pings: Mutex::default(), retries: Mutex::default(), machine })
+    }
+
+    /// Starts what is due until cancelled.
+    pub async fn run(&self, cancel: CancellationToken) {
+        while !cancel.is_cancelled() {
+            self.start_due();
+            for ping in lock(&self.pings).drain(..) {
+                let _ = ping.send(());
+            }
+            let next = self.next().map(|(_, at)| at);
+            tokio::select! {
+                () = self.clock.sleep_until(next) => {}
+                () = self.wake.notified() => {}
+                () = cancel.cancelled() => {}
+            }
+        }
+    }
+
+    /// The configuration changed: what is due may be something else now.
+    pub fn config_changed(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Answered by the loop itself: a loop that hangs does not answer.
+    pub fn ping(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.pings).push(sender);
+        self.wake.notify_one();
+        receiver
+    }
+
+    /// The job that is due next, and when.
+    pub fn next(&self) -> Option<(String, Timestamp)> {
+        let config = self.config.get();
+        config.jobs.values().filter_map(|job| Some((job.name.clone(), self.next_start(job)?))).min_by_key(|(_, at)| *at)
+    }
+
+    /// Starts every job whose time has come.
+    pub fn start_due(&self) {
+        let config = self.config.get();
+        let now = self.clock.now();
+        lock(&self.retries).retain(|name, _| config.jobs.get(name).is_some_and(|j| j.enabled));
+        for job in config.jobs.values().filter(|j| j.enabled) {
+            if self.next_start(job).is_none_or(|at| at > now) {
+                continue;
+            }
+            let retry = lock(&self.retries).remove(&job.name).filter(|(at, _)| *at <= now);
+            let mut state = self.state(job, now);
+            let missed = job.schedule.as_ref().and_then(|s| newest_missed(s, &zone(job), last_due(&state, now), anchor(&state), now));
+            if let Some(due) = missed {
+                state.last_due = Some(due);
+                self.save(job, &state);
+            }
+            let attempt = retry.map_or(1, |(_, attempt)| attempt);
+            let request = BackupRequest {
+                job: job.name.clone(),
+                r#type: BackupType::Scheduled,
+                by: "schedule".into(),
+                attempt,
+                ..BackupRequest::default()
+            };
+            match self.starter.start_backup(request) {
+                Ok(run) => tracing::info!(job = %job.name, run, attempt, "started by the schedule"),
+                Err(Error::Busy(text)) => tracing::warn!(job = %job.name, "its time has come, but {text}; this one counts as covered"),
+                Err(e) => tracing::error!(job = %job.name, "its time has come, but it could not be started: {e}"),
+            }
+        }
+    }
+
+    /// When a job starts next; in the past when it should have started already.
+    fn next_start(&self, job: &Job) -> Option<Timestamp> {
+        if !job.enabled {
+            return None;
+        }
+        let now = self.clock.now();
+        let retry = lock(&self.retries).get(&job.name).map(|(at, _)| *at);
+        let state = self.state(job, now);
+        let due = job.schedule.as_ref().and_then(|s| next_due(s, &zone(job), last_due(&state, now), anchor(&state)));
+        let due = due.and_then(|d| d.checked_add(self.jitter(job)).ok());
+        [retry, due].into_iter().flatten().min()
+    }
+
+    /// The ledger's state of a job, begun anew where its schedule is another one.
+    fn state(&self, job: &Job, now: Timestamp) -> ScheduleState {
+        let mut state = self.ledger.schedule_state(&job.name).unwrap_or_else(|e| {
+            tracing::error!(job = %job.name, "its schedule state cannot be read: {e}");
+            ScheduleState::default()
+        });
+        let text = format!("{} {}", words(&job.schedule), job.timezone.as_deref().unwrap_or_default());
+        if state.schedule != text || state.first_seen.is_none() {
+            state.schedule = text;
+            // A new schedule owes nothing from before; what it owes from now on survives restarts.
+            state.last_due = Some(now);
+            state.first_seen.get_or_insert(now);
+            self.save(job, &state);
+        }
+        if state.last_due.is_some_and(|due| due.duration_since(now) > AHEAD) {
+            tracing::warn!(job = %job.name, "its last due time lies in the future: the clock was wrong; counting goes on from now");
+            state.last_due = Some(now);
+            self.save(job, &state);
+        }
+        state
+    }
+
+    fn save(&self, job: &Job, state: &ScheduleState) {
+        if let Err(e) = self.ledger.save_schedule_state(&job.name, state) {
+            tracing::error!(job = %job.name, "its schedule state cannot be written: {e}");
+        }
+    }
+
+    /// A fixed part of the job's jitter, the same in every run, another on every machine.
+    fn jitter(&self, job: &Job) -> SignedDuration {
+        let range = job.jitter.as_secs();
+        if range == 0 {
+            return SignedDuration::ZERO;
+        }
+        let hash = blake3::hash(format!("{}\0{}", self.machine.trim(), job.name).as_bytes());
+        let number = u64::from_le_bytes(*hash.as_bytes().first_chunk().unwrap_or(&[0; 8]));
+        SignedDuration::from_secs((number % range) as i64)
+    }
+
+    /// To be told of every run that ended: counts, and plans a retry.
+    pub fn job_finished(&self, run: &Run) {
+        let config = self.config.get();
+        let (RunKind::Backup, Some(job)) = (run.kind, run.job.as_ref().and_then(|j| config.jobs.get(j))) else { return };
+        let now = self.clock.now();
+        let mut state = self.state(job, now);
+        state.last_run = Some(run.id.clone());
+        state.last_start = run.started.as_ref().and_then(|s| s.parse().ok());
+        match run.state {
+            RunState::Good | RunState::Partial => {
+                state.runs_good += 1;
+                state.last_good = Some(now);
+                lock(&self.retries).remove(&job.name);
+            }
+            RunState::Failed => {
+                state.runs_failed += 1;
+                if run.attempt < job.retry.attempts {
+                    let factor = 1u32 << (run.attempt.saturating_sub(1)).min(16);
+                    let wait = SignedDuration::try_from(job.retry.backoff.saturating_mul(factor)).unwrap_or(SignedDuration::from_hours(1));
+                    if let Ok(at) = now.checked_add(wait) {
+                        lock(&self.retries).insert(job.name.clone(), (at, run.attempt + 1));
+                        tracing::info!(job = %job.name, attempt = run.attempt + 1, "tried again at {at}");
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.save(job, &state);
+        self.wake.notify_one();
+    }
+
+    /// What `keepctl status` shows of a job.
+    pub fn job_status(&self, name: &str) -> JobStatus {
+        let config = self.config.get();
+        let Some(job) = config.jobs.get(name) else { return JobStatus { name: name.into(), ..JobStatus::default() } };
+        let now = self.clock.now();
+        let state = self.state(job, now);
+        let last_run = state.last_run.as_ref().and_then(|id| self.ledger.run(id).ok().flatten());
+        // A ledger that was lost knows the backups again from their repositories, but not when they were made here.
+        let newest = self.ledger.backups(Some(name), None).ok().and_then(|b| b.into_iter().find(|b| b.outcome == Outcome::Good));
+        let last_good = newest.and_then(|b| b.time.parse::<Timestamp>().ok()).max(state.last_good);
+        let since = last_good.or(state.first_seen).unwrap_or(now);
+        let overdue =
+            job.max_age.is_some_and(|age| now.duration_since(since) > SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX));
+        JobStatus {
+            name: name.to_owned(),
+            enabled: job.enabled,
+            schedule: words(&job.schedule),
+            next: self.next_start(job).map(|t| t.to_string()),
+            last_start: state.last_start.map(|t| t.to_string()),
+            last_outcome: last_run.as_ref().map(|r| r.state),
+            last_run: state.last_run,
+            last_good: last_good.map(|t| t.to_string()),
+            last_proven: None,
+            overdue,
+            max_age_seconds: job.max_age.as_ref().map(Duration::as_secs),
+            running: None,
+            runs_good: state.runs_good,
+            runs_failed: state.runs_failed,
+        }
+    }
+}
+
+fn zone(job: &Job) -> TimeZone {
+    job.timezone.as_deref().and_then(|z| TimeZone::get(z).ok()).unwrap_or_else(TimeZone::system)
+}
+
+fn last_due(state: &ScheduleState, now: Timestamp) -> Timestamp {
+    state.last_due.unwrap_or(now)
+}
+
+/// An interval counts from its last due time, which is when the job was first seen to begin with.
+fn anchor(state: &ScheduleState) -> Timestamp {
+    state.last_due.or(state.first_seen).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Compression, Config, Daemon, Destination, Retention, Retry, Schedule};
+    use std::pin::Pin;
+
+    struct HandClock(Mutex<Timestamp>);
+
+    impl Clock for HandClock {
+        fn now(&self) -> Timestamp {
+            *lock(&self.0)
+        }
+        fn sleep_until(&self, _: Option<Timestamp>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[derive(Default)]
+    struct Started(Mutex<Vec<(String, u32)>>);
+
+    impl Starter for Started {
+        fn start_backup(&self, request: BackupRequest) -> Result<String, Error> {
+            lock(&self.0).push((request.job, request.attempt));
+            Ok("run".into())
+        }
+    }
+
+    struct World {
+        dir: tempfile::TempDir,
+        clock: Arc<HandClock>,
+        started: Arc<Started>,
+        config: Arc<config::Current>,
+        scheduler: Arc<Scheduler>,
+    }
+
+    fn job(schedule: Schedule, zone: &str) -> Job {
+        Job {
+            name: "shop".into(),
+            enabled: true,
+            schedule: Some(schedule),
+            timezone: Some(zone.into()),
+            jitter: Duration::ZERO,
+            max_age: Some(Duration::from_secs(26 * 3600)),
+            destinations: vec!["local".into()],
+            retention: Retention::default(),
+            retry: Retry { attempts: 3, backoff: Duration::from_secs(60) },
+            sources: Vec::new(),
+        }
+    }
+
+    fn world(job: Job, now: &str) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = Daemon { state_dir: dir.path().into(), socket: dir.path().join("s"), max_parallel_runs: 1, memory: 1 << 28 };
+        let destination = Destination {
+            name: "local".into(),
+            service: "fs".into(),
+            options: Default::default(),
+            encryption: None,
+            compression: Compression::None,
+            retention: None,
+        };
+        let config = Config {
+            files: vec![],
+            daemon,
+            encryption: Default::default(),
+            destinations: [("local".to_owned(), destination)].into(),
+            jobs: [(job.name.clone(), job)].into(),
+        };
+        let config = Arc::new(config::Current::new(config));
+        let clock = Arc::new(HandClock(Mutex::new(now.parse().unwrap())));
+        let started = Arc::new(Started::default());
+        let ledger = Arc::new(Ledger::open(dir.path()).unwrap());
+        let scheduler = Scheduler::new(config.clone(), ledger, started.clone(), clock.clone());
+        World { dir, clock, started, config, scheduler }
+    }
+
+    impl World {
+        fn at(&self, time: &str) -> usize {
+            self.to(time.parse().unwrap())
+        }
+
+        fn to(&self, time: Timestamp) -> usize {
+            *lock(&self.clock.0) = time;
+            let before = lock(&self.started.0).len();
+            self.scheduler.start_due();
+            lock(&self.started.0).len() - before
+        }
+
+        fn restart(&mut self) {
+            let ledger = Arc::new(Ledger::open(self.dir.path()).unwrap());
+            self.scheduler = Scheduler::new(self.config.clone(), ledger, self.started.clone(), self.clock.clone());
+        }
+
+        fn finish(&self, state: RunState, attempt: u32) {
+            let run = Run {
+                id: "run".into(),
+                job: Some("shop".into()),
+                state,
+                attempt,
+                started: Some(self.clock.now().to_string()),
+                ..Run::default()
+            };
+            self.scheduler.job_finished(&run);
+        }
+    }
+
+    #[test]
+    fn due_once_caught_up_once() {
+        let mut w = world(job(Schedule::Cron("30 2 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        assert_eq!(w.at("2026-01-01T00:00:00Z"), 0);
+        assert_eq!(w.at("2026-01-01T02:29:59Z"), 0);
+        assert_eq!(w.at("2026-01-01T02:30:00Z"), 1);
+        assert_eq!(w.at("2026-01-01T02:30:01Z"), 0);
+        w.restart();
+        assert_eq!(w.at("2026-01-01T12:00:00Z"), 0, "a restart repeats nothing");
+        w.restart();
+        assert_eq!(w.at("2026-01-09T12:00:00Z"), 1, "eight missed nights are one run");
+        assert_eq!(w.at("2026-01-09T12:00:01Z"), 0);
+        assert_eq!(w.scheduler.next().unwrap().1.to_string(), "2026-01-10T02:30:00Z");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_neither_repeats_nor_stops_the_schedule() {
+        let w = world(job(Schedule::Cron("30 2 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        assert_eq!(w.at("2026-01-01T00:00:00Z"), 0);
+        assert_eq!(w.at("2026-01-01T02:31:00Z"), 1);
+        assert_eq!(w.at("2026-01-01T01:45:00Z"), 0, "an hour back");
+        assert_eq!(w.at("2026-01-01T02:31:00Z"), 0, "the same time again is the same run");
+        assert_eq!(w.at("2036-01-01T02:31:00Z"), 1, "ten years ahead: one catch-up");
+        assert_eq!(w.at("2026-01-01T03:00:00Z"), 0, "and back");
+        assert_eq!(w.at("2026-01-02T02:30:00Z"), 1, "it goes on the next night");
+    }
+
+    #[test]
+    fn failures_are_retried_with_backoff_and_counted() {
+        let w = world(job(Schedule::Cron("0 2 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        w.at("2026-01-01T00:00:00Z");
+        assert_eq!(w.at("2026-01-01T02:00:00Z"), 1);
+        w.finish(RunState::Failed, 1);
+        assert_eq!(w.at("2026-01-01T02:00:59Z"), 0);
+        assert_eq!(w.at("2026-01-01T02:01:00Z"), 1);
+        w.finish(RunState::Failed, 2);
+        assert_eq!(w.at("2026-01-01T02:02:59Z"), 0, "the wait doubles");
+        assert_eq!(w.at("2026-01-01T02:03:00Z"), 1);
+        assert_eq!(lock(&w.started.0).last().unwrap().1, 3);
+        w.finish(RunState::Failed, 3);
+        assert_eq!(w.at("2026-01-01T23:00:00Z"), 0, "no fourth attempt");
+        assert_eq!(w.at("2026-01-02T02:00:00Z"), 1, "the schedule is not moved by retries");
+        w.finish(RunState::Good, 1);
+        let status = w.scheduler.job_status("shop");
+        assert_eq!((status.runs_good, status.runs_failed, status.overdue), (1, 3, false));
+        w.at("2026-01-03T04:00:01Z");
+        assert!(w.scheduler.job_status("shop").overdue);
+        w.finish(RunState::Cancelled, 1);
+        assert_eq!(w.at("2026-01-03T12:00:00Z"), 0, "a cancelled run is not tried again");
+    }
+
+    #[test]
+    fn a_job_without_any_backup_becomes_overdue_and_a_disabled_one_rests() {
+        let w = world(job(Schedule::Every(Duration::from_secs(3600)), "UTC"), "2026-01-01T00:00:00Z");
+        assert_eq!(w.at("2026-01-01T00:30:00Z"), 0);
+        assert!(!w.scheduler.job_status("shop").overdue);
+        let mut config = (*w.config.get()).clone();
+        config.jobs.get_mut("shop").unwrap().enabled = false;
+        w.config.set(config);
+        assert_eq!(w.at("2026-01-03T00:30:00Z"), 0);
+        assert!(w.scheduler.job_status("shop").overdue, "nobody may forget a disabled job");
+        assert_eq!(w.scheduler.next(), None);
+    }
+
+    #[test]
+    fn two_years_with_daily_restarts_run_each_night_once() {
+        for zone in ["Europe/Berlin", "America/Havana", "Australia/Lord_Howe"] {
+            let mut w = world(job(Schedule::Cron("30 2 * * *".into()), zone), "2027-01-01T00:00:00Z");
+            let mut now: Timestamp = "2027-01-01T00:00:00Z".parse().unwrap();
+            w.to(now);
+            let mut runs = 0;
+            let days = 731;
+            for hour in 0..days * 24 {
+                now += SignedDuration::from_mins(60);
+                if hour % 24 == 7 {
+                    w.restart();
+                }
+                runs += w.to(now);
+            }
+            assert!((days - 1..=days).contains(&runs), "{zone}: {runs} runs in {days} days");
+        }
+    }
+}

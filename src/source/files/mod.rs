@@ -1,0 +1,321 @@
+//! Directories: a walk in path order, merged with the entries of the last backup.
+//!
+//! In: a directory (or one file). Out: its entries into the sink. What did not change since the last backup (size, mtime,
+//! ctime and inode all as they were) is not opened. Everything is opened beneath its parent's descriptor and never
+//! through a symlink, so that whoever owns the directory cannot lead the walk elsewhere.
+
+mod read;
+#[cfg(test)]
+pub mod test_sink;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use keepd_protocol::model::Level;
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::{Context, Facts, Previous, SourceError};
+use crate::config::FilesSource;
+use crate::repository::entry::path_order;
+use crate::repository::{Entry, EntrySink, Kind, Segment, Time};
+
+/// Skipped special files that are named one by one.
+const MAX_NAMED_SPECIAL: u64 = 20;
+
+/// Captures a directory (or a single file) into the sink.
+pub fn capture(
+    source: &FilesSource,
+    previous: &mut dyn Previous,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<Facts, SourceError> {
+    // The configured path itself may be a link (systemd makes such for DynamicUser=); nothing below it is followed.
+    let real = std::fs::canonicalize(&source.path).unwrap_or_else(|_| source.path.clone());
+    let root = real.as_path();
+    let failed = |verb: &str, e: Errno| {
+        SourceError::Failed(format!(
+            "cannot {verb} {}: {e}; nothing was captured, for a source that is gone must not look like an empty one",
+            root.display()
+        ))
+    };
+    let stat = rustix::fs::lstat(root).map_err(|e| failed("find", e))?;
+    let mut capture = Capture {
+        root,
+        excludes: excludes(source)?,
+        one_file_system: source.one_file_system,
+        exclude_caches: source.exclude_caches,
+        root_device: stat.st_dev,
+        previous: Merge { previous, next: None, ended: false },
+        sink,
+        context,
+        links: HashMap::new(),
+        counts: Counts::default(),
+        buffer: Vec::new(),
+    };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            let fd = rustix::fs::open(root, walk::DIRECTORY_FLAGS, Mode::empty()).map_err(|e| failed("open", e))?;
+            capture.tree(fd).map_err(|e| match e {
+                walk::WalkError::Root(e) => failed("list", e),
+                walk::WalkError::Source(e) => e,
+            })?;
+        }
+        FileType::RegularFile => {
+            let parent = root.parent().unwrap_or(Path::new("/"));
+            let name = root.file_name().unwrap_or_default().as_bytes();
+            let fd = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| failed("open", e))?;
+            let before = capture.previous.at(b"")?;
+            capture.file(fd.as_fd(), name, Vec::new(), &stat, before)?;
+            if capture.counts.files == 0 {
+                return Err(SourceError::Failed(format!("{} could not be read; see the messages", root.display())));
+            }
+        }
+        _ => {
+            return Err(SourceError::Failed(format!(
+                "{} is neither a directory nor a regular file; name what it leads to",
+                root.display()
+            )));
+        }
+    }
+    Ok(capture.counts.facts(context))
+}
+
+fn excludes(source: &FilesSource) -> Result<Gitignore, SourceError> {
+    let mut builder = GitignoreBuilder::new("/");
+    for pattern in &source.exclude {
+        builder.add_line(None, pattern).map_err(|e| SourceError::Failed(format!("the exclude pattern '{pattern}' is wrong: {e}")))?;
+    }
+    builder.build().map_err(|e| SourceError::Failed(format!("the exclude patterns are wrong: {e}")))
+}
+
+#[derive(Default)]
+struct Counts {
+    files: u64,
+    directories: u64,
+    symlinks: u64,
+    hardlinks: u64,
+    special: u64,
+    excluded: u64,
+    changed: u64,
+    unchanged: u64,
+}
+
+impl Counts {
+    fn facts(&self, context: &Context<'_>) -> Facts {
+        if self.special > MAX_NAMED_SPECIAL {
+            context.report.message(Level::Info, format!("{} sockets, pipes and devices were skipped in all", self.special));
+        }
+        let numbers = [
+            ("files", self.files),
+            ("directories", self.directories),
+            ("symlinks", self.symlinks),
+            ("hardlinks", self.hardlinks),
+            ("skipped_special", self.special),
+            ("excluded", self.excluded),
+            ("changed_while_read", self.changed),
+            ("unchanged", self.unchanged),
+            ("left_out", context.report.left_out_count()),
+        ];
+        numbers.into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect()
+    }
+}
+
+/// The last backup's entries, moved along with the walk.
+struct Merge<'a> {
+    previous: &'a mut dyn Previous,
+    next: Option<Entry>,
+    ended: bool,
+}
+
+impl Merge<'_> {
+    /// The last backup's entry of this path. Paths must be asked for in path order.
+    fn at(&mut self, path: &[u8]) -> Result<Option<Entry>, SourceError> {
+        loop {
+            if self.next.is_none() && !self.ended {
+                self.next = self.previous.next_entry()?;
+                self.ended = self.next.is_none();
+            }
+            let Some(next) = &self.next else { return Ok(None) };
+            match path_order(&next.path, path) {
+                std::cmp::Ordering::Less => self.next = None,
+                std::cmp::Ordering::Equal => return Ok(self.next.take()),
+                std::cmp::Ordering::Greater => return Ok(None),
+            }
+        }
+    }
+}
+
+struct Capture<'a> {
+    root: &'a Path,
+    excludes: Gitignore,
+    one_file_system: bool,
+    exclude_caches: bool,
+    root_device: u64,
+    previous: Merge<'a>,
+    sink: &'a mut dyn EntrySink,
+    context: &'a Context<'a>,
+    /// Files with several names: the first one, and how many are still to come.
+    links: HashMap<(u64, u64), (Vec<u8>, u64)>,
+    counts: Counts,
+    buffer: Vec<u8>,
+}
+
+impl Capture<'_> {
+    /// A path for messages.
+    fn shown(&self, path: &[u8]) -> String {
+        let full = if path.is_empty() { self.root.to_owned() } else { self.root.join(std::ffi::OsStr::from_bytes(path)) };
+        full.to_string_lossy().escape_debug().to_string()
+    }
+
+    fn left_out(&self, path: &[u8], verb: &str, error: impl std::fmt::Display) {
+        self.context.report.left_out(format!("left out: cannot {verb} {}: {error}", self.shown(path)));
+    }
+
+    fn is_excluded(&mut self, path: &[u8], directory: bool) -> bool {
+        let excluded =
+            !self.excludes.is_empty() && self.excludes.matched(Path::new(std::ffi::OsStr::from_bytes(path)), directory).is_ignore();
+        self.counts.excluded += u64::from(excluded);
+        excluded
+    }
+
+    /// Anything but a directory.
+    fn other(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, stat: &Stat) -> Result<(), SourceError> {
+        let before = self.previous.at(&path)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => self.file(parent, name, path, stat, before),
+            FileType::Symlink => self.symlink(parent, name, path, stat, before),
+            kind => {
+                self.counts.special += 1;
+                if self.counts.special <= MAX_NAMED_SPECIAL {
+                    let what = match kind {
+                        FileType::Fifo => "pipe",
+                        FileType::Socket => "socket",
+                        _ => "device",
+                    };
+                    self.context.report.message(Level::Info, format!("skipped the {what} {}", self.shown(&path)));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn symlink(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: Vec<u8>,
+        stat: &Stat,
+        before: Option<Entry>,
+    ) -> Result<(), SourceError> {
+        let target = match rustix::fs::readlinkat(parent, name, Vec::new()) {
+            Ok(target) => target.into_bytes(),
+            Err(Errno::NOENT) => return self.vanished(&path),
+            Err(e) => {
+                self.left_out(&path, "read the link", e);
+                return Ok(());
+            }
+        };
+        let mut entry = described(path, Kind::Symlink, stat);
+        entry.target = target;
+        entry.xattrs = match before.filter(|b| b.kind == Kind::Symlink && b.ctime == entry.ctime && b.inode == entry.inode) {
+            Some(before) => before.xattrs,
+            None => read::link_xattrs(parent, name),
+        };
+        self.counts.symlinks += 1;
+        self.emit(entry)
+    }
+
+    fn vanished(&self, path: &[u8]) -> Result<(), SourceError> {
+        self.context.report.message(Level::Info, format!("{} vanished while the directory was walked", self.shown(path)));
+        Ok(())
+    }
+
+    fn emit(&mut self, entry: Entry) -> Result<(), SourceError> {
+        self.context.report.entry();
+        Ok(self.sink.push(entry)?)
+    }
+
+    fn file(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, stat: &Stat, before: Option<Entry>) -> Result<(), SourceError> {
+        if stat.st_nlink > 1 {
+            let key = (stat.st_dev, stat.st_ino);
+            if let Some((first, left)) = self.links.get_mut(&key) {
+                let mut entry = described(path, Kind::Hardlink, stat);
+                entry.target.clone_from(first);
+                *left -= 1;
+                if *left == 0 {
+                    self.links.remove(&key);
+                }
+                self.counts.hardlinks += 1;
+                return self.emit(entry);
+            }
+        }
+        let linked = (stat.st_nlink > 1).then(|| (path.clone(), stat.st_nlink - 1));
+        let captured = match before {
+            Some(before) if self.is_unchanged(&before, stat)? => {
+                let mut entry = described(path, Kind::File, stat);
+                (entry.content, entry.xattrs, entry.size) = (before.content, before.xattrs, before.size);
+                self.counts.unchanged += 1;
+                self.context.report.bytes(entry.size);
+                self.emit(entry)?;
+                true
+            }
+            _ => self.read_file(parent, name, path, stat)?,
+        };
+        if captured {
+            self.counts.files += 1;
+            if let Some(linked) = linked {
+                self.links.insert((stat.st_dev, stat.st_ino), linked);
+            }
+        }
+        Ok(())
+    }
+
+    /// Size, mtime, ctime and inode are as they were, and the repository has the contents.
+    fn is_unchanged(&mut self, before: &Entry, stat: &Stat) -> Result<bool, SourceError> {
+        let now = described(Vec::new(), Kind::File, stat);
+        let same = before.kind == Kind::File
+            && before.size == stat.st_size as u64
+            && (before.mtime, before.ctime, before.inode) == (now.mtime, now.ctime, now.inode)
+            && !before.changed_while_read;
+        if !same {
+            return Ok(false);
+        }
+        for segment in &before.content.segments {
+            if let Segment::Data(extent) = segment
+                && self.sink.chunk_len(&extent.chunk)?.is_none()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// An entry from what stat says, without contents, target and extended attributes.
+fn described(path: Vec<u8>, kind: Kind, stat: &Stat) -> Entry {
+    let time = |seconds: i64, nanoseconds: u64| Time { seconds, nanoseconds: (nanoseconds % 1_000_000_000) as u32 };
+    Entry {
+        path,
+        kind,
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        inode: stat.st_ino,
+        ..Entry::default()
+    }
+}
+
+/// Opens a directory beneath its parent.
+fn open_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(parent, name, walk::DIRECTORY_FLAGS, Mode::empty())
+}
