@@ -23,6 +23,13 @@ pub struct Listening {
     made: Option<PathBuf>,
 }
 
+impl Listening {
+    /// The path, where we made it.
+    pub fn path(&self) -> Option<&Path> {
+        self.made.as_deref()
+    }
+}
+
 impl Drop for Listening {
     fn drop(&mut self) {
         if let Some(path) = &self.made {

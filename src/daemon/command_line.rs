@@ -84,14 +84,17 @@ pub fn run() -> ExitCode {
 }
 
 fn check(path: &Path) -> Exit {
-    let loaded = match wiring::load(path) {
+    let checked = wiring::load(path).and_then(|loaded| {
+        loaded.warnings.iter().for_each(|problem| complain(&problem.to_string()));
+        loaded.without_errors()
+    });
+    let loaded = match checked {
         Ok(loaded) => loaded,
         Err(problems) => {
             complain(&problems);
             return Exit::Failed;
         }
     };
-    loaded.warnings.iter().for_each(|problem| complain(&problem.to_string()));
     let jobs = count(loaded.config.jobs.len(), "job", "jobs");
     let destinations = count(loaded.config.destinations.len(), "destination", "destinations");
     say(&format!("configuration {} is valid: {jobs}, {destinations}", path.display()));

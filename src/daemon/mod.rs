@@ -57,7 +57,8 @@ fn run(config_path: &Path, verbose: u8) -> Exit {
         }
     };
     logging::start(verbose);
-    loaded.log_warnings();
+    // A missing key must not keep the jobs that need another one from their backups at the next boot.
+    loaded.log_problems();
     match start(loaded.config, config_path.to_owned()) {
         Ok(exit) => exit,
         Err(error) => {

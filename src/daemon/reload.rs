@@ -74,14 +74,14 @@ impl Reloader {
     async fn reload(&self, by: &str) -> Result<Reloaded, String> {
         let path = self.path.clone();
         // Files on a file system that does not answer must not hold the loop that feeds the watchdog.
-        let loaded = match tokio::task::spawn_blocking(move || wiring::load(&path)).await {
+        let loaded = match tokio::task::spawn_blocking(move || wiring::load(&path)?.without_errors()).await {
             Ok(loaded) => loaded,
             Err(_) => Err("reading the configuration ended in a bug of keepd, see the log".to_owned()),
         };
         self.refused.store(loaded.is_err(), Ordering::Relaxed);
         match loaded {
             Ok(new) => {
-                new.log_warnings();
+                new.log_problems();
                 let reloaded = self.swap(new.config);
                 tracing::info!(by, jobs = reloaded.jobs, "{} (asked by {by})", reloaded.message);
                 self.tell(EventKind::ConfigReloaded, reloaded.message.clone());

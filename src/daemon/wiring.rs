@@ -16,22 +16,30 @@ use crate::ledger::Ledger;
 use crate::run::Runs;
 use crate::schedule::Scheduler;
 
-/// A configuration keepd can work with.
+/// A configuration without a mistake in itself, and what this machine has not as it refers to it.
 pub struct Loaded {
     pub config: Config,
+    /// Keys that cannot be used, destinations that cannot be: some job is sure to fail.
+    pub errors: Vec<Problem>,
     /// What is perhaps not meant so.
     pub warnings: Vec<Problem>,
 }
 
-/// The configuration, or all that is wrong with it and with what it refers to (keys, paths), a line each.
+/// The configuration, or all that is wrong with it, a line each.
 pub fn load(path: &Path) -> Result<Loaded, String> {
     let config = config::load(path).map_err(|problems| problems.to_string())?;
-    let (errors, warnings): (Vec<_>, Vec<_>) = config::check_files(&config).into_iter().partition(|p| p.severity == Severity::Error);
-    if errors.is_empty() { Ok(Loaded { config, warnings }) } else { Err(config::Problems(errors).to_string()) }
+    let (errors, warnings) = config::check_files(&config).into_iter().partition(|p: &Problem| p.severity == Severity::Error);
+    Ok(Loaded { config, errors, warnings })
 }
 
 impl Loaded {
-    pub fn log_warnings(&self) {
+    /// For somebody who can mend it now: errors are as bad as mistakes.
+    pub fn without_errors(self) -> Result<Self, String> {
+        if self.errors.is_empty() { Ok(self) } else { Err(config::Problems(self.errors).to_string()) }
+    }
+
+    pub fn log_problems(&self) {
+        self.errors.iter().for_each(|p| tracing::error!("{p}"));
         self.warnings.iter().for_each(|p| tracing::warn!("{}", p.to_string().trim_start_matches("warning: ")));
     }
 }

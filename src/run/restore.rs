@@ -145,6 +145,7 @@ impl Planner<'_> {
         for selected in &selection.sources {
             let shown = &selected.shown;
             let repository = self.repository.clone();
+            self.ancestors(shown, &selected.paths)?;
             let found = walk(&repository, shown, &selected.paths, |entry| {
                 if shown.is_one_file() {
                     self.entry(shown, shown.source.name.clone().into_bytes(), shown.made_up_directory(&entry))?;
@@ -158,6 +159,23 @@ impl Planner<'_> {
             }
         }
         self.fetcher.flush();
+        Ok(())
+    }
+
+    /// The directories above what is wanted, as they were; a stream never holds an entry without its directory before it.
+    fn ancestors(&mut self, shown: &Shown<'_>, paths: &[Vec<u8>]) -> Result<(), RepositoryError> {
+        let mut wanted: Vec<&[u8]> = Vec::new();
+        for path in paths.iter().filter(|p| !p.is_empty()) {
+            wanted.push(&[]);
+            wanted.extend(path.iter().enumerate().filter(|(_, b)| **b == b'/').filter_map(|(at, _)| path.get(..at)));
+        }
+        wanted.sort_by(|a, b| path_order(a, b));
+        wanted.dedup();
+        for directory in wanted {
+            if let Some(entry) = find(&self.repository, shown.source, directory)? {
+                self.entry(shown, shown.path(directory), entry)?;
+            }
+        }
         Ok(())
     }
 

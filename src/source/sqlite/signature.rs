@@ -35,7 +35,8 @@ impl Signature {
             Ok(wal) => {
                 let mut header = Vec::new();
                 (&wal).take(32).read_to_end(&mut header)?;
-                Some((FileSignature::of(&wal)?, header))
+                // Opening a database makes an empty WAL where there is none; that changes nothing.
+                (!header.is_empty()).then(|| FileSignature::of(&wal).map(|s| (s, header))).transpose()?
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e),
