@@ -256,3 +256,24 @@ fn a_key_is_made_once_and_for_its_owner_alone() {
     assert!(text(&again.stderr).contains("main.key"), "{}", text(&again.stderr));
     assert_eq!(std::fs::read(&key).expect("key"), content);
 }
+
+#[test]
+fn a_missing_key_is_told_but_stops_no_start_and_is_refused_by_check() {
+    let bench = bench();
+    let text_before = std::fs::read_to_string(&bench.config).expect("configuration");
+    let key = bench.path("missing.key");
+    let with_key = text_before.replace("encryption = \"none\"", "encryption = \"main\"");
+    std::fs::write(&bench.config, format!("[encryption.main]\nkey_file = \"{}\"\n\n{with_key}", key.display())).expect("write");
+    let check = bench.command().arg("--check").output().expect("runs");
+    assert_eq!(check.status.code(), Some(1));
+    assert!(text(&check.stderr).contains("missing.key"), "{}", text(&check.stderr));
+    let mut daemon = bench.start(&mut bench.command());
+    bench.told("READY=1");
+    assert!(daemon.log().contains("missing.key"), "{}", daemon.log());
+    daemon.signal(Signal::HUP);
+    bench.told("RELOADING=1");
+    let ready = bench.told("READY=1");
+    assert!(ready.contains("the configuration on disk is wrong"), "{ready}");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+}

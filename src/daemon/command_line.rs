@@ -8,6 +8,8 @@ use clap::{ArgAction, Parser, Subcommand};
 use rustix::fs::Mode;
 
 use super::wiring;
+use crate::config;
+use crate::crypto::key_file;
 
 /// How keepd ends. Services and scripts rely on these numbers (docs/operations.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +74,7 @@ pub fn run() -> ExitCode {
     let exit = match arguments.command {
         Some(Command::Key { command: KeyCommand::Generate { file } }) => generate_key(&file),
         None => {
-            let path = arguments.config.unwrap_or_else(wiring::default_config_path);
+            let path = arguments.config.unwrap_or_else(config::default_path);
             // A path relative to today's directory must still be right at the next reload, and in messages.
             let path = std::path::absolute(&path).unwrap_or(path);
             if arguments.check { check(&path) } else { super::run(&path, arguments.verbose) }
@@ -82,35 +84,34 @@ pub fn run() -> ExitCode {
 }
 
 fn check(path: &Path) -> Exit {
-    let config = match wiring::load_config(path) {
-        Ok(config) => config,
+    let checked = wiring::load(path).and_then(|loaded| {
+        loaded.warnings.iter().for_each(|problem| complain(&problem.to_string()));
+        loaded.without_errors()
+    });
+    let loaded = match checked {
+        Ok(loaded) => loaded,
         Err(problems) => {
             complain(&problems);
             return Exit::Failed;
         }
     };
-    let found = wiring::file_problems(&config);
-    found.errors.iter().chain(&found.warnings).for_each(|problem| complain(&problem.to_string()));
-    if !found.errors.is_empty() {
-        return Exit::Failed;
-    }
-    let jobs = count(config.jobs.len(), "job", "jobs");
-    let destinations = count(config.destinations.len(), "destination", "destinations");
+    let jobs = count(loaded.config.jobs.len(), "job", "jobs");
+    let destinations = count(loaded.config.destinations.len(), "destination", "destinations");
     say(&format!("configuration {} is valid: {jobs}, {destinations}", path.display()));
     Exit::Good
 }
 
 fn generate_key(file: &Path) -> Exit {
-    match wiring::generate_key(file) {
-        Ok(()) => {
+    match key_file::generate(file) {
+        Ok(fingerprint) => {
             say(&format!(
-                "wrote a new key to {}\nKeep a copy of it away from this machine: without it nobody, you included, can read the backups.",
+                "made the key {} (fingerprint {fingerprint})\nKeep a copy of it where a fire here does not reach: without it nobody, you included, can read the backups.",
                 file.display()
             ));
             Exit::Good
         }
         Err(error) => {
-            complain(&error);
+            complain(&error.to_string());
             Exit::Failed
         }
     }

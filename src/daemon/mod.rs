@@ -21,8 +21,6 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
-use keepd_protocol::model::Run;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,10 +30,13 @@ use self::notify::Notifier;
 use self::reload::Reloader;
 use self::signals::{Signals, Wish};
 use self::status::Picture;
-use self::wiring::{ControlParts, Schedule, Socket};
+use self::wiring::ControlParts;
 use crate::config::{self, Config};
+use crate::control::listener;
 use crate::ledger::Ledger;
+use crate::ledger::lock::StateLock;
 use crate::run::Runs;
+use crate::schedule::{Scheduler, SystemClock};
 
 /// How long runs may take to reach a safe point at shutdown; below the unit's TimeoutStopSec.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
@@ -48,15 +49,17 @@ const EVENTS: usize = 1024;
 
 /// Runs the daemon until it is told to stop.
 fn run(config_path: &Path, verbose: u8) -> Exit {
-    let config = match wiring::load_config(config_path) {
-        Ok(config) => config,
+    let loaded = match wiring::load(config_path) {
+        Ok(loaded) => loaded,
         Err(problems) => {
             complain(&problems);
             return Exit::Configuration;
         }
     };
     logging::start(verbose);
-    match start(config, config_path.to_owned()) {
+    // A missing key must not keep the jobs that need another one from their backups at the next boot.
+    loaded.log_problems();
+    match start(loaded.config, config_path.to_owned()) {
         Ok(exit) => exit,
         Err(error) => {
             tracing::error!("keepd does not start: {error}");
@@ -70,24 +73,19 @@ fn run(config_path: &Path, verbose: u8) -> Exit {
 fn start(config: Config, config_path: PathBuf) -> Result<Exit, String> {
     let state_dir = &config.daemon.state_dir;
     state_dir::prepare(state_dir).map_err(|e| e.to_string())?;
-    let _lock = wiring::lock(state_dir)?;
+    let _lock = StateLock::acquire(state_dir).map_err(|e| e.to_string())?;
+    // Only now is it certain that what was staged there is nobody's.
+    state_dir::clear_work(state_dir).map_err(|e| e.to_string())?;
     let ledger = Arc::new(Ledger::open(state_dir).map_err(|e| e.to_string())?);
-    let interrupted = ledger
-        .close_interrupted_runs("keepd ended before the run did", Timestamp::now())
-        .map_err(|e| format!("the runs that an earlier keepd left unfinished could not be closed: {e}"))?;
-    for run in &interrupted {
-        let what = run.job.as_deref().or(run.destination.as_deref()).unwrap_or_default();
-        tracing::warn!(run = %run.id, job = run.job.as_deref(), "{} of {what} was interrupted: keepd ended before it did", run.kind);
-    }
-    wiring::file_problems(&config).log();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .thread_name("keepd-async")
+        .max_blocking_threads(64)
+        .thread_name("keepd")
         .thread_stack_size(1 << 20)
         .enable_all()
         .build()
         .map_err(|e| format!("cannot start threads: {e}"))?;
-    let exit = runtime.block_on(serve(config, config_path, ledger, interrupted));
+    let exit = runtime.block_on(serve(config, config_path, ledger));
     // What still blocks now was asked to stop long ago.
     runtime.shutdown_timeout(GOODBYE);
     exit
@@ -106,7 +104,7 @@ fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Output = ()> +
 }
 
 /// Wires the rooms together, says READY, and answers until stopped.
-async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>, interrupted: Vec<Run>) -> Result<Exit, String> {
+async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Result<Exit, String> {
     let notifier = Notifier;
     let started = Timestamp::now();
     let mut signals = Signals::new().map_err(|e| format!("cannot take signals over: {e}"))?;
@@ -114,16 +112,28 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>, interr
     let (jobs, destinations) = (config.jobs.len(), config.destinations.len());
     let current = Arc::new(config::Current::new(config));
     let (events, _) = broadcast::channel(EVENTS);
+    let interrupted = ledger
+        .close_interrupted_runs(
+            "keepd ended before the run did (killed, crashed, or the power failed); what it had stored is used again",
+            started,
+        )
+        .map_err(|e| format!("the runs that an earlier keepd left unfinished could not be closed: {e}"))?;
     let runs = Runs::new(current.clone(), ledger.clone(), events.clone());
-    let socket = Socket::listen(&daemon.socket)?;
-    let schedule = Schedule::new(current.clone(), ledger.clone(), runs.clone());
-    interrupted.iter().for_each(|run| schedule.interrupted(run));
+    let scheduler = Scheduler::new(current.clone(), ledger.clone(), Arc::new(runs.clone()), Arc::new(SystemClock));
+    let told = scheduler.clone();
+    runs.set_on_finish(move |run| told.job_finished(run));
+    for run in &interrupted {
+        let what = run.job.as_deref().or(run.destination.as_deref()).unwrap_or("a backup");
+        tracing::warn!(run = run.id, job = run.job, "{} of {what} was interrupted by the end of keepd", run.kind);
+        scheduler.job_finished(run);
+    }
+    let listening = listener::listen(&daemon.socket).map_err(|e| e.to_string())?;
     let mut tasks = Tasks::new();
 
     let refused = Arc::new(AtomicBool::new(false));
-    let picture = {
-        let (runs, schedule, refused) = (runs.clone(), schedule.clone(), refused.clone());
-        move || Picture { active: runs.active(), next: schedule.next(), config_refused: refused.load(Ordering::Relaxed) }
+    let picture: Arc<dyn Fn() -> Picture + Send + Sync> = {
+        let (runs, scheduler, refused) = (runs.clone(), scheduler.clone(), refused.clone());
+        Arc::new(move || Picture { active: runs.active(), next: scheduler.next(), config_refused: refused.load(Ordering::Relaxed) })
     };
     let status_changed = Arc::new(Notify::new());
     let (reload, reloads) = Reloader {
@@ -133,51 +143,50 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>, interr
         notifier,
         refused,
         changed: {
-            let (schedule, status_changed) = (schedule.clone(), status_changed.clone());
+            let (scheduler, status_changed) = (scheduler.clone(), status_changed.clone());
             Box::new(move || {
-                schedule.config_changed();
+                scheduler.config_changed();
                 status_changed.notify_one();
             })
         },
-        status: {
-            let picture = picture.clone();
-            Box::new(move || picture().line(&TimeZone::system()))
-        },
+        status: picture.clone(),
     }
     .task();
     spawn(&mut tasks, "the reloader", reloads);
 
     let stop_schedule = CancellationToken::new();
-    spawn(&mut tasks, "the scheduler", schedule.clone().run(stop_schedule.clone()));
-
+    spawn(&mut tasks, "the scheduler", {
+        let (scheduler, stop) = (scheduler.clone(), stop_schedule.clone());
+        async move { scheduler.run(stop).await }
+    });
     let stop_control = CancellationToken::new();
-    let place = socket.describe();
     let parts = ControlParts {
         config: current.clone(),
         ledger: ledger.clone(),
         runs: runs.clone(),
         events: events.clone(),
-        schedule: schedule.clone(),
+        scheduler: scheduler.clone(),
         reload: reload.clone(),
         started,
         config_path: config_path.clone(),
     };
-    spawn(&mut tasks, CONTROL, socket.serve(parts, stop_control.clone()));
+    spawn(&mut tasks, CONTROL, wiring::serve_control(listening, parts, stop_control.clone()));
 
-    notifier.ready(&picture().line(&TimeZone::system()));
+    notifier.ready(&status::line(&picture).await);
     tracing::info!(
-        "keepd {} is ready: {}, {}, configuration {}, state in {}, listening on {place}",
+        "keepd {} is ready: {}, {}, configuration {}, state in {}, socket {}",
         env!("CARGO_PKG_VERSION"),
         count(jobs, "job", "jobs"),
         count(destinations, "destination", "destinations"),
         config_path.display(),
         daemon.state_dir.display(),
+        daemon.socket.display(),
     );
     let line = tokio::spawn(status::follow(notifier, events.subscribe(), status_changed, picture));
     let line = tokio_util::task::AbortOnDropHandle::new(line);
     let (pulse, mut pulses) = mpsc::channel::<oneshot::Sender<()>>(1);
     if let Some(interval) = sd_notify::watchdog_enabled() {
-        let stages = stages(pulse.clone(), schedule.clone(), ledger.clone(), runs.clone());
+        let stages = stages(pulse, scheduler.clone(), ledger.clone(), runs.clone());
         spawn(&mut tasks, "the watchdog's feeder", watchdog::feed(interval, stages, notifier));
     }
     runs.sync_catalogue();
@@ -216,8 +225,9 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>, interr
         notifier.stopping(&format!("Stopping: {waiting}"));
     }
     stop_schedule.cancel();
-    stop_control.cancel();
     let stopped = stop_runs(&runs, notifier, &mut signals).await;
+    // Not before: whoever follows a run wants to see how it ended.
+    stop_control.cancel();
     let last_replies = async {
         while let Some(ended) = tasks.join_next().await {
             if matches!(ended, Ok(CONTROL)) {
@@ -258,7 +268,12 @@ async fn stop_runs(runs: &Arc<Runs>, notifier: Notifier, signals: &mut Signals) 
 }
 
 /// What the watchdog asks: see `watchdog`.
-fn stages(pulse: mpsc::Sender<oneshot::Sender<()>>, schedule: Schedule, ledger: Arc<Ledger>, runs: Arc<Runs>) -> Vec<watchdog::Stage> {
+fn stages(
+    pulse: mpsc::Sender<oneshot::Sender<()>>,
+    scheduler: Arc<Scheduler>,
+    ledger: Arc<Ledger>,
+    runs: Arc<Runs>,
+) -> Vec<watchdog::Stage> {
     let main_loop = move || -> BoxFuture<'static, ()> {
         let pulse = pulse.clone();
         Box::pin(async move {
@@ -268,16 +283,21 @@ fn stages(pulse: mpsc::Sender<oneshot::Sender<()>>, schedule: Schedule, ledger: 
             }
         })
     };
-    let scheduler = move || -> BoxFuture<'static, ()> {
-        let schedule = schedule.clone();
-        Box::pin(async move { schedule.ping().await })
+    let schedule = move || -> BoxFuture<'static, ()> {
+        let ping = scheduler.ping();
+        // A loop that ended answers as little as one that hangs.
+        Box::pin(async move {
+            if ping.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
     };
     let locks = move || -> BoxFuture<'static, ()> {
         let (ledger, runs) = (ledger.clone(), runs.clone());
         Box::pin(async move {
             let ask = move || {
                 // An error is an answer too: a full disk is no hang.
-                let _ = ledger.note("watchdog");
+                let _ = ledger.ping();
                 let _ = runs.active();
             };
             let _ = tokio::task::spawn_blocking(ask).await;
@@ -285,7 +305,7 @@ fn stages(pulse: mpsc::Sender<oneshot::Sender<()>>, schedule: Schedule, ledger: 
     };
     vec![
         watchdog::Stage { name: "the main loop", ask: Box::new(main_loop) },
-        watchdog::Stage { name: "the scheduler", ask: Box::new(scheduler) },
+        watchdog::Stage { name: "the scheduler", ask: Box::new(schedule) },
         watchdog::Stage { name: "the ledger or the registry of runs", ask: Box::new(locks) },
     ]
 }

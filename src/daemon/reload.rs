@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::command_line::count;
 use super::notify::Notifier;
+use super::status::{self, Picture};
 use super::wiring;
 use crate::config::{Config, Current};
 
@@ -51,7 +52,7 @@ pub struct Reloader {
     /// Called after the swap.
     pub changed: Box<dyn Fn() + Send + Sync>,
     /// The status line to tell when it is over.
-    pub status: Box<dyn Fn() -> String + Send + Sync>,
+    pub status: Arc<dyn Fn() -> Picture + Send + Sync>,
 }
 
 impl Reloader {
@@ -62,7 +63,7 @@ impl Reloader {
             while let Some(request) = requests.recv().await {
                 self.notifier.reloading();
                 let outcome = self.reload(&request.by).await;
-                self.notifier.ready(&(self.status)());
+                self.notifier.ready(&status::line(&self.status).await);
                 // Whoever asked may have gone.
                 let _ = request.answer.send(outcome);
             }
@@ -73,20 +74,15 @@ impl Reloader {
     async fn reload(&self, by: &str) -> Result<Reloaded, String> {
         let path = self.path.clone();
         // Files on a file system that does not answer must not hold the loop that feeds the watchdog.
-        let loaded = match tokio::task::spawn_blocking(move || {
-            let config = wiring::load_config(&path)?;
-            wiring::file_problems(&config).log();
-            Ok(config)
-        })
-        .await
-        {
+        let loaded = match tokio::task::spawn_blocking(move || wiring::load(&path)?.without_errors()).await {
             Ok(loaded) => loaded,
             Err(_) => Err("reading the configuration ended in a bug of keepd, see the log".to_owned()),
         };
         self.refused.store(loaded.is_err(), Ordering::Relaxed);
         match loaded {
             Ok(new) => {
-                let reloaded = self.swap(new);
+                new.log_problems();
+                let reloaded = self.swap(new.config);
                 tracing::info!(by, jobs = reloaded.jobs, "{} (asked by {by})", reloaded.message);
                 self.tell(EventKind::ConfigReloaded, reloaded.message.clone());
                 Ok(reloaded)
@@ -122,16 +118,22 @@ impl Reloader {
     }
 }
 
-/// The lock and the socket were taken at start: a new place for them waits for the next one.
+/// The lock, the socket and the places for runs were taken at start: another choice waits for the next one.
 fn keep_what_cannot_change(old: &Config, new: &mut Config) -> Vec<String> {
     let mut notes = Vec::new();
-    for (key, old, new) in
-        [("state_dir", &old.daemon.state_dir, &mut new.daemon.state_dir), ("socket", &old.daemon.socket, &mut new.daemon.socket)]
-    {
-        if old != new {
-            notes.push(format!("daemon.{key} stays {} until keepd is restarted", old.display()));
-            new.clone_from(old);
-        }
+    let mut keep = |key: &str, value: &dyn std::fmt::Display| notes.push(format!("daemon.{key} stays {value} until keepd is restarted"));
+    let (old, new) = (&old.daemon, &mut new.daemon);
+    if old.state_dir != new.state_dir {
+        keep("state_dir", &old.state_dir.display());
+        new.state_dir.clone_from(&old.state_dir);
+    }
+    if old.socket != new.socket {
+        keep("socket", &old.socket.display());
+        new.socket.clone_from(&old.socket);
+    }
+    if old.max_parallel_runs != new.max_parallel_runs {
+        keep("max_parallel_runs", &old.max_parallel_runs);
+        new.max_parallel_runs = old.max_parallel_runs;
     }
     notes
 }
@@ -164,7 +166,7 @@ mod tests {
         let temp = tempfile::tempdir().expect("tempdir");
         let file = temp.path().join("keepd.toml");
         std::fs::write(&file, configuration(temp.path(), "sock", "first")).expect("write");
-        let current = Arc::new(Current::new(wiring::load_config(&file).expect("valid")));
+        let current = Arc::new(Current::new(wiring::load(&file).map(|l| l.config).expect("valid")));
         let (sender, events) = broadcast::channel(16);
         let refused = Arc::new(AtomicBool::new(false));
         let changed = Arc::new(AtomicU32::new(0));
@@ -178,7 +180,7 @@ mod tests {
             changed: Box::new(move || {
                 counted.fetch_add(1, Ordering::Relaxed);
             }),
-            status: Box::new(String::new),
+            status: Arc::new(Picture::default),
         }
         .task();
         tokio::spawn(task);

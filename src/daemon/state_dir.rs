@@ -9,6 +9,8 @@ pub enum StateDirError {
     Make { path: String, source: std::io::Error },
     #[error("cannot use the state directory {path}: {source}")]
     Use { path: String, source: std::io::Error },
+    #[error("cannot clear {path} of what an interrupted run left: {source}")]
+    Clear { path: String, source: std::io::Error },
     #[error("the state directory {path} is not a directory; name another one as daemon.state_dir")]
     NoDirectory { path: String },
     #[error(
@@ -40,6 +42,17 @@ pub fn prepare(dir: &Path) -> Result<(), StateDirError> {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(|source| StateDirError::Use { path, source })?;
     }
     Ok(())
+}
+
+/// Removes what a run staged and could not remove because keepd was killed. Only for who holds the directory's lock.
+pub fn clear_work(dir: &Path) -> Result<(), StateDirError> {
+    let work = dir.join("work");
+    match std::fs::remove_dir_all(&work) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(StateDirError::Clear { path: work.display().to_string(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

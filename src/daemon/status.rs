@@ -60,12 +60,22 @@ fn describe(run: &Run) -> String {
     text
 }
 
+/// The line, in the machine's time zone. On a blocking thread: what is next stands in the ledger.
+pub async fn line(picture: &Arc<dyn Fn() -> Picture + Send + Sync>) -> String {
+    let picture = picture.clone();
+    tokio::task::spawn_blocking(move || picture().line(&TimeZone::system())).await.unwrap_or_default()
+}
+
 /// Tells the service manager a new line whenever an event (or `poke`) made it another one. Ends with the events' sender.
-pub async fn follow(notifier: Notifier, mut events: broadcast::Receiver<Event>, poke: Arc<Notify>, picture: impl Fn() -> Picture) {
-    let zone = TimeZone::system();
+pub async fn follow(
+    notifier: Notifier,
+    mut events: broadcast::Receiver<Event>,
+    poke: Arc<Notify>,
+    picture: Arc<dyn Fn() -> Picture + Send + Sync>,
+) {
     let mut told = String::new();
     loop {
-        let line = picture().line(&zone);
+        let line = line(&picture).await;
         if line != told {
             notifier.status(&line);
             told = line;

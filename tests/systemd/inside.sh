@@ -48,9 +48,9 @@ TOML
 }
 
 # ---- what is backed up: a user's own, closed to others -----------------------------------------------------------------
-systemd-sysusers
+systemd-sysusers 2>/dev/null
 systemd-tmpfiles --create 2>/dev/null
-echo 'u shop - - /var/lib/shop' | systemd-sysusers -
+echo 'u shop - - /var/lib/shop' | systemd-sysusers - 2>/dev/null
 as_shop() { setpriv --reuid shop --regid shop --clear-groups -- "$@"; }
 install -d -o shop -g shop -m 0700 /var/lib/shop /home/shop /home/shop/uploads
 as_shop python3 /keepd-test/writer.py /var/lib/shop/shop.db &
