@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{ChunkId, Segment};
 use super::error::{RepositoryError, Result};
 use super::manifest::Manifest;
+use super::open::{Repository, manifest_name, pack_name};
 use super::pack::{MAX_PACK_BYTES, contents, open_chunk};
 use super::page;
 use super::reader::SourceReader;
-use super::repository::{Repository, manifest_name, pack_name};
 use crate::crypto::{ObjectCipher, ObjectHeader, ObjectKind};
 
 /// What a check found.
@@ -41,6 +41,14 @@ const MAX_PATHS: usize = 20;
 /// Checks the structure, and of the packs `read_data` percent (0 to 100) byte by byte.
 pub fn check(repository: &Arc<Repository>, read_data: u32, progress: Progress<'_>, cancel: &CancellationToken) -> Result<CheckReport> {
     let mut report = CheckReport { problems: repository.sync_index()?, ..CheckReport::default() };
+    // The local index knows what they held when they were read; here they are read again.
+    for id in repository.listed_indexes()?.into_keys() {
+        match repository.read_index(&id) {
+            Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
+            Err(e) if !report.problems.contains(&e.to_string()) => report.problems.push(e.to_string()),
+            _ => {}
+        }
+    }
     let packs = repository.local.packs()?;
     report.packs = packs.len() as u64;
     let bad = read_packs(repository, &packs, read_data, progress, cancel, &mut report)?;

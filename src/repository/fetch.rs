@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::local::Location;
+use super::open::{Repository, pack_name};
 use super::pack::open_chunk;
-use super::repository::{Repository, pack_name};
 
 /// Plaintext of neighbours read in one go.
 const GROUP_BYTES: u32 = 4 << 20;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{RepositoryError, Result};
-use super::repository::Repository;
+use super::open::Repository;
 use crate::storage::StorageError;
 
 const NAME: &str = "writer.json";

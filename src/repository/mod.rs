@@ -12,18 +12,17 @@ pub mod index;
 pub mod lease;
 pub mod local;
 pub mod manifest;
+pub mod open;
 pub mod pack;
 pub mod page;
 pub mod payload;
-#[allow(clippy::module_inception)]
 pub mod prune;
 pub mod reader;
-pub mod repository;
 pub mod source_writer;
 pub mod writer;
 
 pub use entry::{ChunkId, Content, Entry, EntrySink, Extent, Kind, Segment, SinkError, Time};
 pub use error::RepositoryError;
 pub use manifest::{Manifest, ManifestSource};
+pub use open::{OpenOptions, Repository};
 pub use reader::SourceReader;
-pub use repository::{OpenOptions, Repository};

@@ -16,10 +16,10 @@ use super::error::{RepositoryError, Result};
 use super::index::{INDEX_CHUNKS, Index, IndexedPack};
 use super::local::{Mark, PackUsage};
 use super::manifest::Manifest;
+use super::open::{Repository, pack_name};
 use super::pack::{PACK_TARGET_BYTES, PackBuilder, chunk_id};
 use super::page;
 use super::payload;
-use super::repository::{Repository, pack_name};
 use crate::crypto::{HEADER_BYTES, ObjectCipher, ObjectHeader, ObjectKind};
 
 /// A pack is rewritten when less than this share of it, in percent, is needed.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::entry::{ChunkId, Entry, Segment, path_order};
 use super::error::Result;
 use super::manifest::{Manifest, ManifestSource};
+use super::open::Repository;
 use super::page::{self, PagedEntry};
-use super::repository::Repository;
 
 /// The entries of one source of a backup, in path order.
 pub struct SourceReader {

@@ -17,9 +17,9 @@ use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::error::{RepositoryError, Result};
 use super::index::{INDEX_CHUNKS, Index, IndexedPack};
 use super::manifest::Manifest;
+use super::open::{Repository, pack_name};
 use super::pack::{BuiltPack, PACK_TARGET_BYTES, PackBuilder, chunk_id};
 use super::payload::Compressor;
-use super::repository::{Repository, pack_name};
 use crate::crypto::ObjectKind;
 
 /// Plaintext waiting to be compressed, in bytes.

@@ -299,7 +299,8 @@ pub fn walk(
                 break;
             }
         }
-        if !found && !(path.is_empty() && shown.source.entries == 0) {
+        let empty_source = path.is_empty() && shown.source.entries == 0;
+        if !found && !empty_source {
             return Ok(Some(path.clone()));
         }
     }

@@ -4,7 +4,10 @@ import sys
 import varlink
 
 with varlink.Client.new_with_address(sys.argv[1]) as client:
-    info = client.info
+    with client.open("org.varlink.service") as service:
+        info = service.GetInfo()
+        text = service.GetInterfaceDescription(interface="io.keepd.Control")["description"]
+    assert "method StartBackup" in text
     assert info["product"] == "keepd", info
     assert "io.keepd.Control" in info["interfaces"], info
     with client.open("io.keepd.Control") as keepd:

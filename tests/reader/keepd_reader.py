@@ -228,6 +228,7 @@ class Repository:
             for e, where in late:
                 if e["kind"] == 2:
                     os.symlink(e["extra"][1], where)
+                    os.utime(where, ns=(e["mtime"], e["mtime"]), follow_symlinks=False)
                 elif e["kind"] == 3:
                     os.link(os.path.join(top, e["extra"][1]), where)
             for e, where in reversed(late):

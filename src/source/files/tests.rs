@@ -161,8 +161,8 @@ fn what_cannot_be_read_is_listed_and_the_rest_goes_on() {
         return;
     }
     let dir = tree();
-    fs::set_permissions(dir.path().join("a/deep"), fs::Permissions::from_mode(0)).unwrap();
-    fs::set_permissions(dir.path().join("a.txt"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.path().join("a/deep"), fs::Permissions::from_mode(0o000)).unwrap();
+    fs::set_permissions(dir.path().join("a.txt"), fs::Permissions::from_mode(0o000)).unwrap();
     let mut sink = TestSink::default();
     let (facts, report) = run(&source(dir.path()), vec![], &mut sink);
     fs::set_permissions(dir.path().join("a/deep"), fs::Permissions::from_mode(0o700)).unwrap();

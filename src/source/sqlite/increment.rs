@@ -274,7 +274,7 @@ impl Old {
 
 /// Makes the map of the last backup again from its contents in the repository.
 fn rebuild(before: &Entry, page_size: usize, sink: &mut dyn EntrySink, context: &Context<'_>) -> Result<Option<PageMap>, SourceError> {
-    let divides = |n: u64| n % page_size as u64 == 0;
+    let divides = |n: u64| n.is_multiple_of(page_size as u64);
     let fits = divides(before.size)
         && before
             .content

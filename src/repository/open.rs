@@ -365,11 +365,11 @@ fn parse_config(location: &str, bytes: &[u8]) -> Result<RepositoryConfig> {
 fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConfig> {
     let location = storage.location().to_owned();
     // A storage with backups but without its keepd.json is damaged, not new.
-    let found = storage.list("backups/")?.len() + storage.list("keys/")?.len();
-    if storage.list("backups/")?.len() > 0 {
+    let found = storage.list("backups/")?.len();
+    if found > 0 {
         return Err(RepositoryError::NoRepository {
             location,
-            text: format!("{CONFIG_NAME} is missing, but {found} objects of a repository are there; it must not be made anew over them"),
+            text: format!("{CONFIG_NAME} is missing, but {found} backups are there; it must not be made anew over them"),
         });
     }
     let crypto = |source| RepositoryError::Object { location: location.clone(), name: CONFIG_NAME.into(), source };
