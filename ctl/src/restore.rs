@@ -53,12 +53,15 @@ impl From<String> for RestoreError {
 
 type Result<T, E = RestoreError> = std::result::Result<T, E>;
 
+/// Numbers of users or groups by name; None where this machine does not know the name.
+type Ids = HashMap<String, Option<u32>>;
+
 /// State that the threads share.
 struct Shared {
     root: OwnedFd,
     options: Options,
     euid: u32,
-    ids: Mutex<(HashMap<String, Option<u32>>, HashMap<String, Option<u32>>)>,
+    ids: Mutex<(Ids, Ids)>,
     warnings: Mutex<(Vec<String>, u64)>,
     error: Mutex<Option<String>>,
     stop: AtomicBool,
