@@ -79,10 +79,10 @@ fn a_database_that_is_none_fails_the_run_and_keeps_the_backups() {
         "somebody wrote a text over the database; it is longer than the hundred bytes of a header, so that is no excuse",
     )
     .unwrap();
-    assert!(keepd.fails(1, &["backup", "shop"]).contains("no SQLite database"));
+    assert!(keepd.fails(1, &["backup", "shop"]).contains("not an SQLite database"));
     assert_eq!(keepd.backups(), good);
     fs::remove_file(keepd.path("shop.db")).unwrap();
-    assert!(keepd.fails(1, &["backup", "shop"]).contains("cannot be found"));
+    assert!(keepd.fails(1, &["backup", "shop"]).contains("does not exist"));
     fs::remove_dir_all(keepd.path("files")).unwrap();
     make_database(&keepd.path("shop.db"), 10);
     assert!(keepd.fails(1, &["backup", "shop"]).contains("cannot find"));

@@ -1,209 +1,355 @@
-//! A live SQLite database, captured page by page under one read transaction.
+//! A live SQLite database, captured page by page as of one moment, while its application goes on writing.
 //!
-//! In WAL mode the `sqlite_dbpage` table gives the pages of one moment without blocking any writer and without a copy; in
-//! rollback-journal mode, where a long read would block writers, the backup API makes a copy in the private work
-//! directory first. Pages that did not change since the last backup keep their old extents (`increment`); a database
-//! whose files are as they were is not read at all (`signature`). The `-wal` and `-shm` files are never copied.
+//! In: the path of a database file, and the entry of the job's last backup. Out: one entry at the source's root, whose contents are
+//! a database file that opens by itself (what is in the write-ahead log is merged into it), made of the extents of pages that did not
+//! change and of new chunks that gather those that did. The idea of a page map is litestream's and bupstash's in one: hashes
+//! of all pages, kept locally, rebuilt from the repository when they are lost.
+//!
+//! The way: [`database`] finds and opens the file, [`signature`] tells whether it changed at all, [`snapshot`] (and [`copy`] for rollback
+//! journals) holds one moment still, [`inspect`] checks it on a second thread while [`cutter`] takes its pages; [`previous`] says
+//! what is used again, [`pagemap`] keeps the hashes until the next time, and [`alone`] keeps the process' own hands off the locks.
+//!
+//! What is not in the backup: `-wal` and `-shm` files, which belong to the moment. The database is never written, not even checkpointed.
 
-mod facts;
-mod increment;
-mod open;
-mod page_map;
+mod alone;
+mod copy;
+mod cutter;
+mod database;
+mod inspect;
+mod pagemap;
+mod previous;
 mod signature;
+mod snapshot;
+#[cfg(test)]
+mod test_sink;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::fs::Metadata;
+use std::time::Duration;
 
 use keepd_protocol::model::Level;
-use rusqlite::Connection;
+use serde_json::Value;
 
+use self::alone::Alone;
+use self::cutter::{Cut, Cutter, Old};
+use self::database::Database;
+use self::inspect::{Inspection, inspect};
+use self::pagemap::{Footer, MapReader};
+use self::previous::{Chunks, Cursor};
+use self::signature::Signature;
+use self::snapshot::Snapshot;
 use super::{Context, Facts, Previous, SourceError};
 use crate::config::{SqliteSource, Verify};
-use crate::repository::{Entry, EntrySink, Kind, Time};
-use increment::Increment;
-use page_map::PageMap;
-use signature::Signature;
+use crate::repository::{Entry, EntrySink, Kind, SinkError};
 
-const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-/// Problems named when a check fails.
-const MAX_PROBLEMS: u32 = 20;
+/// Pages between looks at whether to stop.
+const PAGES_PER_LOOK: u64 = 256;
+/// Captures are done over when the moment was lost.
+const ATTEMPTS: usize = 3;
 
-/// Captures a database as one entry (the source's root itself) into the sink.
+/// Captures a database as one entry, the source's root, into the sink.
 pub fn capture(
     source: &SqliteSource,
     previous: &mut dyn Previous,
     sink: &mut dyn EntrySink,
     context: &Context<'_>,
 ) -> Result<Facts, SourceError> {
-    let failed = |text: String| SourceError::Failed(format!("{}: {text}", source.path.display()));
-    // The -wal of a database lies beside the file itself, not beside a link to it.
-    let path = std::fs::canonicalize(&source.path).map_err(|e| failed(format!("the database cannot be found: {e}")))?;
-    let entry = describe(&path).map_err(&failed)?;
-    let before = previous.next_entry()?.filter(|e| e.kind == Kind::File && e.path.is_empty());
-    if entry.size == 0 {
-        context.report.message(Level::Warning, format!("{}: the database is empty (0 bytes, no tables)", source.path.display()));
-        context.report.entry();
-        sink.push(entry)?;
-        return Ok(Facts::from([("tables".into(), serde_json::json!({})), ("page_count".into(), 0.into())]));
-    }
-    let header = Header::read(&path).map_err(&failed)?;
-    let signature = Signature::of(&path).map_err(|e| failed(format!("cannot look at the database: {e}")))?;
-    let map = PageMap::load(context.cache_dir, before.as_ref());
-    if let (Some(map), Some(before)) = (&map, &before)
-        && map.signature.as_ref() == Some(&signature)
-        && increment::is_whole(before, sink)?
-    {
-        context.report.entry();
-        context.report.bytes(before.size);
-        let mut facts = map.facts.clone();
-        facts.insert("unchanged".into(), true.into());
-        sink.push(Entry { size: before.size, content: before.content.clone(), ..entry })?;
-        return Ok(facts);
-    }
-    if header.wal {
-        from_wal(source, &path, entry, before, map, signature, sink, context)
-    } else {
-        from_copy(source, &path, entry, before, map, signature, sink, context)
+    capture_with(&Tuning::default(), source, previous, sink, context)
+}
+
+/// Patience, and what tests make small.
+struct Tuning {
+    /// With others' locks.
+    busy: Duration,
+    /// With counting rows.
+    count: Duration,
+    /// Tries to catch two connections in the same moment; a writer that commits without pause may need some.
+    twin_tries: usize,
+    /// Pages that the backup API copies in a step, between which writers can go on.
+    step_pages: i32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { busy: Duration::from_secs(30), count: Duration::from_secs(2), twin_tries: 100, step_pages: 1024 }
     }
 }
 
-/// The first bytes of a database file.
-struct Header {
-    wal: bool,
-}
-
-impl Header {
-    fn read(path: &Path) -> Result<Self, String> {
-        let mut bytes = [0u8; 100];
-        let mut file = File::open(path).map_err(|e| format!("cannot be read: {e}"))?;
-        match file.read_exact(&mut bytes) {
-            Ok(()) if bytes[..16] == MAGIC[..] => Ok(Self { wal: bytes[18] == 2 && bytes[19] == 2 }),
-            _ => Err("it is no SQLite database (its first bytes are others); was it replaced, encrypted or damaged?".into()),
+fn capture_with(
+    tuning: &Tuning,
+    source: &SqliteSource,
+    previous: &mut dyn Previous,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<Facts, SourceError> {
+    let database = Database::find(&source.path)?;
+    let mut last = Last::new(previous)?;
+    let _alone = Alone::with(&database.stat()?, context.cancel)?;
+    let mut frozen_may_do = true;
+    for _ in 0..ATTEMPTS {
+        if let Some(facts) = attempt(&database, source.verify, frozen_may_do, &mut last, tuning, sink, context)? {
+            return Ok(facts);
         }
+        frozen_may_do = false;
+    }
+    Err(SourceError::Failed(format!(
+        "the database {} could not be held still: its file changed while nobody had it open, or a `files` source of keepd read the \
+         database or its -shm at the same time (exclude both there); run the job again",
+        database.shown()
+    )))
+}
+
+/// What the last backup has.
+struct Last {
+    entry: Option<Entry>,
+    chunks: Option<Chunks>,
+    map: Option<MapReader>,
+    /// Pages that the last capture stored; the next one will likely store about as many.
+    stored_pages: u64,
+    prepared: bool,
+}
+
+impl Last {
+    fn new(previous: &mut dyn Previous) -> Result<Self, SinkError> {
+        let entry = previous.next_entry()?.filter(|e| e.kind == Kind::File && e.path.is_empty() && e.size > 0);
+        Ok(Self { entry, chunks: None, map: None, stored_pages: 0, prepared: false })
+    }
+
+    /// Looks once which of its chunks are there.
+    fn chunks(&mut self, sink: &mut dyn EntrySink) -> Result<Option<(&Entry, &Chunks)>, SinkError> {
+        let Some(entry) = &self.entry else { return Ok(None) };
+        if self.chunks.is_none() {
+            self.chunks = Some(Chunks::of(&entry.content, sink)?);
+        }
+        Ok(self.chunks.as_ref().map(|chunks| (entry, chunks)))
+    }
+
+    /// Gets the page map, before any moment is held.
+    fn prepare(&mut self, footer: Option<&Footer>, sink: &mut dyn EntrySink, context: &Context<'_>) -> Result<(), SourceError> {
+        if std::mem::replace(&mut self.prepared, true) {
+            return Ok(());
+        }
+        self.stored_pages = footer.map_or(0, |footer| footer.stored_pages);
+        let Some((entry, chunks)) = self.chunks(sink)? else { return Ok(()) };
+        let mut map = MapReader::open(context.cache_dir, entry.content.hash);
+        if map.is_none() && chunks.are_complete() {
+            map = match previous::rebuild_map(&entry.content, entry.size, context.cache_dir, sink, context.cancel) {
+                Ok(map) => map,
+                Err(SourceError::Sink(e)) => {
+                    context.report.message(Level::Warning, format!("the last backup cannot be read, the database is stored whole: {e}"));
+                    None
+                }
+                Err(e) => return Err(e),
+            };
+        }
+        self.map = map.filter(|map| map.page_count.checked_mul(u64::from(map.page_size)) == Some(entry.size));
+        Ok(())
     }
 }
 
-/// The entry, but for its contents.
-fn describe(path: &Path) -> Result<Entry, String> {
-    let stat = rustix::fs::stat(path).map_err(|e| format!("cannot look at it: {e}"))?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-        return Err("it is no regular file".into());
+/// None: the moment was lost while it was read.
+fn attempt(
+    database: &Database,
+    verify: Verify,
+    frozen_may_do: bool,
+    last: &mut Last,
+    tuning: &Tuning,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<Option<Facts>, SourceError> {
+    let mut stat = database.stat()?;
+    let Some(header) = database.header()? else { return empty(database, &stat, sink, context).map(Some) };
+    let wal = snapshot::uses_wal(&header);
+    let mut before = Signature::take(database, &header)?;
+    let footer = pagemap::read_footer(context.cache_dir);
+    if let Some(footer) = &footer
+        && footer.signature.as_ref().is_some_and(|then| then.same(&before))
+        && let Some(facts) = unchanged(database, &stat, footer, verify, last, sink, context)?
+    {
+        return Ok(Some(facts));
     }
-    let time = |seconds: i64, nanoseconds: u64| Time { seconds, nanoseconds: (nanoseconds % 1_000_000_000) as u32 };
-    Ok(Entry {
-        mode: stat.st_mode & 0o7777,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
-        inode: stat.st_ino,
-        size: stat.st_size as u64,
-        ..Entry::default()
-    })
+    last.prepare(footer.as_ref(), sink, context)?;
+
+    // A rollback journal beside a write-ahead log is what a crash while switching between them leaves; SQLite has to judge it.
+    let mut frozen = wal && frozen_may_do && !before.has_wal() && !database.has_journal();
+    if frozen && !before.is_settled() {
+        // Its application has closed it just now. A moment later it can be read without leaving files beside it.
+        std::thread::sleep(Duration::from_millis(150));
+        stat = database.stat()?;
+        before = before.again(database)?;
+        frozen = before.is_settled() && !before.has_wal();
+    }
+    let taken = if wal {
+        Snapshot::of_wal(database, before, frozen, tuning, context.cancel).map(Some)
+    } else if frozen_may_do
+        && before.is_settled()
+        && let Some(idle) = Snapshot::of_idle(database, &before, tuning, context.cancel)?
+    {
+        Ok(Some(idle))
+    } else {
+        copy::snapshot(database, &before, tuning, context)
+    };
+    let mut snapshot = match taken {
+        Ok(Some(snapshot)) => snapshot,
+        Ok(None) => return Ok(None),
+        Err(_) if context.cancel.is_cancelled() => return Err(SourceError::Cancelled),
+        Err(e) => return Err(e),
+    };
+    let read = read(database, &mut snapshot, verify, last, tuning, sink, context);
+    if !snapshot.held(database) {
+        return match read {
+            Err(e @ (SourceError::Cancelled | SourceError::Sink(_))) => Err(e),
+            _ => Ok(None),
+        };
+    }
+    let (cutter, inspection) = read?;
+    // The moment ends here; what is left to store does not keep the log from shrinking.
+    let Snapshot { page_size, signature, pages, .. } = snapshot;
+    drop(pages);
+
+    let cut = cutter.finish(sink)?;
+    if inspection.tables == 0 {
+        context.report.message(Level::Warning, format!("the database {} has no tables", database.shown()));
+    }
+    for warning in inspection.warnings {
+        context.report.message(Level::Warning, warning);
+    }
+    let mut facts = inspection.facts;
+    facts.insert("journal_mode".into(), if wal { "wal" } else { "rollback" }.into());
+    facts.insert("changed_pages".into(), cut.stored_pages.into());
+    finish(database, &stat, cut, page_size, signature, &facts, sink, context)?;
+    Ok(Some(facts))
+}
+
+/// The pages through the cutter, and meanwhile the inspection.
+fn read<'l>(
+    database: &Database,
+    snapshot: &mut Snapshot,
+    verify: Verify,
+    last: &'l mut Last,
+    tuning: &Tuning,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<(Cutter<'l>, Inspection), SourceError> {
+    let page_bytes = u64::from(snapshot.page_size);
+    let expected = last.stored_pages * page_bytes;
+    let mut old = None;
+    if let (Some(entry), Some(chunks), Some(map)) = (&last.entry, &last.chunks, &mut last.map)
+        && map.page_size == snapshot.page_size
+        && map.restart().is_ok()
+    {
+        let condemned = chunks.condemn(snapshot.bytes(), expected);
+        old = Some(Old { hashes: map, cursor: Cursor::new(&entry.content), condemned });
+    }
+    let mut cutter = Cutter::new(snapshot.page_size, old, context.cache_dir);
+
+    // Stops both sides: the run is cancelled, or the other side failed.
+    let stop = context.cancel.child_token();
+    let inspector = snapshot.inspector.take();
+    let pages = &snapshot.pages;
+    let (streamed, inspection) = std::thread::scope(|scope| {
+        let inspection = inspector.map(|connection| {
+            let stop = &stop;
+            scope.spawn(move || inspect(database, &connection, verify, tuning, stop).inspect_err(|_| stop.cancel()))
+        });
+        let mut number = 0;
+        let streamed = pages.read(database, snapshot.page_size, snapshot.page_count, |page| {
+            if number % PAGES_PER_LOOK == 0 {
+                if stop.is_cancelled() {
+                    return Err(SourceError::Cancelled);
+                }
+                let ahead = (snapshot.page_count - number).min(PAGES_PER_LOOK);
+                context.report.bytes(ahead * page_bytes);
+            }
+            number += 1;
+            Ok(cutter.page(page, sink)?)
+        });
+        if streamed.is_err() {
+            stop.cancel();
+        }
+        let inspection = inspection.map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(SourceError::Failed("the check of the database broke off; this is a fault of keepd".into())))
+        });
+        (streamed, inspection)
+    });
+    // Of two errors one may only be that the other side stopped.
+    let inspection = match (streamed, inspection) {
+        (Err(SourceError::Cancelled), Some(Err(e))) => return Err(e),
+        (Err(e), _) => return Err(e),
+        (Ok(()), Some(inspection)) => inspection?,
+        (Ok(()), None) => match pages.connection() {
+            Some(connection) => inspect(database, connection, verify, tuning, &stop)?,
+            None => return Err(SourceError::Failed("the copy of the database was not checked; this is a fault of keepd".into())),
+        },
+    };
+    Ok((cutter, inspection))
+}
+
+/// A file of no bytes is an empty database.
+fn empty(database: &Database, stat: &Metadata, sink: &mut dyn EntrySink, context: &Context<'_>) -> Result<Facts, SourceError> {
+    context.report.message(Level::Warning, format!("the database {} has no tables: its file is empty", database.shown()));
+    sink.push(database.entry(stat))?;
+    context.report.entry();
+    Ok(Facts::from([
+        ("page_count".into(), 0.into()),
+        ("changed_pages".into(), 0.into()),
+        ("tables".into(), Value::Object(serde_json::Map::new())),
+        ("verified".into(), "off".into()),
+    ]))
+}
+
+/// The last backup's contents once more, when the database is as it was and nothing else speaks against it.
+fn unchanged(
+    database: &Database,
+    stat: &Metadata,
+    footer: &Footer,
+    verify: Verify,
+    last: &mut Last,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<Option<Facts>, SourceError> {
+    let verified = match footer.facts.get("verified").and_then(Value::as_str) {
+        Some("full") => Verify::Full,
+        Some("quick") => Verify::Quick,
+        _ => Verify::Off,
+    };
+    let enough = verify == Verify::Off || verified == verify || verified == Verify::Full;
+    let Some((entry, chunks)) = last.chunks(sink)? else { return Ok(None) };
+    if !enough || !footer.describes(&entry.content, entry.size) || !chunks.are_complete() || chunks.are_too_sparse(entry.size, 0) {
+        return Ok(None);
+    }
+    context.report.bytes(entry.size);
+    sink.push(Entry { size: entry.size, content: entry.content.clone(), ..database.entry(stat) })?;
+    context.report.entry();
+    let mut facts = footer.facts.clone();
+    facts.insert("changed_pages".into(), 0.into());
+    Ok(Some(facts))
 }
 
 #[allow(clippy::too_many_arguments)]
-fn from_wal(
-    source: &SqliteSource,
-    path: &Path,
-    entry: Entry,
-    before: Option<Entry>,
-    map: Option<PageMap>,
-    signature: Signature,
+fn finish(
+    database: &Database,
+    stat: &Metadata,
+    cut: Cut,
+    page_size: u32,
+    signature: Option<Signature>,
+    facts: &Facts,
     sink: &mut dyn EntrySink,
     context: &Context<'_>,
-) -> Result<Facts, SourceError> {
-    let failed = |text: String| SourceError::Failed(format!("{}: {text}", source.path.display()));
-    let db = open::read_only(path, context.cancel).map_err(|e| open::explain(source, e))?;
-    open::begin(&db, context.cancel).map_err(|e| open::explain(source, e))?;
-    // Only when nothing was written between the look at the files and the snapshot does the signature tell of it.
-    let signature = Signature::of(path).ok().filter(|now| *now == signature);
-    verify(source, &db)?;
-    let facts = facts::of(&db, source.verify, "wal").map_err(|e| failed(format!("its facts cannot be read: {e}")))?;
-    let number = |pragma: &str| db.query_row(pragma, [], |r| r.get::<_, i64>(0)).map_err(|e| failed(format!("{pragma}: {e}")));
-    let (page_size, page_count) = (number("PRAGMA page_size")? as usize, number("PRAGMA page_count")? as u64);
-    let mut increment = Increment::new(page_size, page_count, before, map, sink, context)?;
-    let mut statement =
-        db.prepare("SELECT pgno, data FROM sqlite_dbpage('main')").map_err(|e| failed(format!("its pages cannot be read: {e}")))?;
-    let mut rows = statement.query([]).map_err(|e| failed(format!("its pages cannot be read: {e}")))?;
-    let unreadable = |e: rusqlite::Error| match context.cancel.is_cancelled() {
-        true => SourceError::Cancelled,
-        false => failed(format!("its pages cannot be read: {e}")),
-    };
-    while let Some(row) = rows.next().map_err(unreadable)? {
-        let number: i64 = row.get(0).map_err(unreadable)?;
-        let data = row.get_ref(1).map_err(unreadable)?.as_blob().map_err(|e| failed(format!("page {number} is no page: {e}")))?;
-        increment.page(number as u64, data)?;
+) -> Result<(), SourceError> {
+    let size = cut.page_count * u64::from(page_size);
+    let content = cut.content.hash;
+    sink.push(Entry { size, content: cut.content, ..database.entry(stat) })?;
+    context.report.entry();
+    let footer = Footer { page_size, page_count: cut.page_count, content, signature, stored_pages: cut.stored_pages, facts: facts.clone() };
+    // The map is only a cache: without it the next capture takes longer.
+    let kept = cut.map.ok_or_else(|| "it could not be written".to_owned());
+    if let Err(e) = kept.and_then(|map| map.finish(context.cache_dir, &footer).map_err(|e| e.to_string())) {
+        let text = format!("the page map of the database {} cannot be kept in {}: {e}", database.shown(), context.cache_dir.display());
+        context.report.message(Level::Info, text);
     }
-    drop(rows);
-    drop(statement);
-    // Nothing of the database is needed any more; a long snapshot would keep the WAL from being reset.
-    drop(db);
-    increment.finish(entry, signature, facts)
-}
-
-#[allow(clippy::too_many_arguments)]
-fn from_copy(
-    source: &SqliteSource,
-    path: &Path,
-    entry: Entry,
-    before: Option<Entry>,
-    map: Option<PageMap>,
-    signature: Signature,
-    sink: &mut dyn EntrySink,
-    context: &Context<'_>,
-) -> Result<Facts, SourceError> {
-    let failed = |text: String| SourceError::Failed(format!("{}: {text}", source.path.display()));
-    let copy = open::copy(source, path, entry.size, context)?;
-    let signature = Signature::of(path).ok().filter(|now| *now == signature);
-    let (facts, page_size, page_count) = {
-        let mut db = Connection::open(copy.path()).map_err(|e| failed(format!("its copy cannot be opened: {e}")))?;
-        open::interrupt_on(&mut db, context.cancel).map_err(|e| failed(e.to_string()))?;
-        verify(source, &db)?;
-        let facts = facts::of(&db, source.verify, "rollback").map_err(|e| failed(format!("its facts cannot be read: {e}")))?;
-        let number = |pragma: &str| db.query_row(pragma, [], |r| r.get::<_, i64>(0)).map_err(|e| failed(format!("{pragma}: {e}")));
-        (facts, number("PRAGMA page_size")? as usize, number("PRAGMA page_count")? as u64)
-    };
-    let mut increment = Increment::new(page_size, page_count, before, map, sink, context)?;
-    let mut file = File::open(copy.path()).map_err(|e| failed(format!("its copy cannot be read: {e}")))?;
-    let mut page = vec![0u8; page_size];
-    for number in 1..=page_count {
-        file.read_exact(&mut page).map_err(|e| failed(format!("its copy cannot be read: {e}")))?;
-        increment.page(number, &page)?;
-    }
-    increment.finish(entry, signature, facts)
-}
-
-/// The check the configuration asks for, in the snapshot that is captured.
-fn verify(source: &SqliteSource, db: &Connection) -> Result<(), SourceError> {
-    let (pragma, name) = match source.verify {
-        Verify::Off => return Ok(()),
-        Verify::Quick => ("quick_check", "quick"),
-        Verify::Full => ("integrity_check", "full"),
-    };
-    let failed = |text: String| {
-        SourceError::Failed(format!(
-            "{}: the {name} check {text}; nothing was captured, earlier backups are untouched",
-            source.path.display()
-        ))
-    };
-    let check = || -> rusqlite::Result<Vec<String>> {
-        db.prepare(&format!("PRAGMA {pragma}({MAX_PROBLEMS})"))?.query_map([], |r| r.get::<_, String>(0))?.collect()
-    };
-    match check() {
-        Ok(lines) if lines == ["ok"] => Ok(()),
-        Ok(lines) => Err(failed(format!("found damage: {}", lines.join("; ").replace('\n', " ")))),
-        Err(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => Err(SourceError::Cancelled),
-        Err(e) => Err(failed(format!("could not be done: {e}"))),
-    }
-}
-
-/// The `-wal` beside a database.
-fn wal_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    PathBuf::from(name)
+    Ok(())
 }
