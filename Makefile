@@ -58,7 +58,11 @@ install: $(BINARIES)/keepd $(BINARIES)/keepctl
 	  put zsh "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_keepctl"; \
 	  put fish "$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/keepctl.fish"
 	@for file in README.md CHANGELOG.md docs/*.md; do [ ! -e "$$file" ] || install -m 0644 "$$file" "$(DESTDIR)$(DOCDIR)/"; done
-	@for page in man/*.[1-8]; do [ ! -e "$$page" ] || install -Dm 0644 "$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}"; done
+	@# So do the manual pages.
+	@install -d "$(DESTDIR)$(MANDIR)/man1" "$(DESTDIR)$(MANDIR)/man8"
+	$(BINARIES)/keepctl manual >"$(DESTDIR)$(MANDIR)/man1/keepctl.1"
+	$(BINARIES)/keepd manual >"$(DESTDIR)$(MANDIR)/man8/keepd.8"
+	@chmod 0644 "$(DESTDIR)$(MANDIR)/man1/keepctl.1" "$(DESTDIR)$(MANDIR)/man8/keepd.8"
 	@# A configuration that somebody wrote is never touched.
 	@install -d -m 0750 "$(DESTDIR)$(SYSCONFDIR)/keepd" "$(DESTDIR)$(SYSCONFDIR)/keepd/conf.d"; install -d -m 0700 "$(DESTDIR)$(SYSCONFDIR)/keepd/keys"
 	@if [ -e config/keepd.toml ]; then \
@@ -81,7 +85,7 @@ uninstall:
 	rm -f "$(DESTDIR)$(LIBDIR)/sysusers.d/keepd.conf" "$(DESTDIR)$(LIBDIR)/tmpfiles.d/keepd.conf"
 	rm -f "$(DESTDIR)$(SHAREDIR)/bash-completion/completions/keepctl" "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_keepctl" "$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/keepctl.fish"
 	rm -rf "$(DESTDIR)$(DOCDIR)"
-	@for page in man/*.[1-8]; do [ ! -e "$$page" ] || rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}"; done
+	rm -f "$(DESTDIR)$(MANDIR)/man1/keepctl.1" "$(DESTDIR)$(MANDIR)/man8/keepd.8"
 	@if $(HERE); then systemctl daemon-reload; fi
 	@echo "Left alone: $(DESTDIR)$(SYSCONFDIR)/keepd, /var/lib/keepd and every backup."
 

@@ -137,6 +137,9 @@ pub enum Command {
     Watch,
     /// Have the daemon read its configuration again
     Reload,
+    /// The manual page, for make install
+    #[command(hide = true)]
+    Manual,
     /// A completion script for a shell
     Completion { shell: clap_complete::Shell },
 }

@@ -30,6 +30,10 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             clap_complete::generate(*shell, &mut Arguments::command(), "keepctl", &mut io::stdout());
             Ok(Exit::Good)
         }
+        Command::Manual => {
+            clap_mangen::Man::new(Arguments::command()).render(&mut io::stdout())?;
+            Ok(Exit::Good)
+        }
         Command::Status { job } => context.status(job.clone()),
         Command::Backup { job, r#type, label, name, detach } => context.backup(job, r#type.as_deref(), label, name.clone(), *detach),
         Command::List { job, destination } => context.list(job.clone(), destination.clone()),

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use rustix::fs::Mode;
 
 use super::wiring;
@@ -53,6 +53,9 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The manual page, for make install
+    #[command(hide = true)]
+    Manual,
     /// Make keys
     Key {
         #[command(subcommand)]
@@ -73,6 +76,7 @@ pub fn run() -> ExitCode {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let exit = match arguments.command {
         Some(Command::Key { command: KeyCommand::Generate { file } }) => generate_key(&file),
+        Some(Command::Manual) => manual(),
         None => {
             let path = arguments.config.unwrap_or_else(config::default_path);
             // A path relative to today's directory must still be right at the next reload, and in messages.
@@ -99,6 +103,13 @@ fn check(path: &Path) -> Exit {
     let destinations = count(loaded.config.destinations.len(), "destination", "destinations");
     say(&format!("configuration {} is valid: {jobs}, {destinations}", path.display()));
     Exit::Good
+}
+
+fn manual() -> Exit {
+    match clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()) {
+        Ok(()) => Exit::Good,
+        Err(_) => Exit::Failed,
+    }
 }
 
 fn generate_key(file: &Path) -> Exit {
