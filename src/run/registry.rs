@@ -493,7 +493,10 @@ impl Runs {
         let live = {
             let mut all = lock(&self.live);
             if let Some(job) = &work.job
-                && let Some(other) = all.values().map(|l| l.snapshot()).find(|r| r.kind == RunKind::Backup && r.job.as_ref() == Some(job))
+                && let Some(other) = all
+                    .values()
+                    .map(|l| l.snapshot())
+                    .find(|r| r.kind == RunKind::Backup && r.job.as_ref() == Some(job) && !r.state.is_finished())
             {
                 return Err(Error::Busy(format!("job {job} is {} already (run {}); a job never overlaps itself", other.state, other.id)));
             }
