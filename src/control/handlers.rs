@@ -211,12 +211,19 @@ impl Control {
                 return Err(failed("the follower went away"));
             }
             let next = Instant::now() + FOLLOW_EVERY;
-            if changes.changed().await.is_err() {
+            let mut gone = changes.changed().await.is_err();
+            // The last state is never kept back.
+            while !gone && Instant::now() < next && !changes.borrow().state.is_finished() {
+                tokio::select! {
+                    () = sleep_until(next) => {}
+                    changed = changes.changed() => gone = changed.is_err(),
+                }
+            }
+            if gone {
                 let last = (**changes.borrow()).clone();
                 let run = if last.state.is_finished() { last } else { self.ended_run(&p.run).await? };
                 return Ok(follow_run::Out { run });
             }
-            sleep_until(next).await;
         }
     }
 
