@@ -180,6 +180,86 @@ fn descriptors_and_hang_ups_leave_nothing_behind() {
     keepd.restored("latest");
 }
 
+/// Sends bytes with descriptors.
+fn send_with(stream: &UnixStream, bytes: &[u8], descriptors: &[std::os::fd::BorrowedFd<'_>]) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
+    let sent = sendmsg(stream, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::empty()).unwrap();
+    assert_eq!(sent, bytes.len());
+}
+
+#[test]
+fn descriptors_belong_to_their_message_and_are_not_hoarded() {
+    use std::os::fd::AsFd;
+    let keepd = Keepd::started();
+    keepd.ok(&["backup", "shop"]);
+    let before = descriptors(keepd.pid());
+    // Many descriptors inside a message that never ends: the connection is cut.
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let mut hoarder = connect(&keepd);
+    send_with(&hoarder, b"{\"method\":", &[null.as_fd(); 4]);
+    send_with(&hoarder, b"\"io.keepd", &[null.as_fd(); 4]);
+    assert!(receive(&mut hoarder).is_none_or(|r| r.get("error").is_some()));
+    drop(hoarder);
+    // Two calls sent at once, the pipe belongs to the second.
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let mut s = connect(&keepd);
+    let first =
+        b"{\"method\":\"io.keepd.Control.StartCat\",\"parameters\":{\"backup\":\"latest\",\"path\":{\"path\":\"files/deep/note.txt\"}}}\0";
+    s.write_all(first).unwrap();
+    send_with(&s, first, &[writer.as_fd()]);
+    drop(writer);
+    assert_eq!(receive(&mut s).unwrap()["error"].as_str(), Some("io.keepd.Control.Descriptor"), "the first came without one");
+    assert_eq!(receive(&mut s).unwrap()["parameters"]["bytes"].as_u64(), Some(6));
+    let mut contents = String::new();
+    std::fs::File::from(reader).read_to_string(&mut contents).unwrap();
+    assert_eq!(contents, "a note");
+    // A descriptor of the wrong kind, or open for reading only.
+    send_with(&s, first, &[null.as_fd()]);
+    assert_eq!(receive(&mut s).unwrap()["error"].as_str(), Some("io.keepd.Control.Descriptor"));
+    drop(s);
+    let since = Instant::now();
+    while descriptors(keepd.pid()) > before + 1 {
+        assert!(since.elapsed() < Duration::from_secs(15), "{before} descriptors before, {} now", descriptors(keepd.pid()));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_client_that_reads_nothing_keeps_nobody_waiting() {
+    use std::os::fd::AsFd;
+    let keepd = Keepd::started();
+    keepd.ok(&["backup", "shop"]);
+    // A restore into a pipe that nobody empties (3 MB of contents, a pipe holds 1 MB at the most).
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let mut s = connect(&keepd);
+    send_with(&s, b"{\"method\":\"io.keepd.Control.StartRestore\",\"parameters\":{\"backup\":\"latest\"}}\0", &[writer.as_fd()]);
+    drop(writer);
+    let run = receive(&mut s).unwrap()["parameters"]["run"].as_str().unwrap().to_owned();
+    // A hundred questions whose answers nobody takes.
+    let mut silent = connect(&keepd);
+    silent.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    let question = b"{\"method\":\"org.varlink.service.GetInterfaceDescription\",\"parameters\":{\"interface\":\"io.keepd.Control\"}}\0";
+    for _ in 0..100 {
+        if silent.write_all(question).is_err() {
+            break;
+        }
+    }
+    let since = Instant::now();
+    for _ in 0..20 {
+        let mut other = connect(&keepd);
+        assert!(call(&mut other, "io.keepd.Control.ListJobs", json!({})).get("error").is_none());
+    }
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    keepd.ok(&["backup", "shop"]);
+    keepd.ok(&["run", "cancel", &run]);
+    let ended = keepd.ctl(&["run", "follow", &run, "--json"]);
+    assert!(text(&ended).contains("cancelled"), "{}", text(&ended));
+    drop(reader);
+}
+
 #[test]
 fn others_are_refused() {
     if !rustix::process::geteuid().is_root() {

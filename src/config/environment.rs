@@ -14,7 +14,8 @@ use super::value::show_duration;
 use super::{Config, FilesSource, Job, KeySource, Schedule, SourceKind};
 use crate::crypto::key_file::{self, shell_word};
 
-/// What is wrong (errors: keepd must not start with it) or doubtful (warnings) about what the configuration refers to.
+/// What is wrong (errors: what needs it will fail; a check or a reload refuses it) or doubtful (warnings) about what the
+/// configuration refers to.
 pub fn check_files(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     config.files.iter().for_each(|file| config_file(file, &mut problems));

@@ -43,6 +43,8 @@ pub struct OpenOptions<'a> {
     pub known_id: Option<&'a str>,
     /// Make a repository where there is none.
     pub create: bool,
+    /// What one run's buffers may hold, in bytes; a few packs come on top.
+    pub memory: u64,
 }
 
 pub struct Repository {
@@ -53,6 +55,7 @@ pub struct Repository {
     pub(super) compression: Compression,
     pub(super) local: LocalIndex,
     cache_dir: PathBuf,
+    memory: u64,
     /// Ciphers of packs read lately, so that a pack's header is read and its subkey derived once.
     ciphers: Mutex<HashMap<[u8; 32], Arc<ObjectCipher>>>,
 }
@@ -98,7 +101,17 @@ impl Repository {
         })?;
         let local = LocalIndex::open(&cache_dir.join("index.sqlite"), &location)?;
         let chunk_key = master.chunk_id_key();
-        Ok(Arc::new(Self { storage, id, master, chunk_key, compression: options.compression, local, cache_dir, ciphers: Mutex::default() }))
+        Ok(Arc::new(Self {
+            storage,
+            id,
+            master,
+            chunk_key,
+            compression: options.compression,
+            local,
+            cache_dir,
+            memory: options.memory,
+            ciphers: Mutex::default(),
+        }))
     }
 
     /// The id in hexadecimal.
@@ -108,6 +121,16 @@ impl Repository {
 
     pub fn raw_id(&self) -> [u8; 16] {
         self.id
+    }
+
+    /// Plaintext that may wait to be compressed, in bytes.
+    pub(super) fn queue_bytes(&self) -> usize {
+        (self.memory / 5).clamp(8 << 20, 64 << 20) as usize
+    }
+
+    /// Plaintext that may be fetched ahead of its use, in bytes.
+    pub fn ahead_bytes(&self) -> usize {
+        (self.memory / 3).clamp(16 << 20, 128 << 20) as usize
     }
 
     pub fn location(&self) -> &str {

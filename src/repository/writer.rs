@@ -22,8 +22,6 @@ use super::pack::{BuiltPack, PACK_TARGET_BYTES, PackBuilder, chunk_id};
 use super::payload::Compressor;
 use crate::crypto::ObjectKind;
 
-/// Plaintext waiting to be compressed, in bytes.
-const QUEUE_BYTES: usize = 24 << 20;
 /// Chunks of this run that are remembered as stored, so that the local index is not asked again.
 const MEMO_CHUNKS: usize = 200_000;
 
@@ -118,7 +116,8 @@ impl Writer {
         lock(&self.shared.pending).insert(id, len as u32);
         self.remember(id, len as u32);
         let mut queued = lock(&self.shared.queued);
-        while *queued > 0 && *queued + len > QUEUE_BYTES {
+        let limit = self.shared.repository.queue_bytes();
+        while *queued > 0 && *queued + len > limit {
             queued = self.shared.room.wait(queued).unwrap_or_else(PoisonError::into_inner);
             self.shared.go_on()?;
         }

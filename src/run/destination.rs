@@ -47,6 +47,7 @@ pub fn open(
         cache_root: &cache_root(&config.daemon.state_dir),
         known_id: known_id.as_deref(),
         create,
+        memory: config.daemon.memory / config.daemon.max_parallel_runs.max(1) as u64,
     };
     let repository = Repository::open(storage, &options).map_err(|e| failed(e.to_string()))?;
     if known_id.is_none() {

@@ -23,8 +23,6 @@ use crate::repository::entry::{Extent, path_order};
 use crate::repository::fetch::{Fetcher, Slot};
 use crate::repository::{ChunkId, Entry, Kind, Manifest, Repository, RepositoryError, Segment, SourceReader};
 
-/// Plaintext held ahead of the writer.
-const AHEAD_BYTES: usize = 48 << 20;
 /// Segments of a long file that are put into the order of their chunks at once.
 const WINDOW_SEGMENTS: usize = 1 << 16;
 /// A client that takes nothing for so long is given up.
@@ -58,7 +56,7 @@ pub fn stream(
         let (ops, queue) = bounded::<Result<Op, RepositoryError>>(1024);
         let (repository, selection, cancel) = (repository.clone(), &selection, live.cancel.clone());
         let planner = std::thread::Builder::new().name("plan".into()).spawn_scoped(scope, move || {
-            let mut planner = match Fetcher::new(repository.clone(), AHEAD_BYTES, cancel) {
+            let mut planner = match Fetcher::new(repository.clone(), repository.ahead_bytes(), cancel) {
                 Ok(fetcher) => Planner { repository, manifest, fetcher, ops: ops.clone(), next: 0 },
                 Err(e) => return drop(ops.send(Err(e))),
             };

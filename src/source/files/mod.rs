@@ -267,7 +267,7 @@ impl Capture<'_> {
                 self.emit(entry)?;
                 true
             }
-            _ => self.read_file(parent, name, path, stat)?,
+            _ => self.read_file(parent, name, path)?,
         };
         if captured {
             self.counts.files += 1;

@@ -23,7 +23,7 @@ enum Pass {
 
 impl Capture<'_> {
     /// Reads a new or changed file; false when it is left out or vanished.
-    pub(super) fn read_file(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, listed: &Stat) -> Result<bool, SourceError> {
+    pub(super) fn read_file(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>) -> Result<bool, SourceError> {
         let fd = match open_file(parent, name) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => {
@@ -56,7 +56,6 @@ impl Capture<'_> {
                 .message(Level::Warning, format!("{} was exchanged for something else while the directory was walked", self.shown(&path)));
             return Ok(false);
         }
-        let _ = listed;
         for again in [false, true] {
             let size = before.st_size as u64;
             let small = size <= SMALL_FILE_BYTES;
