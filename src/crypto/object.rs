@@ -4,6 +4,7 @@
 //! ordinal; the associated data are the whole header and the ordinal. So a nonce never repeats under a key, and no
 //! section can be moved to another place, object, kind or repository.
 
+use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Key, Nonce, Tag};
 
@@ -122,23 +123,39 @@ impl ObjectCipher {
     /// Appends the sealed form of `payload` to `out`: ciphertext, then the tag.
     pub fn seal(&self, ordinal: u64, payload: &[u8], out: &mut Vec<u8>) -> Result<(), CryptoError> {
         let start = out.len();
-        out.extend_from_slice(payload);
+        out.resize(start + payload.len() + TAG_BYTES, 0);
+        self.seal_into(ordinal, payload, out.get_mut(start..).ok_or(CryptoError::Short)?)
+    }
+
+    /// Seals `payload` into `out`, which must be longer by [`TAG_BYTES`].
+    pub fn seal_into(&self, ordinal: u64, payload: &[u8], out: &mut [u8]) -> Result<(), CryptoError> {
         let (nonce, aad) = self.bind(ordinal);
-        let section = out.get_mut(start..).ok_or(CryptoError::Short)?;
-        let tag = self.cipher.encrypt_inout_detached(&nonce, &aad, section.into()).map_err(|_| CryptoError::Open)?;
-        out.extend_from_slice(&tag);
+        let (body, tag_place) = out.split_at_mut_checked(payload.len()).ok_or(CryptoError::Short)?;
+        let section = InOutBuf::new(payload, body).map_err(|_| CryptoError::Short)?;
+        let tag = self.cipher.encrypt_inout_detached(&nonce, &aad, section).map_err(|_| CryptoError::Open)?;
+        match tag_place.len() == tag.len() {
+            true => tag_place.copy_from_slice(&tag),
+            false => return Err(CryptoError::Short),
+        }
         Ok(())
     }
 
     /// Opens a sealed section.
     pub fn open(&self, ordinal: u64, sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        let mut plain = Vec::new();
+        self.open_into(ordinal, sealed, &mut plain)?;
+        Ok(plain)
+    }
+
+    /// Opens a sealed section; `plain` is replaced by what was in it, and of no use after an error.
+    pub fn open_into(&self, ordinal: u64, sealed: &[u8], plain: &mut Vec<u8>) -> Result<(), CryptoError> {
         let cut = sealed.len().checked_sub(TAG_BYTES).ok_or(CryptoError::Short)?;
         let (body, tag) = sealed.split_at(cut);
         let tag = Tag::try_from(tag).map_err(|_| CryptoError::Short)?;
         let (nonce, aad) = self.bind(ordinal);
-        let mut plain = body.to_vec();
-        self.cipher.decrypt_inout_detached(&nonce, &aad, plain.as_mut_slice().into(), &tag).map_err(|_| CryptoError::Open)?;
-        Ok(plain)
+        plain.resize(body.len(), 0);
+        let section = InOutBuf::new(body, plain.as_mut_slice()).map_err(|_| CryptoError::Short)?;
+        self.cipher.decrypt_inout_detached(&nonce, &aad, section, &tag).map_err(|_| CryptoError::Open)
     }
 
     /// The nonce is the ordinal (4 zero bytes, then little-endian); the associated data are header and ordinal.

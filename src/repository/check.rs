@@ -12,7 +12,7 @@ use super::entry::{ChunkId, Segment};
 use super::error::{RepositoryError, Result};
 use super::manifest::Manifest;
 use super::open::{Repository, manifest_name, pack_name};
-use super::pack::{MAX_PACK_BYTES, contents, open_chunk};
+use super::pack::{ChunkOpener, MAX_PACK_BYTES, SealedChunk, contents};
 use super::page;
 use super::reader::SourceReader;
 use crate::crypto::{ObjectCipher, ObjectHeader, ObjectKind};
@@ -103,11 +103,12 @@ fn read_packs(
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
+                let mut tools = (ChunkOpener::default(), Vec::new());
                 while let Some((id, size)) = sample.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if cancel.is_cancelled() || failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
                         return;
                     }
-                    match read_pack(repository, id) {
+                    match read_pack(repository, id, &mut tools) {
                         Ok(verdict) => {
                             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                             if let Err((problem, chunks)) = verdict {
@@ -140,7 +141,7 @@ fn read_packs(
 type Verdict = std::result::Result<(), (String, Vec<ChunkId>)>;
 
 /// Proves one pack. The outer error is a storage that does not answer; the inner one damage, with the chunks lost.
-fn read_pack(repository: &Repository, id: &[u8; 32]) -> Result<Verdict> {
+fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut (ChunkOpener, Vec<u8>)) -> Result<Verdict> {
     let name = pack_name(id);
     let listed = repository.local.pack(id)?.map(|p| p.chunks).unwrap_or_default();
     let pack = match repository.storage.get(&name, MAX_PACK_BYTES) {
@@ -157,12 +158,14 @@ fn read_pack(repository: &Repository, id: &[u8; 32]) -> Result<Verdict> {
         Err(_) => listed.clone(),
     };
     let mut lost = Vec::new();
+    let (opener, raw) = (&mut tools.0, &mut tools.1);
     match header {
         Ok(header) if !chunks.is_empty() => {
             let cipher = ObjectCipher::new(&repository.master, &header);
             for (ordinal, c) in chunks.iter().enumerate() {
                 let sealed = pack.get(c.offset as usize..c.offset as usize + c.sealed_len as usize).unwrap_or_default();
-                if open_chunk(&cipher, &repository.chunk_key, ordinal as u64, &c.id, c.len, sealed).is_err() {
+                let sealed = SealedChunk { ordinal: ordinal as u64, id: c.id, len: c.len, bytes: sealed };
+                if opener.open_into(&cipher, &repository.chunk_key, &sealed, raw).is_err() {
                     lost.push(c.id);
                 }
             }

@@ -4,11 +4,14 @@ use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 
 /// Chunk sizes of plain files in bytes. The average is what an insertion into a file stores anew, and about 1/400 of what
 /// the index costs.
-pub const MIN_BYTES: usize = 128 << 10;
+pub const MIN_BYTES: usize = 256 << 10;
 pub const AVERAGE_BYTES: usize = 512 << 10;
 pub const MAX_BYTES: usize = 2 << 20;
 
-/// Cuts a stream that arrives in pieces.
+/// What is held at the most: a chunk's worth of bytes ahead is needed to cut, more makes moving the rest rarer.
+const BUFFER_BYTES: usize = 8 << 20;
+
+/// Cuts a stream that arrives in pieces, in a buffer the pieces are read into.
 pub struct Chunker {
     gear: Box<[u64; 256]>,
     gear_ls: Box<[u64; 256]>,
@@ -16,27 +19,40 @@ pub struct Chunker {
     buffer: Vec<u8>,
     /// What of the buffer was cut off already.
     start: usize,
+    /// Where the bytes that came end.
+    end: usize,
 }
 
 impl Chunker {
     pub fn new(gear: Box<[u64; 256]>) -> Self {
         let mut gear_ls = gear.clone();
         gear_ls.iter_mut().for_each(|g| *g = g.wrapping_shl(1));
-        Self { gear, gear_ls, masks: select_masks(AVERAGE_BYTES, Normalization::Level1), buffer: Vec::new(), start: 0 }
+        let masks = select_masks(AVERAGE_BYTES, Normalization::Level1);
+        Self { gear, gear_ls, masks, buffer: Vec::new(), start: 0, end: 0 }
     }
 
-    /// Takes bytes in; call [`Chunker::next_chunk`] until it gives none before the next.
-    pub fn push(&mut self, bytes: &[u8]) {
-        if self.start > 0 {
-            self.buffer.drain(..self.start);
-            self.start = 0;
+    /// Where the next bytes go, at most `want` of them and at least one; tell with [`Chunker::filled`] how many came.
+    pub fn space(&mut self, want: usize) -> &mut [u8] {
+        if self.buffer.is_empty() {
+            self.buffer.resize(BUFFER_BYTES, 0);
         }
-        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() - self.end < want.min(BUFFER_BYTES / 4) {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let space = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let len = want.min(space.len());
+        space.get_mut(..len).unwrap_or_default()
+    }
+
+    /// Takes in what was written to the space. Call [`Chunker::next_chunk`] until it gives none before the next.
+    pub fn filled(&mut self, len: usize) {
+        self.end = (self.end + len).min(self.buffer.len());
     }
 
     /// The next chunk whose end is certain; with `last`, also what is left over.
-    pub fn next_chunk(&mut self, last: bool) -> Option<Vec<u8>> {
-        let rest = self.buffer.get(self.start..).unwrap_or_default();
+    pub fn next_chunk(&mut self, last: bool) -> Option<&[u8]> {
+        let rest = self.buffer.get(self.start..self.end).unwrap_or_default();
         if rest.is_empty() || (!last && rest.len() < MAX_BYTES) {
             return None;
         }
@@ -53,15 +69,14 @@ impl Chunker {
             self.gear.as_slice(),
             self.gear_ls.as_slice(),
         );
-        let chunk = rest.get(..cut).unwrap_or(rest).to_vec();
+        let chunk = rest.get(..cut).unwrap_or(rest);
         self.start += chunk.len();
         Some(chunk)
     }
 
     /// Forgets what it holds.
     pub fn clear(&mut self) {
-        self.buffer.clear();
-        self.start = 0;
+        (self.start, self.end) = (0, 0);
     }
 }
 
@@ -84,11 +99,16 @@ mod tests {
     fn cut(data: &[u8], piece: usize, master: u8) -> Vec<Vec<u8>> {
         let mut chunker = Chunker::new(MasterKey::from_bytes([master; 32]).gear());
         let mut chunks = Vec::new();
-        for bytes in data.chunks(piece) {
-            chunker.push(bytes);
-            chunks.extend(std::iter::from_fn(|| chunker.next_chunk(false)));
+        let mut data = data;
+        while !data.is_empty() {
+            let space = chunker.space(piece.min(data.len()));
+            let (now, later) = data.split_at(space.len());
+            space.copy_from_slice(now);
+            chunker.filled(now.len());
+            data = later;
+            chunks.extend(std::iter::from_fn(|| chunker.next_chunk(false).map(<[u8]>::to_vec)));
         }
-        chunks.extend(std::iter::from_fn(|| chunker.next_chunk(true)));
+        chunks.extend(std::iter::from_fn(|| chunker.next_chunk(true).map(<[u8]>::to_vec)));
         chunks
     }
 

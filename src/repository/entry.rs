@@ -124,10 +124,12 @@ pub trait EntrySink {
     /// and fills in `content` and `size`.
     fn push_small(&mut self, entry: Entry, contents: &[u8]) -> Result<(), SinkError>;
 
-    /// Starts the contents of a large file. Follow with `large_data`, `large_hole`, and `large_finish`.
+    /// Starts the contents of a large file. Follow with `large_space` and `large_filled`, `large_hole`, and `large_finish`.
     fn large_begin(&mut self) -> Result<(), SinkError>;
-    /// The next bytes, any number of them.
-    fn large_data(&mut self, bytes: &[u8]) -> Result<(), SinkError>;
+    /// Where the next bytes are to be read to: at most `want` of them (not 0), at least one.
+    fn large_space(&mut self, want: usize) -> &mut [u8];
+    /// So many bytes were read into the space.
+    fn large_filled(&mut self, len: usize) -> Result<(), SinkError>;
     /// The next `len` bytes are a hole.
     fn large_hole(&mut self, len: u64) -> Result<(), SinkError>;
     /// Ends the contents and pushes the entry with `content` and `size` filled in. To throw the contents away (the file
@@ -135,7 +137,7 @@ pub trait EntrySink {
     fn large_finish(&mut self, entry: Entry) -> Result<(), SinkError>;
 
     /// Stores a chunk that the source cut itself, at most [`MAX_CHUNK_BYTES`]; a chunk the repository has costs nothing.
-    fn store(&mut self, chunk: Vec<u8>) -> Result<ChunkId, SinkError>;
+    fn store(&mut self, chunk: &[u8]) -> Result<ChunkId, SinkError>;
 
     /// The plaintext length of a chunk of the repository (or of this backup so far), None when it is not there: then it
     /// must not be referred to.

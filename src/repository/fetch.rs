@@ -14,7 +14,7 @@ use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::local::Location;
 use super::open::{Repository, pack_name};
-use super::pack::open_chunk;
+use super::pack::{ChunkOpener, SealedChunk};
 
 /// Plaintext of neighbours read in one go.
 const GROUP_BYTES: u32 = 4 << 20;
@@ -181,8 +181,9 @@ impl Drop for Fetcher {
 }
 
 fn work(repository: &Repository, queue: &Receiver<Group>, cancel: &CancellationToken) {
+    let mut opener = ChunkOpener::default();
     for group in queue {
-        let fetched = fetch_group(repository, &group, cancel);
+        let fetched = fetch_group(repository, &group, &mut opener, cancel);
         if let Err(e) = fetched {
             let text = e.to_string();
             for (slot, _, _) in &group {
@@ -194,7 +195,7 @@ fn work(repository: &Repository, queue: &Receiver<Group>, cancel: &CancellationT
     }
 }
 
-fn fetch_group(repository: &Repository, group: &Group, cancel: &CancellationToken) -> Result<()> {
+fn fetch_group(repository: &Repository, group: &Group, opener: &mut ChunkOpener, cancel: &CancellationToken) -> Result<()> {
     let (Some((_, _, first)), Some((_, _, last))) = (group.first(), group.last()) else { return Ok(()) };
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);
@@ -205,8 +206,10 @@ fn fetch_group(repository: &Repository, group: &Group, cancel: &CancellationToke
     for (slot, id, at) in group {
         let start = (at.offset - first.offset) as usize;
         let section = sealed.get(start..start + at.sealed_len as usize).unwrap_or_default();
-        let opened = open_chunk(&cipher, &repository.chunk_key, u64::from(at.ordinal), id, at.len, section);
-        slot.set(opened.map_err(|e| repository.pack_error(&at.pack, e)));
+        let section = SealedChunk { ordinal: u64::from(at.ordinal), id: *id, len: at.len, bytes: section };
+        let mut raw = Vec::new();
+        let opened = opener.open_into(&cipher, &repository.chunk_key, &section, &mut raw);
+        slot.set(opened.map(|()| raw).map_err(|e| repository.pack_error(&at.pack, e)));
     }
     Ok(())
 }

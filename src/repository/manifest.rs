@@ -116,9 +116,10 @@ pub enum SealedError {
 /// Seals one body as an object of its own and proves that it opens again to the same.
 pub fn seal_object(master: &MasterKey, repository: &[u8; 16], kind: ObjectKind, body: &[u8]) -> Result<Vec<u8>, SealedError> {
     let header = ObjectHeader::fresh(kind, repository)?;
-    let payload = payload::Compressor::new(Compression::Zstd)?.compress(body)?;
+    let mut compressor = payload::Compressor::new(Compression::Zstd)?;
+    let payload = compressor.compress(body)?;
     let mut object = header.bytes().to_vec();
-    ObjectCipher::new(master, &header).seal(0, &payload, &mut object)?;
+    ObjectCipher::new(master, &header).seal(0, payload, &mut object)?;
     match open_object(master, repository, kind, &object, body.len())? == body {
         true => Ok(object),
         false => Err(SealedError::ReadBack),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -14,7 +15,7 @@ use super::error::{RepositoryError, Result};
 use super::index::{Index, IndexedPack, MAX_INDEX_BYTES};
 use super::local::{LocalIndex, Location};
 use super::manifest::{MAX_MANIFEST_BYTES, Manifest, SealedError, open_object, seal_object};
-use super::pack::{self, BuiltPack, MAX_PACK_BYTES, PackContents, PackError};
+use super::pack::{self, BuiltPack, MAX_PACK_BYTES, PackContents, PackError, PackMemory, SealedChunk};
 use crate::config::Compression;
 use crate::crypto::slot::Slot;
 use crate::crypto::{self, HEADER_BYTES, MasterKey, ObjectCipher, ObjectHeader, ObjectKind};
@@ -263,7 +264,7 @@ impl Repository {
     }
 
     /// Reads an object whose name is its SHA-256 and proves that.
-    pub(super) fn read_named(&self, name: &str, id: &[u8; 32], limit: u64) -> Result<Vec<u8>> {
+    pub(super) fn read_named(&self, name: &str, id: &[u8; 32], limit: u64) -> Result<Bytes> {
         let object = self.storage.get(name, limit)?;
         match <[u8; 32]>::from(Sha256::digest(&object)) == *id {
             true => Ok(object),
@@ -297,24 +298,19 @@ impl Repository {
         let header = self.storage.range(&name, 0, (HEADER_BYTES as u64).min(size))?;
         let header = ObjectHeader::parse(&header, &self.id).map_err(|e| self.pack_error(id, e.into()))?;
         let trailer = self.storage.range(&name, size.checked_sub(4).ok_or_else(short)?, 4)?;
-        let trailer: [u8; 4] = trailer.as_slice().try_into().map_err(|_| short())?;
+        let trailer: [u8; 4] = trailer[..].try_into().map_err(|_| short())?;
         let (start, len) = pack::footer_range(size, trailer).map_err(|e| self.pack_error(id, e))?;
         let sealed = self.storage.range(&name, start, len)?;
         pack::open_footer(&self.master, &header, &sealed, start).map_err(|e| self.pack_error(id, e))
     }
 
-    /// Opens every chunk of a pack that is about to be stored: what was sealed must give back what went in.
-    pub(super) fn prove(&self, pack: &BuiltPack) -> Result<(), PackError> {
-        let contents = pack::contents(&self.master, &self.id, &pack.bytes)?;
-        let cipher = ObjectCipher::new(&self.master, &ObjectHeader::expect(&pack.bytes, &self.id, pack.kind)?);
-        if contents.chunks != pack.chunks {
-            return Err(PackError::Footer("it lists other chunks".into()));
-        }
-        for (ordinal, c) in pack.chunks.iter().enumerate() {
-            let sealed = pack.bytes.get(c.offset as usize..c.offset as usize + c.sealed_len as usize).unwrap_or_default();
-            pack::open_chunk(&cipher, &self.chunk_key, ordinal as u64, &c.id, c.len, sealed)?;
-        }
-        Ok(())
+    /// Publishes a pack; its memory goes back to `memory`. Durable when it returns, but in no index yet.
+    pub(super) fn store_pack(&self, pack: BuiltPack, memory: &PackMemory) -> Result<IndexedPack> {
+        let id: [u8; 32] = Sha256::digest(&pack.bytes).into();
+        let size = pack.bytes.len() as u64;
+        self.storage.put_new(&pack_name(&id), pack.bytes.clone())?;
+        memory.give(pack.bytes);
+        Ok(IndexedPack { id, size, kind: pack.kind, chunks: pack.chunks })
     }
 
     /// A pack with all its chunks, from the local index or, where that is not whole, from its footer.
@@ -341,7 +337,8 @@ impl Repository {
         let at = self.locate(id)?;
         let cipher = self.pack_cipher(&at.pack, at.kind)?;
         let sealed = self.storage.range(&pack_name(&at.pack), u64::from(at.offset), u64::from(at.sealed_len))?;
-        pack::open_chunk(&cipher, &self.chunk_key, u64::from(at.ordinal), id, at.len, &sealed).map_err(|e| self.pack_error(&at.pack, e))
+        let sealed = SealedChunk { ordinal: u64::from(at.ordinal), id: *id, len: at.len, bytes: &sealed };
+        pack::open_chunk(&cipher, &self.chunk_key, &sealed).map_err(|e| self.pack_error(&at.pack, e))
     }
 
     /// The cipher of a pack, from its header.

@@ -5,17 +5,23 @@
 //! ```
 //! The footer's payload is a CBOR array of `[chunk id, sealed length, plain length]`; chunk n is sealed with ordinal n.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
 use minicbor::{Decoder, Encoder};
 
 use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::payload;
 use crate::crypto::object::FOOTER_ORDINAL;
+use crate::storage::direct::ALIGNMENT;
 use crate::crypto::{CryptoError, HEADER_BYTES, MasterKey, ObjectCipher, ObjectHeader, ObjectKind, TAG_BYTES};
 
 /// A pack is closed when it reaches this length.
 pub const PACK_TARGET_BYTES: usize = 16 << 20;
 /// No pack is longer: the target, one more chunk, and the footer.
 pub const MAX_PACK_BYTES: u64 = 64 << 20;
+/// Memory for one pack: a chunk begun just below the target still fits, and the footer mostly.
+const PACK_MEMORY_BYTES: usize = PACK_TARGET_BYTES + MAX_CHUNK_BYTES + (1 << 20);
 /// What a footer may be long at the most.
 const MAX_FOOTER_BYTES: usize = 16 << 20;
 
@@ -30,53 +36,158 @@ pub struct PackedChunk {
     pub len: u32,
 }
 
-/// A pack being filled.
+/// A pack being filled, by several threads at once: each reserves its chunk's place, seals into it, and gives it back.
 pub struct PackBuilder {
-    cipher: ObjectCipher,
-    bytes: Vec<u8>,
+    cipher: Arc<ObjectCipher>,
+    kind: ObjectKind,
+    header: BytesMut,
+    /// The sealed chunks in order; None while one is being sealed.
+    sealed: Vec<Option<BytesMut>>,
+    /// Places that are not back yet.
+    away: usize,
     chunks: Vec<PackedChunk>,
+    /// Reserved so far, the header among it.
+    len: usize,
+    /// What of the pack's memory is not reserved yet.
+    rest: BytesMut,
+}
+
+/// A chunk's place in a pack that is being filled.
+pub struct Place {
+    cipher: Arc<ObjectCipher>,
+    ordinal: usize,
+    bytes: BytesMut,
 }
 
 /// A filled pack, not yet stored.
 pub struct BuiltPack {
     pub kind: ObjectKind,
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     pub chunks: Vec<PackedChunk>,
 }
 
+/// What proving a sealed chunk needs; one for each thread, its buffers are used again.
+#[derive(Default)]
+pub struct Prover {
+    payload: Vec<u8>,
+    raw: Vec<u8>,
+    decompressor: payload::Decompressor,
+}
+
+/// Memory for packs: one that was stored gives its memory to the next, so that the kernel need not clear it anew.
+#[derive(Default)]
+pub struct PackMemory(Mutex<Vec<BytesMut>>);
+
+impl PackMemory {
+    /// Packs' memory that is kept for use again.
+    const KEPT: usize = 4;
+
+    fn take(&self) -> BytesMut {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.unwrap_or_else(|| {
+            // Where the pack begins is aligned, so that it can be written past the page cache.
+            let mut memory = BytesMut::zeroed(PACK_MEMORY_BYTES + ALIGNMENT);
+            let start = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+            memory.split_off(start)
+        })
+    }
+
+    /// Takes back a stored pack's memory.
+    pub fn give(&self, bytes: Bytes) {
+        if let Ok(mut memory) = bytes.try_into_mut()
+            && memory.capacity() >= PACK_MEMORY_BYTES
+        {
+            memory.resize(PACK_MEMORY_BYTES, 0);
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() < Self::KEPT {
+                kept.push(memory);
+            }
+        }
+    }
+}
+
 impl PackBuilder {
-    pub fn new(master: &MasterKey, repository: &[u8; 16], kind: ObjectKind) -> Result<Self, CryptoError> {
-        let header = ObjectHeader::fresh(kind, repository)?;
-        let mut bytes = Vec::with_capacity(PACK_TARGET_BYTES / 4);
-        bytes.extend_from_slice(header.bytes());
-        Ok(Self { cipher: ObjectCipher::new(master, &header), bytes, chunks: Vec::new() })
+    pub fn new(master: &MasterKey, repository: &[u8; 16], kind: ObjectKind, memory: &PackMemory) -> Result<Self, CryptoError> {
+        let object_header = ObjectHeader::fresh(kind, repository)?;
+        let mut rest = memory.take();
+        let mut header = rest.split_to(HEADER_BYTES);
+        header.copy_from_slice(object_header.bytes());
+        let cipher = Arc::new(ObjectCipher::new(master, &object_header));
+        Ok(Self { cipher, kind, header, sealed: Vec::new(), away: 0, chunks: Vec::new(), len: HEADER_BYTES, rest })
     }
 
-    /// Seals a chunk's payload into the pack; `len` is the plaintext's length.
-    pub fn add(&mut self, id: ChunkId, payload: &[u8], len: u32) -> Result<(), CryptoError> {
-        let offset = self.bytes.len();
-        self.cipher.seal(self.chunks.len() as u64, payload, &mut self.bytes)?;
-        let sealed_len = (self.bytes.len() - offset) as u32;
-        self.chunks.push(PackedChunk { id, offset: offset as u32, sealed_len, len });
-        Ok(())
+    /// Reserves the next place for a payload of `payload_len` bytes, whose plaintext is `len` bytes long.
+    pub fn reserve(&mut self, id: ChunkId, payload_len: usize, len: u32) -> Result<Place, CryptoError> {
+        let sealed_len = payload_len + TAG_BYTES;
+        if sealed_len > self.rest.len() {
+            return Err(CryptoError::Short);
+        }
+        let (offset, ordinal) = (self.len as u32, self.chunks.len());
+        self.len += sealed_len;
+        self.sealed.push(None);
+        self.away += 1;
+        self.chunks.push(PackedChunk { id, offset, sealed_len: sealed_len as u32, len });
+        Ok(Place { cipher: self.cipher.clone(), ordinal, bytes: self.rest.split_to(sealed_len) })
     }
 
+    /// Takes a place back, sealed.
+    pub fn give(&mut self, place: Place) {
+        if let Some(slot) = self.sealed.get_mut(place.ordinal) {
+            *slot = Some(place.bytes);
+            self.away -= 1;
+        }
+    }
+
+    /// Whether all places are back.
+    pub fn is_whole(&self) -> bool {
+        self.away == 0
+    }
+
+    /// Bytes reserved so far.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.len
     }
 
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 
-    /// Adds the footer.
-    pub fn finish(mut self, kind: ObjectKind) -> Result<BuiltPack, CryptoError> {
+    /// Adds the footer and proves that it opens again to the same list.
+    pub fn finish(mut self, master: &MasterKey, repository: &[u8; 16]) -> Result<BuiltPack, PackError> {
         let footer = encode_footer(&self.chunks);
-        let start = self.bytes.len();
-        self.cipher.seal(FOOTER_ORDINAL, &footer, &mut self.bytes)?;
-        let len = (self.bytes.len() - start) as u32;
-        self.bytes.extend_from_slice(&len.to_le_bytes());
-        Ok(BuiltPack { kind, bytes: self.bytes, chunks: self.chunks })
+        let sealed_len = footer.len() + TAG_BYTES;
+        let mut tail = vec![0; sealed_len];
+        self.cipher.seal_into(FOOTER_ORDINAL, &footer, &mut tail)?;
+        tail.extend_from_slice(&(sealed_len as u32).to_le_bytes());
+        let mut bytes = self.header;
+        for sealed in self.sealed {
+            bytes.unsplit(sealed.ok_or_else(|| PackError::Footer("a chunk is not sealed yet".into()))?);
+        }
+        let memory_left = self.rest.len();
+        if tail.len() <= memory_left {
+            self.rest[..tail.len()].copy_from_slice(&tail);
+            bytes.unsplit(self.rest);
+            bytes.truncate(self.len + tail.len());
+        } else {
+            bytes.extend_from_slice(&tail);
+        }
+        let contents = contents(master, repository, &bytes)?;
+        if contents.chunks != self.chunks || contents.kind != self.kind {
+            return Err(PackError::Footer("it lists other chunks than were sealed".into()));
+        }
+        Ok(BuiltPack { kind: self.kind, bytes: bytes.freeze(), chunks: self.chunks })
+    }
+}
+
+impl Place {
+    /// Seals a payload into its place and proves that it opens to `raw` again.
+    pub fn seal(&mut self, payload: &[u8], raw: &[u8], prover: &mut Prover) -> Result<(), PackError> {
+        self.cipher.seal_into(self.ordinal as u64, payload, &mut self.bytes)?;
+        self.cipher.open_into(self.ordinal as u64, &self.bytes, &mut prover.payload)?;
+        match prover.decompressor.opens_to(&prover.payload, raw, &mut prover.raw)? {
+            true => Ok(()),
+            false => Err(PackError::ReadBack),
+        }
     }
 }
 
@@ -98,6 +209,8 @@ pub enum PackError {
     Footer(String),
     #[error("chunk {0} is not the chunk its name says")]
     Content(ChunkId),
+    #[error("sealing a chunk and opening it again gave other bytes")]
+    ReadBack,
 }
 
 /// Where the sealed footer lies in a pack of `size` bytes whose last four bytes are `trailer`.
@@ -130,20 +243,38 @@ pub fn contents(master: &MasterKey, repository: &[u8; 16], pack: &[u8]) -> Resul
     open_footer(master, &header, sealed, start)
 }
 
-/// Opens one sealed chunk and proves that it is the one its id names.
-pub fn open_chunk(
-    cipher: &ObjectCipher,
-    key: &[u8; 32],
-    ordinal: u64,
-    id: &ChunkId,
-    len: u32,
-    sealed: &[u8],
-) -> Result<Vec<u8>, PackError> {
-    let payload = cipher.open(ordinal, sealed)?;
-    let raw = payload::decompress(&payload, len as usize)?;
-    if raw.len() != len as usize || chunk_id(key, &raw) != *id {
-        return Err(PackError::Content(*id));
+/// Opens sealed chunks; one for each thread, its buffers are used again.
+#[derive(Default)]
+pub struct ChunkOpener {
+    payload: Vec<u8>,
+    decompressor: payload::Decompressor,
+}
+
+/// A sealed chunk and what the index says of it.
+pub struct SealedChunk<'a> {
+    pub ordinal: u64,
+    pub id: ChunkId,
+    /// Of the plaintext.
+    pub len: u32,
+    pub bytes: &'a [u8],
+}
+
+impl ChunkOpener {
+    /// Opens one sealed chunk and proves that it is the one its id names; `raw` is of no use after an error.
+    pub fn open_into(&mut self, cipher: &ObjectCipher, key: &[u8; 32], sealed: &SealedChunk<'_>, raw: &mut Vec<u8>) -> Result<(), PackError> {
+        cipher.open_into(sealed.ordinal, sealed.bytes, &mut self.payload)?;
+        self.decompressor.decompress_into(&self.payload, sealed.len as usize, raw)?;
+        match raw.len() == sealed.len as usize && chunk_id(key, raw) == sealed.id {
+            true => Ok(()),
+            false => Err(PackError::Content(sealed.id)),
+        }
     }
+}
+
+/// Opens one sealed chunk and proves that it is the one its id names.
+pub fn open_chunk(cipher: &ObjectCipher, key: &[u8; 32], sealed: &SealedChunk<'_>) -> Result<Vec<u8>, PackError> {
+    let mut raw = Vec::new();
+    ChunkOpener::default().open_into(cipher, key, sealed, &mut raw)?;
     Ok(raw)
 }
 
@@ -202,12 +333,28 @@ mod tests {
     fn a_pack_tells_its_chunks_and_any_damage_is_noticed() {
         let (master, repository, key) = (MasterKey::from_bytes([1; 32]), [2; 16], [3; 32]);
         let mut compressor = payload::Compressor::new(Compression::Zstd).unwrap();
-        let mut builder = PackBuilder::new(&master, &repository, ObjectKind::DataPack).unwrap();
+        let memory = PackMemory::default();
         let raws: Vec<Vec<u8>> = (0..4u8).map(|n| vec![n; 100 + usize::from(n)]).collect();
-        for raw in &raws {
-            builder.add(chunk_id(&key, raw), &compressor.compress(raw).unwrap(), raw.len() as u32).unwrap();
-        }
-        let pack = builder.finish(ObjectKind::DataPack).unwrap();
+        let mut build = || {
+            let mut builder = PackBuilder::new(&master, &repository, ObjectKind::DataPack, &memory).unwrap();
+            let mut places = Vec::new();
+            for raw in &raws {
+                let payload = compressor.compress(raw).unwrap();
+                let mut place = builder.reserve(chunk_id(&key, raw), payload.len(), raw.len() as u32).unwrap();
+                place.seal(payload, raw, &mut Prover::default()).unwrap();
+                assert!(place.seal(payload, b"something else", &mut Prover::default()).is_err(), "what went in is not what comes out");
+                places.push(place);
+            }
+            assert!(!builder.is_whole());
+            // Threads end in any order.
+            places.into_iter().rev().for_each(|place| builder.give(place));
+            assert!(builder.is_whole());
+            builder.finish(&master, &repository).unwrap()
+        };
+        memory.give(build().bytes);
+        assert_eq!(memory.0.lock().unwrap().len(), 1, "a stored pack's memory is kept");
+        let pack = build();
+        assert!(memory.0.lock().unwrap().is_empty(), "and used for the next");
         let read = |bytes: &[u8]| -> Result<Vec<Vec<u8>>, PackError> {
             let header = ObjectHeader::parse(bytes, &repository)?;
             let cipher = ObjectCipher::new(&master, &header);
@@ -217,14 +364,14 @@ mod tests {
                 .enumerate()
                 .map(|(n, c)| {
                     let sealed = &bytes[c.offset as usize..(c.offset + c.sealed_len) as usize];
-                    open_chunk(&cipher, &key, n as u64, &c.id, c.len, sealed)
+                    open_chunk(&cipher, &key, &SealedChunk { ordinal: n as u64, id: c.id, len: c.len, bytes: sealed })
                 })
                 .collect()
         };
         assert_eq!(read(&pack.bytes).unwrap(), raws);
         assert_eq!(contents(&master, &repository, &pack.bytes).unwrap().chunks, pack.chunks);
         for at in 0..pack.bytes.len() {
-            let mut bad = pack.bytes.clone();
+            let mut bad = pack.bytes.to_vec();
             bad[at] ^= 0x40;
             assert!(read(&bad).is_err(), "byte {at} changed unnoticed");
         }

@@ -34,6 +34,7 @@ pub enum PayloadError {
 pub struct Compressor {
     how: Compression,
     zstd: Option<zstd::bulk::Compressor<'static>>,
+    out: Vec<u8>,
 }
 
 impl Compressor {
@@ -42,38 +43,38 @@ impl Compressor {
             Compression::Zstd => Some(zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(|e| PayloadError::Compress(e.to_string()))?),
             _ => None,
         };
-        Ok(Self { how, zstd })
+        Ok(Self { how, zstd, out: Vec::new() })
     }
 
     /// The payload of `raw`; stored as it is where compressing does not pay.
-    pub fn compress(&mut self, raw: &[u8]) -> Result<Vec<u8>, PayloadError> {
+    pub fn compress(&mut self, raw: &[u8]) -> Result<&[u8], PayloadError> {
         let len = u32::try_from(raw.len()).map_err(|_| PayloadError::TooLong { claimed: raw.len() as u64, limit: u64::from(u32::MAX) })?;
         let failed = |e: std::io::Error| PayloadError::Compress(e.to_string());
-        let prefix = |method: u8| {
-            let mut out = vec![method];
+        let compressible = self.how != Compression::None && self.looks_compressible(raw)?;
+        let begin = |out: &mut Vec<u8>, method: u8| {
+            out.clear();
+            out.push(method);
             out.extend_from_slice(&len.to_le_bytes());
-            out
         };
-        if self.how != Compression::None && self.looks_compressible(raw)? {
-            let mut out;
-            if let Some(zstd) = &mut self.zstd {
-                out = prefix(ZSTD);
-                out.resize(PREFIX + zstd::zstd_safe::compress_bound(raw.len()), 0);
-                let body = out.get_mut(PREFIX..).ok_or(PayloadError::Short)?;
-                let n = zstd.compress_to_buffer(raw, body).map_err(failed)?;
-                out.truncate(PREFIX + n);
+        if compressible {
+            let packed = if let Some(zstd) = &mut self.zstd {
+                begin(&mut self.out, ZSTD);
+                self.out.resize(PREFIX + zstd::zstd_safe::compress_bound(raw.len()), 0);
+                let body = self.out.get_mut(PREFIX..).ok_or(PayloadError::Short)?;
+                PREFIX + zstd.compress_to_buffer(raw, body).map_err(failed)?
             } else {
-                let mut encoder = ZlibEncoder::new(prefix(ZLIB), flate2::Compression::default());
+                begin(&mut self.out, ZLIB);
+                let mut encoder = ZlibEncoder::new(&mut self.out, flate2::Compression::default());
                 encoder.write_all(raw).map_err(failed)?;
-                out = encoder.finish().map_err(failed)?;
-            }
-            if out.len() < PREFIX + raw.len() {
-                return Ok(out);
+                encoder.finish().map_err(failed)?.len()
+            };
+            if packed < PREFIX + raw.len() {
+                return self.out.get(..packed).ok_or(PayloadError::Short);
             }
         }
-        let mut out = prefix(STORED);
-        out.extend_from_slice(raw);
-        Ok(out)
+        begin(&mut self.out, STORED);
+        self.out.extend_from_slice(raw);
+        Ok(&self.out)
     }
 
     /// Samples long payloads: media and archives are not worth compressing whole to find that out.
@@ -91,27 +92,73 @@ impl Compressor {
 
 /// Opens a payload; `limit` bounds what is allocated.
 pub fn decompress(payload: &[u8], limit: usize) -> Result<Vec<u8>, PayloadError> {
+    let mut raw = Vec::new();
+    Decompressor::default().decompress_into(payload, limit, &mut raw)?;
+    Ok(raw)
+}
+
+/// Opens payloads; one for each thread, so that zstd's tables are made once.
+#[derive(Default)]
+pub struct Decompressor {
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl Decompressor {
+    /// Opens a payload; `limit` bounds what is allocated. `raw` is replaced, and of no use after an error.
+    pub fn decompress_into(&mut self, payload: &[u8], limit: usize, raw: &mut Vec<u8>) -> Result<(), PayloadError> {
+        let (method, len, body) = parts(payload, limit)?;
+        let damaged = |e: std::io::Error| PayloadError::Damaged(e.to_string());
+        let came = match method {
+            STORED => {
+                raw.clear();
+                raw.extend_from_slice(body);
+                body.len()
+            }
+            ZSTD => {
+                raw.clear();
+                raw.reserve(len);
+                self.zstd()?.decompress_to_buffer(body, raw).map_err(damaged)?
+            }
+            ZLIB => {
+                raw.clear();
+                ZlibDecoder::new(body).take(len as u64 + 1).read_to_end(raw).map_err(damaged)?
+            }
+            other => return Err(PayloadError::Method(other)),
+        };
+        if came != len {
+            return Err(PayloadError::Damaged(format!("{came} bytes came out where {len} went in")));
+        }
+        Ok(())
+    }
+
+    /// Whether a payload opens to exactly `raw`; `scratch` is of no use afterwards.
+    pub fn opens_to(&mut self, payload: &[u8], raw: &[u8], scratch: &mut Vec<u8>) -> Result<bool, PayloadError> {
+        match parts(payload, raw.len())? {
+            (STORED, len, body) => Ok(len == raw.len() && body == raw),
+            _ => {
+                self.decompress_into(payload, raw.len(), scratch)?;
+                Ok(scratch == raw)
+            }
+        }
+    }
+
+    fn zstd(&mut self) -> Result<&mut zstd::bulk::Decompressor<'static>, PayloadError> {
+        if self.zstd.is_none() {
+            self.zstd = Some(zstd::bulk::Decompressor::new().map_err(|e| PayloadError::Damaged(e.to_string()))?);
+        }
+        self.zstd.as_mut().ok_or(PayloadError::Short)
+    }
+}
+
+/// Method, length before compression, body.
+fn parts(payload: &[u8], limit: usize) -> Result<(u8, usize, &[u8]), PayloadError> {
     let (&method, rest) = payload.split_first().ok_or(PayloadError::Short)?;
     let (len, body) = rest.split_first_chunk::<4>().ok_or(PayloadError::Short)?;
     let len = u32::from_le_bytes(*len) as usize;
-    if len > limit {
-        return Err(PayloadError::TooLong { claimed: len as u64, limit: limit as u64 });
+    match len > limit {
+        true => Err(PayloadError::TooLong { claimed: len as u64, limit: limit as u64 }),
+        false => Ok((method, len, body)),
     }
-    let damaged = |e: std::io::Error| PayloadError::Damaged(e.to_string());
-    let raw = match method {
-        STORED => body.to_vec(),
-        ZSTD => zstd::bulk::decompress(body, len).map_err(damaged)?,
-        ZLIB => {
-            let mut raw = Vec::with_capacity(len);
-            ZlibDecoder::new(body).take(len as u64 + 1).read_to_end(&mut raw).map_err(damaged)?;
-            raw
-        }
-        other => return Err(PayloadError::Method(other)),
-    };
-    if raw.len() != len {
-        return Err(PayloadError::Damaged(format!("{} bytes came out where {len} went in", raw.len())));
-    }
-    Ok(raw)
 }
 
 #[cfg(test)]
@@ -124,7 +171,7 @@ mod tests {
         let noise: Vec<u8> = (0..100_000u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).wrapping_mul(i) as u8).collect();
         for how in [Compression::Zstd, Compression::Gzip, Compression::None] {
             for raw in [&text[..], &noise, b"", b"x"] {
-                let payload = Compressor::new(how).unwrap().compress(raw).unwrap();
+                let payload = Compressor::new(how).unwrap().compress(raw).unwrap().to_vec();
                 assert!(payload.len() <= raw.len() + PREFIX);
                 assert_eq!(decompress(&payload, 1 << 20).unwrap(), raw);
                 assert!(raw.is_empty() || decompress(&payload, raw.len() - 1).is_err(), "over the limit");
@@ -138,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_lying_length_is_an_error() {
-        let mut payload = Compressor::new(Compression::Zstd).unwrap().compress(&[7; 5000]).unwrap();
+        let mut payload = Compressor::new(Compression::Zstd).unwrap().compress(&[7; 5000]).unwrap().to_vec();
         payload[1..5].copy_from_slice(&4999u32.to_le_bytes());
         assert!(decompress(&payload, 1 << 20).is_err());
         payload[1..5].copy_from_slice(&5001u32.to_le_bytes());

@@ -8,7 +8,6 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::entry::ChunkId;
@@ -17,7 +16,7 @@ use super::index::{INDEX_CHUNKS, Index, IndexedPack};
 use super::local::{Mark, PackUsage};
 use super::manifest::Manifest;
 use super::open::{Repository, pack_name};
-use super::pack::{PACK_TARGET_BYTES, PackBuilder, chunk_id};
+use super::pack::{PACK_TARGET_BYTES, PackBuilder, PackMemory, Prover, chunk_id};
 use super::page;
 use super::payload;
 use crate::crypto::{HEADER_BYTES, ObjectCipher, ObjectHeader, ObjectKind};
@@ -173,7 +172,7 @@ fn refuse(error: RepositoryError) -> RepositoryError {
 
 /// Seals the living chunks of packs anew into fuller ones.
 fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel: &CancellationToken) -> Result<Vec<IndexedPack>> {
-    let mut done = Vec::new();
+    let (mut done, memory, mut prover) = (Vec::new(), PackMemory::default(), Prover::default());
     for kind in [ObjectKind::DataPack, ObjectKind::MetaPack] {
         let mut builder: Option<PackBuilder> = None;
         for pack in packs.iter().filter(|p| p.kind == kind) {
@@ -191,31 +190,32 @@ fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel:
                 if chunk_id(&repository.chunk_key, &raw) != c.id {
                     return Err(error("it is another chunk than its name says".into()));
                 }
-                let other = |e: crate::crypto::CryptoError| RepositoryError::Other(format!("a pack could not be sealed: {e}"));
+                let other = |e: &dyn std::fmt::Display| RepositoryError::Other(format!("a pack could not be sealed: {e}; nothing was pruned"));
                 let open = match &mut builder {
                     Some(open) => open,
-                    None => builder.insert(PackBuilder::new(&repository.master, &repository.id, kind).map_err(other)?),
+                    None => builder
+                        .insert(PackBuilder::new(&repository.master, &repository.id, kind, &memory).map_err(|e| other(&e))?),
                 };
-                open.add(c.id, &payload, c.len).map_err(other)?;
+                let mut place = open.reserve(c.id, payload.len(), c.len).map_err(|e| other(&e))?;
+                place.seal(&payload, &raw, &mut prover).map_err(|e| other(&e))?;
+                open.give(place);
                 if open.len() >= PACK_TARGET_BYTES
                     && let Some(full) = builder.take()
                 {
-                    done.push(publish(repository, full, kind)?);
+                    done.push(publish(repository, full, &memory)?);
                 }
             }
         }
         if let Some(last) = builder.filter(|b| !b.is_empty()) {
-            done.push(publish(repository, last, kind)?);
+            done.push(publish(repository, last, &memory)?);
         }
     }
     Ok(done)
 }
 
-fn publish(repository: &Repository, builder: PackBuilder, kind: ObjectKind) -> Result<IndexedPack> {
-    let pack = builder.finish(kind).map_err(|e| RepositoryError::Other(format!("a pack could not be closed: {e}")))?;
-    repository.prove(&pack).map_err(|e| RepositoryError::Other(format!("what was sealed does not open to what went in: {e}")))?;
-    let id: [u8; 32] = Sha256::digest(&pack.bytes).into();
-    let size = pack.bytes.len() as u64;
-    repository.storage.put_new(&pack_name(&id), pack.bytes)?;
-    Ok(IndexedPack { id, size, kind, chunks: pack.chunks })
+fn publish(repository: &Repository, builder: PackBuilder, memory: &PackMemory) -> Result<IndexedPack> {
+    let pack = builder
+        .finish(&repository.master, &repository.id)
+        .map_err(|e| RepositoryError::Other(format!("a pack could not be closed: {e}; nothing was pruned")))?;
+    repository.store_pack(pack, memory)
 }

@@ -147,7 +147,7 @@ impl<'w> SourceWriter<'w> {
             self.groups.insert(entry.gid);
             let mut lists = Vec::new();
             for list in lists_of(&entry.content.segments) {
-                lists.push(self.writer.store(list, ObjectKind::MetaPack)?);
+                lists.push(self.writer.store(&list, ObjectKind::MetaPack)?);
             }
             if !lists.is_empty() {
                 entry.content.segments.clear();
@@ -160,7 +160,7 @@ impl<'w> SourceWriter<'w> {
     }
 
     fn store_page(&mut self, page: BuiltPage) -> Result<()> {
-        let chunk = self.writer.store(page.bytes, ObjectKind::MetaPack)?;
+        let chunk = self.writer.store(&page.bytes, ObjectKind::MetaPack)?;
         self.done.pages.push(PageRef { chunk: ByteArray::from(chunk.0), first_path: page.first_path });
         Ok(())
     }
@@ -168,7 +168,8 @@ impl<'w> SourceWriter<'w> {
     /// Closes the gathered chunk.
     fn cut_gathered(&mut self) -> Result<()> {
         if !self.gathered.is_empty() {
-            let id = self.writer.store(std::mem::take(&mut self.gathered), ObjectKind::DataPack)?;
+            let id = self.writer.store(&self.gathered, ObjectKind::DataPack)?;
+            self.gathered.clear();
             if let Some(open) = self.known.chunks.last_mut() {
                 *open = Some(id);
             }
@@ -302,9 +303,13 @@ impl EntrySink for SourceWriter<'_> {
         Ok(())
     }
 
-    fn large_data(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
-        self.large.size += bytes.len() as u64;
-        self.chunker.push(bytes);
+    fn large_space(&mut self, want: usize) -> &mut [u8] {
+        self.chunker.space(want)
+    }
+
+    fn large_filled(&mut self, len: usize) -> Result<(), SinkError> {
+        self.large.size += len as u64;
+        self.chunker.filled(len);
         Ok(self.cut_large(false)?)
     }
 
@@ -327,7 +332,7 @@ impl EntrySink for SourceWriter<'_> {
         Ok(self.accept(entry, None)?)
     }
 
-    fn store(&mut self, chunk: Vec<u8>) -> Result<ChunkId, SinkError> {
+    fn store(&mut self, chunk: &[u8]) -> Result<ChunkId, SinkError> {
         Ok(self.writer.store(chunk, ObjectKind::DataPack)?)
     }
 

@@ -1,8 +1,9 @@
 //! The write pipeline: chunks in, durable packs out.
 //!
-//! The thread that captures names each chunk (keyed BLAKE3) and drops what the repository has. Worker threads compress and
-//! seal into the open pack; storing threads open every chunk of a full pack again, prove it, and publish the pack.
-//! The queue is bounded in bytes, so memory does not depend on what is captured.
+//! The thread that captures names each chunk (keyed BLAKE3) and drops what the repository has. Worker threads compress,
+//! seal into the open pack, open what they sealed and compare it with what went in; storing threads publish full packs.
+//! The queue is bounded in bytes, so memory does not depend on what is captured; the memory of chunks and packs is used
+//! again, for clearing new pages cost the kernel as much as encrypting them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,17 +11,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::error::{RepositoryError, Result};
-use super::index::{INDEX_CHUNKS, Index, IndexedPack};
+use super::index::{INDEX_CHUNKS, Index};
 use super::manifest::Manifest;
-use super::open::{Repository, pack_name};
-use super::pack::{BuiltPack, PACK_TARGET_BYTES, PackBuilder, chunk_id};
+use super::open::Repository;
+use super::pack::{BuiltPack, PACK_TARGET_BYTES, PackBuilder, PackMemory, Place, Prover, chunk_id};
 use super::payload::Compressor;
-use crate::crypto::ObjectKind;
+use crate::crypto::{CryptoError, ObjectKind};
 
 /// Chunks of this run that are remembered as stored, so that the local index is not asked again.
 const MEMO_CHUNKS: usize = 200_000;
@@ -41,13 +41,63 @@ struct Job {
     kind: ObjectKind,
 }
 
+/// A pack that threads are filling; `closed` when nobody may reserve a place in it any more.
+struct OpenPack {
+    /// None when it was taken to be stored.
+    builder: Option<PackBuilder>,
+    closed: bool,
+}
+
+/// Memory of chunks that were compressed, for the next ones: by capacity, in steps of [`ChunkMemory::STEP`].
+#[derive(Default)]
+struct ChunkMemory {
+    free: [Vec<Vec<u8>>; MAX_CHUNK_BYTES / ChunkMemory::STEP],
+    bytes: usize,
+}
+
+impl ChunkMemory {
+    const STEP: usize = 256 << 10;
+    /// Bytes kept at most.
+    const KEPT: usize = 16 << 20;
+
+    /// What memory for a chunk of `len` bytes takes.
+    fn capacity(len: usize) -> usize {
+        len.max(1).next_multiple_of(Self::STEP)
+    }
+
+    fn take(&mut self, len: usize) -> Vec<u8> {
+        let capacity = Self::capacity(len);
+        match self.free.get_mut(capacity / Self::STEP - 1).and_then(Vec::pop) {
+            Some(memory) => {
+                self.bytes -= memory.capacity();
+                memory
+            }
+            None => Vec::with_capacity(capacity),
+        }
+    }
+
+    fn give(&mut self, mut memory: Vec<u8>) {
+        memory.clear();
+        let capacity = memory.capacity();
+        if capacity.is_multiple_of(Self::STEP)
+            && self.bytes + capacity <= Self::KEPT
+            && let Some(free) = (capacity / Self::STEP).checked_sub(1).and_then(|class| self.free.get_mut(class))
+        {
+            free.push(memory);
+            self.bytes += capacity;
+        }
+    }
+}
+
 struct Shared {
     repository: Arc<Repository>,
     cancel: CancellationToken,
     queued: Mutex<usize>,
     room: Condvar,
-    data: Mutex<Option<PackBuilder>>,
-    meta: Mutex<Option<PackBuilder>>,
+    data: Mutex<Option<Arc<Mutex<OpenPack>>>>,
+    meta: Mutex<Option<Arc<Mutex<OpenPack>>>>,
+    pack_memory: PackMemory,
+    chunk_memory: Mutex<ChunkMemory>,
     /// Chunks on their way into a durable pack, with their lengths.
     pending: Mutex<HashMap<ChunkId, u32>>,
     error: Mutex<Option<RepositoryError>>,
@@ -69,6 +119,8 @@ impl Writer {
             room: Condvar::new(),
             data: Mutex::new(None),
             meta: Mutex::new(None),
+            pack_memory: PackMemory::default(),
+            chunk_memory: Mutex::default(),
             pending: Mutex::new(HashMap::new()),
             error: Mutex::new(None),
             failed: AtomicBool::new(false),
@@ -103,26 +155,29 @@ impl Writer {
     }
 
     /// Stores a chunk unless the repository has it; returns its id. Blocks while the queue is full.
-    pub fn store(&mut self, raw: Vec<u8>, kind: ObjectKind) -> Result<ChunkId> {
-        if raw.len() > MAX_CHUNK_BYTES {
-            return Err(RepositoryError::Other(format!("a chunk of {} bytes is over the limit of {MAX_CHUNK_BYTES}", raw.len())));
+    pub fn store(&mut self, chunk: &[u8], kind: ObjectKind) -> Result<ChunkId> {
+        if chunk.len() > MAX_CHUNK_BYTES {
+            return Err(RepositoryError::Other(format!("a chunk of {} bytes is over the limit of {MAX_CHUNK_BYTES}", chunk.len())));
         }
         self.shared.go_on()?;
-        let id = chunk_id(&self.shared.repository.chunk_key, &raw);
+        let id = chunk_id(&self.shared.repository.chunk_key, chunk);
         if self.has(&id)?.is_some() {
             return Ok(id);
         }
-        let len = raw.len();
-        lock(&self.shared.pending).insert(id, len as u32);
-        self.remember(id, len as u32);
+        let len = chunk.len() as u32;
+        lock(&self.shared.pending).insert(id, len);
+        self.remember(id, len);
+        let bytes = ChunkMemory::capacity(chunk.len());
         let mut queued = lock(&self.shared.queued);
         let limit = self.shared.repository.queue_bytes();
-        while *queued > 0 && *queued + len > limit {
+        while *queued > 0 && *queued + bytes > limit {
             queued = self.shared.room.wait(queued).unwrap_or_else(PoisonError::into_inner);
             self.shared.go_on()?;
         }
-        *queued += len;
+        *queued += bytes;
         drop(queued);
+        let mut raw = lock(&self.shared.chunk_memory).take(chunk.len());
+        raw.extend_from_slice(chunk);
         let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { id, raw, kind }).is_ok());
         match sent {
             Some(true) => Ok(id),
@@ -190,11 +245,13 @@ impl Writer {
             let _ = thread.join();
         }
         if let Some(packs) = self.packs.take() {
-            for (slot, kind) in [(&self.shared.data, ObjectKind::DataPack), (&self.shared.meta, ObjectKind::MetaPack)] {
-                match lock(slot).take().map(|pack| pack.finish(kind)) {
-                    Some(Ok(pack)) => drop(packs.send(pack)),
-                    Some(Err(e)) => self.shared.fail(RepositoryError::Other(format!("a pack could not be closed: {e}"))),
-                    None => {}
+            for slot in [&self.shared.data, &self.shared.meta] {
+                let builder = lock(slot).take().and_then(|open| lock(&open).builder.take());
+                if let Some(builder) = builder.filter(|_| !self.shared.failed.load(Ordering::Acquire)) {
+                    match self.shared.close(builder) {
+                        Ok(pack) => drop(packs.send(pack)),
+                        Err(e) => self.shared.fail(e),
+                    }
                 }
             }
         }
@@ -281,31 +338,50 @@ impl Shared {
     fn compress(&self, jobs: &Receiver<Job>, packs: &Sender<BuiltPack>) -> Result<()> {
         let other = |e: &dyn std::fmt::Display| RepositoryError::Other(format!("a chunk could not be compressed and sealed: {e}"));
         let mut compressor = Compressor::new(self.repository.compression).map_err(|e| other(&e))?;
+        let mut prover = Prover::default();
         for job in jobs {
-            if self.failed.load(Ordering::Acquire) {
-                self.release(job.raw.len());
-                continue;
-            }
-            let payload = compressor.compress(&job.raw).map_err(|e| other(&e))?;
-            let full = {
-                let mut open = lock(if job.kind == ObjectKind::MetaPack { &self.meta } else { &self.data });
-                if open.is_none() {
-                    *open = Some(PackBuilder::new(&self.repository.master, &self.repository.id, job.kind).map_err(|e| other(&e))?);
+            if !self.failed.load(Ordering::Acquire) {
+                let payload = compressor.compress(&job.raw).map_err(|e| other(&e))?;
+                let (pack, mut place) = self.reserve(&job, payload.len()).map_err(|e| other(&e))?;
+                place.seal(payload, &job.raw, &mut prover).map_err(|e| {
+                    RepositoryError::Other(format!("what was sealed does not open to what went in ({e}); nothing of it was stored"))
+                })?;
+                if let Some(full) = give_back(&pack, place) {
+                    let _ = packs.send(self.close(full)?);
                 }
-                match open.as_mut() {
-                    Some(pack) => {
-                        pack.add(job.id, &payload, job.raw.len() as u32).map_err(|e| other(&e))?;
-                        if pack.len() >= PACK_TARGET_BYTES { open.take() } else { None }
-                    }
-                    None => None,
-                }
-            };
-            self.release(job.raw.len());
-            if let Some(pack) = full {
-                let _ = packs.send(pack.finish(job.kind).map_err(|e| other(&e))?);
             }
+            self.release(ChunkMemory::capacity(job.raw.len()));
+            lock(&self.chunk_memory).give(job.raw);
         }
         Ok(())
+    }
+
+    /// A place in the open pack for a job's payload.
+    fn reserve(&self, job: &Job, payload_len: usize) -> std::result::Result<(Arc<Mutex<OpenPack>>, Place), CryptoError> {
+        let mut slot = lock(if job.kind == ObjectKind::MetaPack { &self.meta } else { &self.data });
+        let open = match slot.take() {
+            Some(open) => open,
+            None => {
+                let builder = PackBuilder::new(&self.repository.master, &self.repository.id, job.kind, &self.pack_memory)?;
+                Arc::new(Mutex::new(OpenPack { builder: Some(builder), closed: false }))
+            }
+        };
+        let mut pack = lock(&open);
+        // One that stands open has its builder.
+        let builder = pack.builder.as_mut().ok_or(CryptoError::Short)?;
+        let place = builder.reserve(job.id, payload_len, job.raw.len() as u32)?;
+        pack.closed = builder.len() >= PACK_TARGET_BYTES;
+        if !pack.closed {
+            *slot = Some(open.clone());
+        }
+        drop(pack);
+        Ok((open, place))
+    }
+
+    fn close(&self, builder: PackBuilder) -> Result<BuiltPack> {
+        builder
+            .finish(&self.repository.master, &self.repository.id)
+            .map_err(|e| RepositoryError::Other(format!("a pack could not be closed: {e}; nothing of it was stored")))
     }
 
     fn release(&self, len: usize) {
@@ -324,21 +400,23 @@ impl Shared {
         Ok(())
     }
 
-    /// Proves a pack by opening what is about to be stored, publishes it, and takes it up into the local index.
+    /// Publishes a pack and takes it up into the local index.
     fn store_pack(&self, pack: BuiltPack) -> Result<()> {
-        let repository = &self.repository;
-        repository.prove(&pack).map_err(|e| {
-            RepositoryError::Other(format!("what was sealed does not open to what went in ({e}); nothing of it was stored"))
-        })?;
-        let id: [u8; 32] = Sha256::digest(&pack.bytes).into();
-        let size = pack.bytes.len() as u64;
-        repository.storage.put_new(&pack_name(&id), pack.bytes)?;
-        repository.local.add_unindexed(&IndexedPack { id, size, kind: pack.kind, chunks: pack.chunks.clone() })?;
-        self.added.fetch_add(size, Ordering::Relaxed);
+        let stored = self.repository.store_pack(pack, &self.pack_memory)?;
+        self.repository.local.add_unindexed(&stored)?;
+        self.added.fetch_add(stored.size, Ordering::Relaxed);
         let mut pending = lock(&self.pending);
-        for c in &pack.chunks {
+        for c in &stored.chunks {
             pending.remove(&c.id);
         }
         Ok(())
     }
+}
+
+/// Gives a sealed place back; the pack, when this was the last one of a closed pack.
+fn give_back(pack: &Mutex<OpenPack>, place: Place) -> Option<PackBuilder> {
+    let mut open = lock(pack);
+    let builder = open.builder.as_mut()?;
+    builder.give(place);
+    if builder.is_whole() && open.closed { open.builder.take() } else { None }
 }

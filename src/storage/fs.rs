@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags};
 
-use super::{Result, Storage, StorageError, is_no_space};
+use super::{Result, Storage, StorageError, direct, is_no_space};
 use crate::crypto;
 
 /// Where objects are written before they get their name.
@@ -18,22 +19,16 @@ pub(super) enum Publish {
     Replace,
 }
 
-/// Writes under a temporary name through the operator (which syncs the file), checks the size, renames, and syncs every
-/// directory that changed.
-pub(super) fn publish(storage: &Storage, root: &Path, name: &str, bytes: Vec<u8>, how: Publish) -> Result<()> {
+/// Writes and syncs the bytes under a temporary name, renames it, and syncs every directory that changed.
+pub(super) fn publish(storage: &Storage, root: &Path, name: &str, bytes: &[u8], how: Publish) -> Result<()> {
     let random: [u8; 12] = crypto::random().map_err(|e| storage.failed("write", name, e.to_string()))?;
     let temporary = format!("{TEMPORARY}{}", data_encoding::HEXLOWER.encode(&random));
     let (from, to) = (root.join(&temporary), root.join(name));
-    let len = bytes.len() as u64;
-    let result = storage.write(&temporary, bytes).and_then(|()| {
-        let failed = |e: io::Error| match is_no_space(&e.to_string()) {
-            true => StorageError::NoSpace { location: storage.location.clone(), name: name.to_owned() },
-            false => storage.failed("write", name, e.to_string()),
-        };
-        let written = fs::metadata(&from).map_err(failed)?.len();
-        if written != len {
-            return Err(storage.failed("write", name, format!("{written} of {len} bytes arrived")));
-        }
+    let failed = |e: io::Error| match is_no_space(&e.to_string()) {
+        true => StorageError::NoSpace { location: storage.location.clone(), name: name.to_owned() },
+        false => storage.failed("write", name, e.to_string()),
+    };
+    let result = write(root, &from, bytes).map_err(failed).and_then(|()| {
         let parent = to.parent().unwrap_or(root);
         make_directories(root, parent).map_err(failed)?;
         match rename(&from, &to, how) {
@@ -49,6 +44,31 @@ pub(super) fn publish(storage: &Storage, root: &Path, name: &str, bytes: Vec<u8>
         let _ = fs::remove_file(&from);
     }
     result
+}
+
+/// A new file with these bytes, synced.
+fn write(root: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match direct::write_new(path, bytes) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            make_directories(root, path.parent().unwrap_or(root))?;
+            direct::write_new(path, bytes)
+        }
+        other => other,
+    }
+}
+
+/// Exactly `len` bytes from `offset`.
+pub(super) fn read(storage: &Storage, root: &Path, name: &str, offset: u64, len: u64) -> Result<Bytes> {
+    let failed = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => StorageError::NotFound { location: storage.location.clone(), name: name.to_owned() },
+        _ => storage.failed("read", name, e.to_string()),
+    };
+    let file = File::open(root.join(name)).map_err(failed)?;
+    let there = file.metadata().map_err(failed)?.len().saturating_sub(offset);
+    if there < len {
+        return Err(storage.failed("read", name, format!("it is cut off: {there} of {len} bytes at {offset} are there")));
+    }
+    direct::read_exact_at(&file, offset, len as usize).map_err(failed)
 }
 
 fn rename(from: &Path, to: &Path, how: Publish) -> io::Result<()> {

@@ -2,14 +2,17 @@
 //!
 //! In: names and bytes. Out: objects that are whole under their name or not there at all. An object is published by
 //! create-if-absent; on `fs` it is written under a temporary name, synced, renamed without replacing, and its directory
-//! synced (OpenDAL's own `fs` syncs the file but not the directory, and its create-if-absent is a check before a
-//! rename). A listing is complete or an error.
+//! synced (OpenDAL's own `fs` syncs the file but not the directory, its create-if-absent is a check before a
+//! rename, and it copies all bytes once more on their way to another thread; so on `fs` objects are read and written
+//! here). A listing is complete or an error.
 
+pub mod direct;
 mod fs;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use futures::TryStreamExt;
 use opendal::{ErrorKind, Operator};
 use tokio::runtime::Handle;
@@ -69,9 +72,10 @@ impl Storage {
     }
 
     /// Publishes an object under a name that must be free. When it returns, the object is durable.
-    pub fn put_new(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
+    pub fn put_new(&self, name: &str, bytes: impl Into<Bytes>) -> Result<()> {
+        let bytes = bytes.into();
         match &self.root {
-            Some(root) => fs::publish(self, root, name, bytes, fs::Publish::New),
+            Some(root) => fs::publish(self, root, name, &bytes, fs::Publish::New),
             None => {
                 let write = self.operator.write_with(name, bytes).if_not_exists(true);
                 self.runtime.block_on(async { write.await }).map(drop).map_err(|e| self.error("write", name, &e))
@@ -82,13 +86,13 @@ impl Storage {
     /// Writes an object, replacing what is there (the lease only).
     pub fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
         match &self.root {
-            Some(root) => fs::publish(self, root, name, bytes, fs::Publish::Replace),
+            Some(root) => fs::publish(self, root, name, &bytes, fs::Publish::Replace),
             None => self.write(name, bytes),
         }
     }
 
     /// The whole object; an error when it is longer than `limit` bytes.
-    pub fn get(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+    pub fn get(&self, name: &str, limit: u64) -> Result<Bytes> {
         let size = self.size(name)?;
         if size > limit {
             return Err(self.failed("read", name, format!("it is {size} bytes long, more than the {limit} such an object may have")));
@@ -97,10 +101,13 @@ impl Storage {
     }
 
     /// Exactly `len` bytes from `offset`; a shorter object is an error.
-    pub fn range(&self, name: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
+    pub fn range(&self, name: &str, offset: u64, len: u64) -> Result<Bytes> {
         let end = offset.checked_add(len).ok_or_else(|| self.failed("read", name, "the range is beyond any object".into()))?;
+        if let Some(root) = &self.root {
+            return fs::read(self, root, name, offset, len);
+        }
         let read = self.operator.read_with(name).range(offset..end);
-        let bytes = self.runtime.block_on(async { read.await }).map_err(|e| self.error("read", name, &e))?.to_vec();
+        let bytes = self.runtime.block_on(async { read.await }).map_err(|e| self.error("read", name, &e))?.to_bytes();
         if bytes.len() as u64 != len {
             return Err(self.failed("read", name, format!("it is cut off: {} of {len} bytes at {offset} are there", bytes.len())));
         }

@@ -135,16 +135,15 @@ impl Capture<'_> {
                 if self.context.cancel.is_cancelled() {
                     return Err(SourceError::Cancelled);
                 }
-                self.buffer.resize(READ_BYTES.min((end - at) as usize), 0);
-                let n = match rustix::io::read(fd, &mut self.buffer) {
+                let space = self.sink.large_space(READ_BYTES.min((end - at) as usize));
+                let n = match rustix::io::read(fd, space) {
                     // It became shorter: what was read is what there is.
                     Ok(0) => return Ok(Pass::Whole),
                     Ok(n) => n,
                     Err(Errno::INTR) => continue,
                     Err(e) => return Ok(Pass::Failed(e)),
                 };
-                self.buffer.truncate(n);
-                self.sink.large_data(&self.buffer)?;
+                self.sink.large_filled(n)?;
                 self.context.report.bytes(n as u64);
                 at += n as u64;
             }

@@ -12,6 +12,7 @@ pub struct TestSink {
     pub entries: Vec<Entry>,
     pub stored_bytes: usize,
     pub large: Vec<Segment>,
+    space: Vec<u8>,
 }
 
 impl TestSink {
@@ -58,8 +59,13 @@ impl EntrySink for TestSink {
         self.large.clear();
         Ok(())
     }
-    fn large_data(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
-        let segment = self.add(bytes);
+    fn large_space(&mut self, want: usize) -> &mut [u8] {
+        self.space.resize(want, 0);
+        &mut self.space
+    }
+    fn large_filled(&mut self, len: usize) -> Result<(), SinkError> {
+        let bytes = self.space[..len].to_vec();
+        let segment = self.add(&bytes);
         self.large.push(segment);
         Ok(())
     }
@@ -72,8 +78,8 @@ impl EntrySink for TestSink {
         entry.size = entry.content.segments.iter().map(Segment::len).sum();
         self.push(entry)
     }
-    fn store(&mut self, chunk: Vec<u8>) -> Result<ChunkId, SinkError> {
-        match self.add(&chunk) {
+    fn store(&mut self, chunk: &[u8]) -> Result<ChunkId, SinkError> {
+        match self.add(chunk) {
             Segment::Data(x) => Ok(x.chunk),
             Segment::Hole(_) => unreachable!(),
         }

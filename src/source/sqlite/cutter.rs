@@ -97,10 +97,6 @@ impl<'a> Cutter<'a> {
         if self.chunk.len() + page.len() > GATHER_BYTES {
             self.store(sink)?;
         }
-        if self.chunk.capacity() == 0 {
-            // Small for the few changes of a small database, at once for a full capture.
-            self.chunk.reserve_exact(if self.stored_pages == 0 { 64 << 10 } else { GATHER_BYTES });
-        }
         let chunk = ChunkId([0; 32]); // its name is known when it is full
         let offset = u32::try_from(self.chunk.len()).unwrap_or(u32::MAX);
         self.chunk.extend_from_slice(page);
@@ -148,7 +144,8 @@ impl<'a> Cutter<'a> {
         if self.chunk.is_empty() {
             return Ok(());
         }
-        let id = sink.store(std::mem::take(&mut self.chunk))?;
+        let id = sink.store(&self.chunk)?;
+        self.chunk.clear();
         for at in self.in_chunk.drain(..) {
             if let Some(Segment::Data(extent)) = self.segments.get_mut(at) {
                 extent.chunk = id;
