@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +19,7 @@ use keepd_protocol::restore::{DATA_PREFIX, EntryHeader, Frame, FrameReader, Summ
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::long_file::LongFile;
 use crate::render::escape;
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
@@ -146,7 +146,7 @@ fn read_all(
     late: &mut Late,
     progress: &dyn Fn(u64, u64),
 ) -> Result<(Summary, u64)> {
-    let mut frames = FrameReader::new(io::BufReader::with_capacity(1 << 20, input));
+    let mut frames = FrameReader::new(io::BufReader::with_capacity(64 << 10, input));
     let mut entries = 0u64;
     let mut tops: Vec<Vec<u8>> = Vec::new();
     let stopped = || RestoreError("the writing was stopped".into());
@@ -212,7 +212,7 @@ fn shown(path: &[u8]) -> String {
 struct Open {
     header: Box<EntryHeader>,
     path: Vec<u8>,
-    file: File,
+    file: LongFile,
     temporary: Option<Vec<u8>>,
     written: u64,
 }
@@ -309,7 +309,7 @@ impl Shared {
             }
             Work::Begin(header, path) => {
                 let index = header.index;
-                let file = self.create(header, path, parent)?;
+                let mut file = self.create(header, path, parent)?;
                 file.file.set_len(file.header.size).map_err(|e| format!("cannot write {}: {e}", shown(&file.path)))?;
                 open.insert(index, file);
                 Ok(())
@@ -365,11 +365,12 @@ impl Shared {
             Errno::EXIST => format!("{} exists already and is not overwritten", shown(&path)),
             e => format!("cannot make {}: {e}", shown(&path)),
         })?;
-        Ok(Open { header, path, file: File::from(fd), temporary, written: 0 })
+        Ok(Open { header, path, file: LongFile::new(File::from(fd)), temporary, written: 0 })
     }
 
     fn close(&self, open: Open, kept: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<()> {
-        self.describe(&open.file, &open.header, &open.path);
+        let file = open.file.finish().map_err(|e| format!("cannot write {}: {e}", shown(&open.path)))?;
+        self.describe(&file, &open.header, &open.path);
         if let Some(temporary) = &open.temporary {
             let parent = self.parent(&open.path, kept)?;
             rustix::fs::renameat(parent, temporary.as_slice(), parent, split(&open.path).1)

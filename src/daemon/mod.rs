@@ -77,6 +77,7 @@ fn start(config: Config, config_path: PathBuf) -> Result<Exit, String> {
     // Only now is it certain that what was staged there is nobody's.
     state_dir::clear_work(state_dir).map_err(|e| e.to_string())?;
     let ledger = Arc::new(Ledger::open(state_dir).map_err(|e| e.to_string())?);
+    crate::run::memory::few_pools();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(64)

@@ -12,7 +12,8 @@ use super::entry::{ChunkId, Segment};
 use super::error::{RepositoryError, Result};
 use super::manifest::Manifest;
 use super::open::{Repository, manifest_name, pack_name};
-use super::pack::{ChunkOpener, MAX_PACK_BYTES, SealedChunk, contents};
+use super::pack::{ChunkOpener, MAX_PACK_BYTES, PackedChunk, SealedChunk, contents};
+use crate::storage::direct::ReadBuffer;
 use super::page;
 use super::reader::SourceReader;
 use crate::crypto::{ObjectCipher, ObjectHeader, ObjectKind};
@@ -99,11 +100,12 @@ fn read_packs(
     let next = AtomicUsize::new(0);
     let found = Mutex::new((Vec::<String>::new(), HashSet::<ChunkId>::new(), 0u64, 0usize));
     let failed = Mutex::new(None::<RepositoryError>);
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 4);
+    // More than there are processors: some of them wait for the storage.
+    let threads = std::thread::available_parallelism().map_or(4, |n| n.get() * 2).clamp(2, 4);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let mut tools = (ChunkOpener::default(), Vec::new());
+                let mut tools = Tools::default();
                 while let Some((id, size)) = sample.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if cancel.is_cancelled() || failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
                         return;
@@ -138,27 +140,37 @@ fn read_packs(
     Ok(bad)
 }
 
+/// What a thread that proves packs uses again for each.
+#[derive(Default)]
+struct Tools {
+    pack: ReadBuffer,
+    opener: ChunkOpener,
+    raw: Vec<u8>,
+}
+
 type Verdict = std::result::Result<(), (String, Vec<ChunkId>)>;
 
 /// Proves one pack. The outer error is a storage that does not answer; the inner one damage, with the chunks lost.
-fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut (ChunkOpener, Vec<u8>)) -> Result<Verdict> {
+fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut Tools) -> Result<Verdict> {
     let name = pack_name(id);
-    let listed = repository.local.pack(id)?.map(|p| p.chunks).unwrap_or_default();
-    let pack = match repository.storage.get(&name, MAX_PACK_BYTES) {
-        Ok(pack) => pack,
+    // What should be in it: asked for only where something is wrong.
+    let listed = || -> Result<Vec<PackedChunk>> { Ok(repository.local.pack(id)?.map(|p| p.chunks).unwrap_or_default()) };
+    let Tools { pack, opener, raw } = tools;
+    match repository.storage.get_into(&name, MAX_PACK_BYTES, pack) {
+        Ok(()) => {}
         Err(crate::storage::StorageError::NotFound { .. }) => {
-            return Ok(Err((format!("{}: {name}: it is missing", repository.location()), listed.iter().map(|c| c.id).collect())));
+            return Ok(Err((format!("{}: {name}: it is missing", repository.location()), listed()?.iter().map(|c| c.id).collect())));
         }
         Err(e) => return Err(e.into()),
-    };
-    let whole = <[u8; 32]>::from(Sha256::digest(&pack)) == *id;
-    let header = ObjectHeader::parse(&pack, &repository.id);
-    let chunks = match contents(&repository.master, &repository.id, &pack) {
+    }
+    let pack = &pack[..];
+    let whole = <[u8; 32]>::from(Sha256::digest(pack)) == *id;
+    let header = ObjectHeader::parse(pack, &repository.id);
+    let chunks = match contents(&repository.master, &repository.id, pack) {
         Ok(contents) => contents.chunks,
-        Err(_) => listed.clone(),
+        Err(_) => listed()?,
     };
     let mut lost = Vec::new();
-    let (opener, raw) = (&mut tools.0, &mut tools.1);
     match header {
         Ok(header) if !chunks.is_empty() => {
             let cipher = ObjectCipher::new(&repository.master, &header);
@@ -170,12 +182,12 @@ fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut (ChunkOpener, V
                 }
             }
         }
-        _ => lost.extend(listed.iter().map(|c| c.id)),
+        _ => lost.extend(listed()?.iter().map(|c| c.id)),
     }
     // An exchanged pack is whole in itself, but not the one that was promised here.
     if !whole {
         let present: HashSet<ChunkId> = chunks.iter().map(|c| c.id).collect();
-        lost.extend(listed.iter().map(|c| c.id).filter(|c| !present.contains(c)));
+        lost.extend(listed()?.iter().map(|c| c.id).filter(|c| !present.contains(c)));
     }
     if whole && lost.is_empty() {
         return Ok(Ok(()));

@@ -10,16 +10,17 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio_util::sync::CancellationToken;
 
-use super::entry::ChunkId;
+use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::error::{RepositoryError, Result};
 use super::local::Location;
 use super::open::{Repository, pack_name};
 use super::pack::{ChunkOpener, SealedChunk};
+use crate::storage::direct::ReadBuffer;
 
 /// Plaintext of neighbours read in one go.
 const GROUP_BYTES: u32 = 4 << 20;
-/// Slots kept for another use of the same chunk soon.
-const RECENT: usize = 16;
+/// Chunks are seldom longer: how many are kept for another use is counted with this.
+const USUAL_CHUNK_BYTES: usize = MAX_CHUNK_BYTES / 2;
 
 /// A chunk asked for.
 pub struct Slot {
@@ -39,7 +40,12 @@ struct Budget {
     used: Mutex<usize>,
     freed: Condvar,
     limit: usize,
+    /// Memory of chunks that were used, for the next ones.
+    free: Mutex<Vec<Vec<u8>>>,
 }
+
+/// Chunks whose memory is kept for use again.
+const FREE: usize = 16;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,6 +75,14 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if let State::Ready(bytes) = std::mem::replace(&mut *lock(&self.state), State::Waiting)
+            && let Some(memory) = Arc::into_inner(bytes)
+        {
+            let mut free = lock(&self.budget.free);
+            if free.len() < FREE {
+                free.push(memory);
+            }
+        }
         *lock(&self.budget.used) -= self.len as usize;
         self.budget.freed.notify_all();
     }
@@ -84,6 +98,7 @@ pub struct Fetcher {
     group_bytes: u32,
     live: HashMap<ChunkId, Weak<Slot>>,
     recent: VecDeque<Arc<Slot>>,
+    recent_bytes: usize,
     threads: Vec<JoinHandle<()>>,
     cancel: CancellationToken,
 }
@@ -92,14 +107,15 @@ impl Fetcher {
     /// `limit`: bytes of plaintext held at once, at least one chunk.
     pub fn new(repository: Arc<Repository>, limit: usize, cancel: CancellationToken) -> Result<Self> {
         let (groups, queue) = unbounded::<Group>();
-        let count = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+        // More than there are processors: some of them wait for the storage.
+        let count = std::thread::available_parallelism().map_or(4, |n| n.get() * 2).clamp(4, 8);
         let mut threads = Vec::new();
         for _ in 0..count {
             let (repository, queue, cancel) = (repository.clone(), queue.clone(), cancel.clone());
             let thread = std::thread::Builder::new().name("fetch".into()).spawn(move || work(&repository, &queue, &cancel));
             threads.push(thread.map_err(|e| RepositoryError::Other(format!("cannot start a thread: {e}")))?);
         }
-        let budget = Arc::new(Budget { used: Mutex::new(0), freed: Condvar::new(), limit });
+        let budget = Arc::new(Budget { used: Mutex::new(0), freed: Condvar::new(), limit, free: Mutex::default() });
         Ok(Self {
             repository,
             budget,
@@ -108,6 +124,7 @@ impl Fetcher {
             group_bytes: 0,
             live: HashMap::new(),
             recent: VecDeque::new(),
+            recent_bytes: 0,
             threads,
             cancel,
         })
@@ -116,6 +133,7 @@ impl Fetcher {
     /// Asks for a chunk. Blocks while too much is held; what was asked for so far is then on its way.
     pub fn request(&mut self, id: ChunkId) -> Result<Arc<Slot>> {
         if let Some(slot) = self.live.get(&id).and_then(Weak::upgrade) {
+            self.keep(slot.clone());
             return Ok(slot);
         }
         let location = self.repository.locate(&id)?;
@@ -132,11 +150,26 @@ impl Fetcher {
             self.live.retain(|_, slot| slot.strong_count() > 0);
         }
         self.live.insert(id, Arc::downgrade(&slot));
-        self.recent.push_back(slot.clone());
-        if self.recent.len() > RECENT {
-            self.recent.pop_front();
-        }
+        self.keep(slot.clone());
         Ok(slot)
+    }
+
+    /// How many chunks (of the usual length, or shorter) are at hand for another use, when they are used one after the other.
+    pub fn kept(&self) -> usize {
+        (self.budget.limit / 2 / USUAL_CHUNK_BYTES).max(1)
+    }
+
+    fn keep(&mut self, slot: Arc<Slot>) {
+        if let Some(at) = self.recent.iter().position(|s| Arc::ptr_eq(s, &slot)) {
+            self.recent.remove(at);
+        } else {
+            self.recent_bytes += slot.len as usize;
+        }
+        self.recent.push_back(slot);
+        while self.recent_bytes > self.budget.limit / 2 {
+            let Some(oldest) = self.recent.pop_front() else { break };
+            self.recent_bytes -= oldest.len as usize;
+        }
     }
 
     /// Sends what was asked for on its way; to be called before waiting for anything else.
@@ -154,11 +187,13 @@ impl Fetcher {
         let budget = self.budget.clone();
         let fits = |used: usize| used == 0 || used + len <= budget.limit;
         if !fits(*lock(&budget.used)) {
+            // What is kept for another use is half of the budget at the most: room comes when what was asked for is used.
             self.flush();
-            self.recent.clear();
         }
         let mut used = lock(&budget.used);
-        while !fits(*used) {
+        // Full once, it waits for a quarter of it: room for single chunks only would have them read one by one.
+        let room = if fits(*used) { budget.limit } else { budget.limit / 4 * 3 };
+        while *used > 0 && *used + len > room {
             if self.cancel.is_cancelled() {
                 return Err(RepositoryError::Cancelled);
             }
@@ -181,9 +216,9 @@ impl Drop for Fetcher {
 }
 
 fn work(repository: &Repository, queue: &Receiver<Group>, cancel: &CancellationToken) {
-    let mut opener = ChunkOpener::default();
+    let (mut opener, mut sealed) = (ChunkOpener::default(), ReadBuffer::default());
     for group in queue {
-        let fetched = fetch_group(repository, &group, &mut opener, cancel);
+        let fetched = fetch_group(repository, &group, &mut opener, &mut sealed, cancel);
         if let Err(e) = fetched {
             let text = e.to_string();
             for (slot, _, _) in &group {
@@ -195,19 +230,19 @@ fn work(repository: &Repository, queue: &Receiver<Group>, cancel: &CancellationT
     }
 }
 
-fn fetch_group(repository: &Repository, group: &Group, opener: &mut ChunkOpener, cancel: &CancellationToken) -> Result<()> {
+fn fetch_group(repository: &Repository, group: &Group, opener: &mut ChunkOpener, sealed: &mut ReadBuffer, cancel: &CancellationToken) -> Result<()> {
     let (Some((_, _, first)), Some((_, _, last))) = (group.first(), group.last()) else { return Ok(()) };
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);
     }
     let cipher = repository.pack_cipher(&first.pack, first.kind)?;
     let len = u64::from(last.offset) + u64::from(last.sealed_len) - u64::from(first.offset);
-    let sealed = repository.storage.range(&pack_name(&first.pack), u64::from(first.offset), len)?;
+    repository.storage.range_into(&pack_name(&first.pack), u64::from(first.offset), len, sealed)?;
     for (slot, id, at) in group {
         let start = (at.offset - first.offset) as usize;
         let section = sealed.get(start..start + at.sealed_len as usize).unwrap_or_default();
         let section = SealedChunk { ordinal: u64::from(at.ordinal), id: *id, len: at.len, bytes: section };
-        let mut raw = Vec::new();
+        let mut raw = lock(&slot.budget.free).pop().unwrap_or_default();
         let opened = opener.open_into(&cipher, &repository.chunk_key, &section, &mut raw);
         slot.set(opened.map(|()| raw).map_err(|e| repository.pack_error(&at.pack, e)));
     }

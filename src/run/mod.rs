@@ -9,6 +9,7 @@ mod catalogue;
 mod check;
 mod destination;
 mod live;
+pub mod memory;
 mod names;
 mod registry;
 mod restore;

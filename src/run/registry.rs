@@ -562,6 +562,7 @@ impl Runs {
             tracing::error!(run = %run.id, "the end of the run could not be written down: {e}");
         }
         lock(&self.live).remove(&run.id);
+        self.runtime.spawn_blocking(super::memory::give_back);
         if let Some(told) = lock(&self.on_finish).as_ref() {
             told(&run);
         }

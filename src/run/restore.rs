@@ -1,9 +1,10 @@
 //! A restore to a directory: a backup's entries as a stream into the client's pipe; and one file's contents (`cat`).
 //!
-//! A planner thread walks the entries and asks for chunks ahead; the run's own thread waits for each and writes. A long
-//! file is sent in the order of its chunks, not of its offsets, so that each chunk is read once however scattered.
+//! A planner thread walks the entries and asks for chunks ahead; the run's own thread waits for each and writes. A scattered
+//! file whose chunks would not all be at hand when they are needed again is sent in the order of its chunks, not of its
+//! offsets, so that each is read once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -25,6 +26,8 @@ use crate::repository::{ChunkId, Entry, Kind, Manifest, Repository, RepositoryEr
 
 /// Segments of a long file that are put into the order of their chunks at once.
 const WINDOW_SEGMENTS: usize = 1 << 16;
+/// Pieces that travel inside their entry's frame.
+const INLINE_SEGMENTS: usize = 2;
 /// A client that takes nothing for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -196,7 +199,8 @@ impl Planner<'_> {
             return self.send(Op::Entry(Box::new(header), Vec::new()));
         }
         header.sparse = entry.content.segments.iter().any(|s| matches!(s, Segment::Hole(_)));
-        header.inline = !header.sparse && entry.size <= INLINE_BYTES;
+        // Many pieces would hold many chunks at once.
+        header.inline = !header.sparse && entry.size <= INLINE_BYTES && entry.content.segments.len() <= INLINE_SEGMENTS;
         if header.inline {
             let mut parts = Vec::new();
             for segment in &entry.content.segments {
@@ -209,6 +213,18 @@ impl Planner<'_> {
         self.send(Op::Entry(Box::new(header), Vec::new()))?;
         let mut at = 0;
         for window in entry.content.segments.chunks(WINDOW_SEGMENTS) {
+            let mut offset = at;
+            at += window.iter().map(Segment::len).sum::<u64>();
+            if self.is_fine_in_order(window) {
+                for segment in window {
+                    if let Segment::Data(extent) = segment {
+                        let slot = self.fetcher.request(extent.chunk)?;
+                        self.send(Op::Data { entry: index, offset, slot, extent: *extent })?;
+                    }
+                    offset += segment.len();
+                }
+                continue;
+            }
             let mut order: Vec<ChunkId> = Vec::new();
             let mut of_chunk: HashMap<ChunkId, Vec<(u64, Extent)>> = HashMap::new();
             for segment in window {
@@ -218,10 +234,10 @@ impl Planner<'_> {
                         Vec::new()
                     });
                     if let Some(list) = of_chunk.get_mut(&extent.chunk) {
-                        list.push((at, *extent));
+                        list.push((offset, *extent));
                     }
                 }
-                at += segment.len();
+                offset += segment.len();
             }
             for chunk in order {
                 let slot = self.fetcher.request(chunk)?;
@@ -231,6 +247,27 @@ impl Planner<'_> {
             }
         }
         self.send(Op::End { entry: index })
+    }
+
+    /// Whether the segments can be sent from the first to the last with no chunk read twice: true for a file of few generations, whose
+    /// chunks are each spread over a short stretch or go along with the others.
+    fn is_fine_in_order(&self, segments: &[Segment]) -> bool {
+        let kept = self.fetcher.kept();
+        let (mut seen, mut recent): (HashSet<ChunkId>, VecDeque<ChunkId>) = (HashSet::new(), VecDeque::new());
+        for segment in segments {
+            let Segment::Data(extent) = segment else { continue };
+            if recent.back() == Some(&extent.chunk) {
+                continue;
+            }
+            match recent.iter().position(|id| *id == extent.chunk) {
+                Some(at) => drop(recent.remove(at)),
+                None if !seen.insert(extent.chunk) => return false,
+                None if recent.len() >= kept => drop(recent.pop_front()),
+                None => {}
+            }
+            recent.push_back(extent.chunk);
+        }
+        true
     }
 
     fn header(&self, shown: &Shown<'_>, index: u64, path: &[u8], entry: &Entry) -> EntryHeader {

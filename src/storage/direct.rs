@@ -13,13 +13,14 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 /// What memory, offset and length must be multiples of: enough for every disk in use.
 pub const ALIGNMENT: usize = 4096;
-/// Shorter ones are better off in the page cache.
-const MIN_BYTES: usize = 1 << 20;
+/// Shorter ones are better off in the page cache: to write, and to read.
+const MIN_WRITTEN: usize = 1 << 20;
+const MIN_READ: usize = 128 << 10;
 
 /// A new file with these bytes, synced.
 pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let aligned = bytes.as_ptr().align_offset(ALIGNMENT) == 0;
-    if bytes.len() >= MIN_BYTES && aligned {
+    if bytes.len() >= MIN_WRITTEN && aligned {
         match direct_write_new(path, bytes) {
             // The file system does not know O_DIRECT (a few network ones, older tmpfs).
             Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => drop(std::fs::remove_file(path)),
@@ -43,30 +44,69 @@ fn direct_write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Exactly `len` bytes from `offset`; the file must be that long.
-pub fn read_exact_at(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
-    if len >= MIN_BYTES {
-        let skipped = (offset % ALIGNMENT as u64) as usize;
-        let room = (skipped + len).next_multiple_of(ALIGNMENT);
-        let mut memory = vec![0; room + ALIGNMENT];
-        let start = memory.as_ptr().align_offset(ALIGNMENT);
-        // The bytes wanted come to stand at `first` whichever way they are read.
-        let first = start + skipped;
-        if let Some(wanted) = memory.get_mut(first..first + len) {
-            match preadv2(file, &mut [IoSliceMut::new(wanted)], offset, ReadWriteFlags::NOWAIT) {
-                Ok(n) if n == len => return Ok(Bytes::from(memory).slice(first..first + len)),
-                _ => {}
-            }
+/// Memory that is read into, again and again; gives what was read last.
+#[derive(Default)]
+pub struct ReadBuffer {
+    memory: Vec<u8>,
+    first: usize,
+    len: usize,
+}
+
+impl ReadBuffer {
+    /// Room for `len` bytes, `skipped` bytes behind an aligned place; returns where that place is.
+    fn prepare(&mut self, skipped: usize, len: usize) -> usize {
+        let room = (skipped + len).next_multiple_of(ALIGNMENT) + ALIGNMENT;
+        if self.memory.len() < room {
+            self.memory = vec![0; room];
         }
-        if let Some(blocks) = memory.get_mut(start..start + room)
+        let start = self.memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        (self.first, self.len) = (start + skipped, len);
+        start
+    }
+
+    /// Replaces the contents.
+    pub fn fill(&mut self, bytes: &[u8]) {
+        self.prepare(0, bytes.len());
+        self.wanted().copy_from_slice(bytes);
+    }
+
+    fn wanted(&mut self) -> &mut [u8] {
+        self.memory.get_mut(self.first..self.first + self.len).unwrap_or_default()
+    }
+}
+
+impl std::ops::Deref for ReadBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.memory.get(self.first..self.first + self.len).unwrap_or_default()
+    }
+}
+
+impl From<ReadBuffer> for Bytes {
+    fn from(buffer: ReadBuffer) -> Self {
+        Bytes::from(buffer.memory).slice(buffer.first..buffer.first + buffer.len)
+    }
+}
+
+/// Exactly `len` bytes from `offset`; the file must be that long.
+pub fn read_exact_at(file: &File, offset: u64, len: usize, buffer: &mut ReadBuffer) -> io::Result<()> {
+    let skipped = if len >= MIN_READ { (offset % ALIGNMENT as u64) as usize } else { 0 };
+    // The bytes wanted come to stand at the same place whichever way they are read.
+    let start = buffer.prepare(skipped, len);
+    if len >= MIN_READ {
+        match preadv2(file, &mut [IoSliceMut::new(buffer.wanted())], offset, ReadWriteFlags::NOWAIT) {
+            Ok(n) if n == len => return Ok(()),
+            _ => {}
+        }
+        let room = (skipped + len).next_multiple_of(ALIGNMENT);
+        if let Some(blocks) = buffer.memory.get_mut(start..start + room)
             && direct_read(file, offset - skipped as u64, blocks, skipped + len)
         {
-            return Ok(Bytes::from(memory).slice(first..first + len));
+            return Ok(());
         }
     }
-    let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, offset)?;
-    Ok(bytes.into())
+    file.read_exact_at(buffer.wanted(), offset)
 }
 
 /// Reads blocks past the page cache, at least `needed` bytes of them; false when that is not possible here.
@@ -98,6 +138,7 @@ mod tests {
     fn any_length_at_any_offset_comes_back() {
         // Not in /tmp, which may be a tmpfs.
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let mut buffer = ReadBuffer::default();
         let memory: Vec<u8> = (0..(5 << 20) + 8192u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         for (n, (from, len)) in
@@ -115,12 +156,13 @@ mod tests {
                     for short in [0, 1, 4095] {
                         if cut + short <= len {
                             let end = len - short;
-                            assert_eq!(read_exact_at(&file, cut as u64, end - cut).unwrap(), bytes[cut..end], "{len}: {cut}..{end}");
+                            read_exact_at(&file, cut as u64, end - cut, &mut buffer).unwrap();
+                            assert!(buffer[..] == bytes[cut..end], "{len}: {cut}..{end}");
                         }
                     }
                 }
             }
-            assert!(read_exact_at(&file, 1, len).is_err(), "beyond the end");
+            assert!(read_exact_at(&file, 1, len.max(1), &mut buffer).is_err(), "beyond the end");
         }
     }
 }

@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags};
 
-use super::{Result, Storage, StorageError, direct, is_no_space};
+use super::direct::{self, ReadBuffer};
+use super::{Result, Storage, StorageError, is_no_space};
 use crate::crypto;
 
 /// Where objects are written before they get their name.
@@ -58,17 +58,25 @@ fn write(root: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Exactly `len` bytes from `offset`.
-pub(super) fn read(storage: &Storage, root: &Path, name: &str, offset: u64, len: u64) -> Result<Bytes> {
-    let failed = |e: io::Error| match e.kind() {
-        io::ErrorKind::NotFound => StorageError::NotFound { location: storage.location.clone(), name: name.to_owned() },
-        _ => storage.failed("read", name, e.to_string()),
-    };
+pub(super) fn read(storage: &Storage, root: &Path, name: &str, offset: u64, len: u64, into: &mut ReadBuffer) -> Result<()> {
+    let failed = |e| absent_or(storage, "read", name, &e);
     let file = File::open(root.join(name)).map_err(failed)?;
     let there = file.metadata().map_err(failed)?.len().saturating_sub(offset);
     if there < len {
         return Err(storage.failed("read", name, format!("it is cut off: {there} of {len} bytes at {offset} are there")));
     }
-    direct::read_exact_at(&file, offset, len as usize).map_err(failed)
+    direct::read_exact_at(&file, offset, len as usize, into).map_err(failed)
+}
+
+pub(super) fn size(storage: &Storage, root: &Path, name: &str) -> Result<u64> {
+    Ok(fs::metadata(root.join(name)).map_err(|e| absent_or(storage, "look at", name, &e))?.len())
+}
+
+fn absent_or(storage: &Storage, verb: &'static str, name: &str, error: &io::Error) -> StorageError {
+    match error.kind() {
+        io::ErrorKind::NotFound => StorageError::NotFound { location: storage.location.clone(), name: name.to_owned() },
+        _ => storage.failed(verb, name, error.to_string()),
+    }
 }
 
 fn rename(from: &Path, to: &Path, how: Publish) -> io::Result<()> {

@@ -17,6 +17,7 @@ use futures::TryStreamExt;
 use opendal::{ErrorKind, Operator};
 use tokio::runtime::Handle;
 
+use self::direct::ReadBuffer;
 use crate::config::Destination;
 
 /// What was tried, on what, and why it failed.
@@ -93,28 +94,46 @@ impl Storage {
 
     /// The whole object; an error when it is longer than `limit` bytes.
     pub fn get(&self, name: &str, limit: u64) -> Result<Bytes> {
+        let mut buffer = ReadBuffer::default();
+        self.get_into(name, limit, &mut buffer)?;
+        Ok(buffer.into())
+    }
+
+    /// As [`Storage::get`], into memory that is used again.
+    pub fn get_into(&self, name: &str, limit: u64, into: &mut ReadBuffer) -> Result<()> {
         let size = self.size(name)?;
         if size > limit {
             return Err(self.failed("read", name, format!("it is {size} bytes long, more than the {limit} such an object may have")));
         }
-        self.range(name, 0, size)
+        self.range_into(name, 0, size, into)
     }
 
     /// Exactly `len` bytes from `offset`; a shorter object is an error.
     pub fn range(&self, name: &str, offset: u64, len: u64) -> Result<Bytes> {
+        let mut buffer = ReadBuffer::default();
+        self.range_into(name, offset, len, &mut buffer)?;
+        Ok(buffer.into())
+    }
+
+    /// As [`Storage::range`], into memory that is used again.
+    pub fn range_into(&self, name: &str, offset: u64, len: u64, into: &mut ReadBuffer) -> Result<()> {
         let end = offset.checked_add(len).ok_or_else(|| self.failed("read", name, "the range is beyond any object".into()))?;
         if let Some(root) = &self.root {
-            return fs::read(self, root, name, offset, len);
+            return fs::read(self, root, name, offset, len, into);
         }
         let read = self.operator.read_with(name).range(offset..end);
         let bytes = self.runtime.block_on(async { read.await }).map_err(|e| self.error("read", name, &e))?.to_bytes();
         if bytes.len() as u64 != len {
             return Err(self.failed("read", name, format!("it is cut off: {} of {len} bytes at {offset} are there", bytes.len())));
         }
-        Ok(bytes)
+        into.fill(&bytes);
+        Ok(())
     }
 
     pub fn size(&self, name: &str) -> Result<u64> {
+        if let Some(root) = &self.root {
+            return fs::size(self, root, name);
+        }
         let meta = self.runtime.block_on(self.operator.stat(name)).map_err(|e| self.error("look at", name, &e))?;
         Ok(meta.content_length())
     }

@@ -12,7 +12,7 @@ pub struct TestSink {
     pub entries: Vec<Entry>,
     pub stored_bytes: usize,
     pub large: Vec<Segment>,
-    space: Vec<u8>,
+    pub space: Vec<u8>,
 }
 
 impl TestSink {
