@@ -13,10 +13,10 @@ use super::error::{RepositoryError, Result};
 use super::manifest::Manifest;
 use super::open::{Repository, manifest_name, pack_name};
 use super::pack::{ChunkOpener, MAX_PACK_BYTES, PackedChunk, SealedChunk, contents};
-use crate::storage::direct::ReadBuffer;
 use super::page;
 use super::reader::SourceReader;
 use crate::crypto::{ObjectCipher, ObjectHeader, ObjectKind};
+use crate::storage::direct::ReadBuffer;
 
 /// What a check found.
 #[derive(Debug, Default)]

@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+pub use super::payload::Texture;
+
 /// Keyed BLAKE3 of a chunk's plaintext.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChunkId(pub [u8; 32]);
@@ -137,11 +139,14 @@ pub trait EntrySink {
     fn large_finish(&mut self, entry: Entry) -> Result<(), SinkError>;
 
     /// Stores a chunk that the source cut itself, at most [`MAX_CHUNK_BYTES`]; a chunk the repository has costs nothing.
-    fn store(&mut self, chunk: &[u8]) -> Result<ChunkId, SinkError>;
+    fn store(&mut self, chunk: &[u8], texture: Texture) -> Result<ChunkId, SinkError>;
 
     /// The plaintext length of a chunk of the repository (or of this backup so far), None when it is not there: then it
     /// must not be referred to.
     fn chunk_len(&mut self, id: &ChunkId) -> Result<Option<u32>, SinkError>;
+
+    /// Whether all chunks of these segments are there, so that they may be referred to.
+    fn has_all(&mut self, segments: &[Segment]) -> Result<bool, SinkError>;
 
     /// The plaintext of a chunk of the repository, verified.
     fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError>;

@@ -230,7 +230,13 @@ fn work(repository: &Repository, queue: &Receiver<Group>, cancel: &CancellationT
     }
 }
 
-fn fetch_group(repository: &Repository, group: &Group, opener: &mut ChunkOpener, sealed: &mut ReadBuffer, cancel: &CancellationToken) -> Result<()> {
+fn fetch_group(
+    repository: &Repository,
+    group: &Group,
+    opener: &mut ChunkOpener,
+    sealed: &mut ReadBuffer,
+    cancel: &CancellationToken,
+) -> Result<()> {
     let (Some((_, _, first)), Some((_, _, last))) = (group.first(), group.last()) else { return Ok(()) };
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);

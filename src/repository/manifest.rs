@@ -117,7 +117,7 @@ pub enum SealedError {
 pub fn seal_object(master: &MasterKey, repository: &[u8; 16], kind: ObjectKind, body: &[u8]) -> Result<Vec<u8>, SealedError> {
     let header = ObjectHeader::fresh(kind, repository)?;
     let mut compressor = payload::Compressor::new(Compression::Zstd)?;
-    let payload = compressor.compress(body)?;
+    let payload = compressor.compress(body, payload::Texture::Mixed)?;
     let mut object = header.bytes().to_vec();
     ObjectCipher::new(master, &header).seal(0, payload, &mut object)?;
     match open_object(master, repository, kind, &object, body.len())? == body {

@@ -13,8 +13,8 @@ use minicbor::{Decoder, Encoder};
 use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::payload;
 use crate::crypto::object::FOOTER_ORDINAL;
-use crate::storage::direct::ALIGNMENT;
 use crate::crypto::{CryptoError, HEADER_BYTES, MasterKey, ObjectCipher, ObjectHeader, ObjectKind, TAG_BYTES};
+use crate::storage::direct::ALIGNMENT;
 
 /// A pack is closed when it reaches this length.
 pub const PACK_TARGET_BYTES: usize = 16 << 20;
@@ -261,7 +261,13 @@ pub struct SealedChunk<'a> {
 
 impl ChunkOpener {
     /// Opens one sealed chunk and proves that it is the one its id names; `raw` is of no use after an error.
-    pub fn open_into(&mut self, cipher: &ObjectCipher, key: &[u8; 32], sealed: &SealedChunk<'_>, raw: &mut Vec<u8>) -> Result<(), PackError> {
+    pub fn open_into(
+        &mut self,
+        cipher: &ObjectCipher,
+        key: &[u8; 32],
+        sealed: &SealedChunk<'_>,
+        raw: &mut Vec<u8>,
+    ) -> Result<(), PackError> {
         cipher.open_into(sealed.ordinal, sealed.bytes, &mut self.payload)?;
         self.decompressor.decompress_into(&self.payload, sealed.len as usize, raw)?;
         match raw.len() == sealed.len as usize && chunk_id(key, raw) == sealed.id {
@@ -339,7 +345,7 @@ mod tests {
             let mut builder = PackBuilder::new(&master, &repository, ObjectKind::DataPack, &memory).unwrap();
             let mut places = Vec::new();
             for raw in &raws {
-                let payload = compressor.compress(raw).unwrap();
+                let payload = compressor.compress(raw, payload::Texture::Mixed).unwrap();
                 let mut place = builder.reserve(chunk_id(&key, raw), payload.len(), raw.len() as u32).unwrap();
                 place.seal(payload, raw, &mut Prover::default()).unwrap();
                 assert!(place.seal(payload, b"something else", &mut Prover::default()).is_err(), "what went in is not what comes out");

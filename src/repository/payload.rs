@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
+use zstd::zstd_safe::CParameter;
 
 use crate::config::Compression;
 
@@ -11,8 +12,13 @@ const STORED: u8 = 0;
 const ZSTD: u8 = 1;
 const ZLIB: u8 = 2;
 const PREFIX: usize = 5;
-/// zstd's default level: on database pages it costs about the same as level 1 with AVX2 and gives a tenth less.
+/// zstd's default level: on text and programs a tenth slower than level 1, for 5 % less.
 const ZSTD_LEVEL: i32 = 3;
+/// Database pages: a quarter faster than level 3, for 3 % more. The window is smaller than a chunk, so that it stays in the
+/// processor's own cache; pages are like their neighbours.
+const PAGES_LEVEL: i32 = 1;
+const PAGES_WINDOW_LOG: u32 = 18;
+const PAGES_HASH_LOG: u32 = 15;
 /// Incompressible data is noticed on samples of this size.
 const SAMPLE: usize = 4 << 10;
 
@@ -30,24 +36,40 @@ pub enum PayloadError {
     Compress(String),
 }
 
+/// What is compressed, as far as it matters for how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Texture {
+    #[default]
+    Mixed,
+    /// Pages of a database.
+    Pages,
+}
+
 /// Compresses payloads; one for each thread, its buffers are used again.
 pub struct Compressor {
     how: Compression,
     zstd: Option<zstd::bulk::Compressor<'static>>,
+    /// For pages.
+    zstd_pages: Option<zstd::bulk::Compressor<'static>>,
     out: Vec<u8>,
 }
 
 impl Compressor {
     pub fn new(how: Compression) -> Result<Self, PayloadError> {
-        let zstd = match how {
-            Compression::Zstd => Some(zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(|e| PayloadError::Compress(e.to_string()))?),
-            _ => None,
-        };
-        Ok(Self { how, zstd, out: Vec::new() })
+        let new = |level: i32| zstd::bulk::Compressor::new(level).map_err(|e| PayloadError::Compress(e.to_string()));
+        let (mut zstd, mut zstd_pages) = (None, None);
+        if how == Compression::Zstd {
+            zstd = Some(new(ZSTD_LEVEL)?);
+            let pages = zstd_pages.insert(new(PAGES_LEVEL)?);
+            for parameter in [CParameter::WindowLog(PAGES_WINDOW_LOG), CParameter::HashLog(PAGES_HASH_LOG)] {
+                pages.set_parameter(parameter).map_err(|e| PayloadError::Compress(e.to_string()))?;
+            }
+        }
+        Ok(Self { how, zstd, zstd_pages, out: Vec::new() })
     }
 
     /// The payload of `raw`; stored as it is where compressing does not pay.
-    pub fn compress(&mut self, raw: &[u8]) -> Result<&[u8], PayloadError> {
+    pub fn compress(&mut self, raw: &[u8], texture: Texture) -> Result<&[u8], PayloadError> {
         let len = u32::try_from(raw.len()).map_err(|_| PayloadError::TooLong { claimed: raw.len() as u64, limit: u64::from(u32::MAX) })?;
         let failed = |e: std::io::Error| PayloadError::Compress(e.to_string());
         let compressible = self.how != Compression::None && self.looks_compressible(raw)?;
@@ -57,7 +79,11 @@ impl Compressor {
             out.extend_from_slice(&len.to_le_bytes());
         };
         if compressible {
-            let packed = if let Some(zstd) = &mut self.zstd {
+            let zstd = match texture {
+                Texture::Mixed => &mut self.zstd,
+                Texture::Pages => &mut self.zstd_pages,
+            };
+            let packed = if let Some(zstd) = zstd {
                 begin(&mut self.out, ZSTD);
                 self.out.resize(PREFIX + zstd::zstd_safe::compress_bound(raw.len()), 0);
                 let body = self.out.get_mut(PREFIX..).ok_or(PayloadError::Short)?;
@@ -170,8 +196,14 @@ mod tests {
         let text = b"all work and no play ".repeat(9000);
         let noise: Vec<u8> = (0..100_000u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).wrapping_mul(i) as u8).collect();
         for how in [Compression::Zstd, Compression::Gzip, Compression::None] {
-            for raw in [&text[..], &noise, b"", b"x"] {
-                let payload = Compressor::new(how).unwrap().compress(raw).unwrap().to_vec();
+            for (raw, texture) in [
+                (&text[..], Texture::Mixed),
+                (&text[..], Texture::Pages),
+                (&noise[..], Texture::Pages),
+                (b"", Texture::Mixed),
+                (b"x", Texture::Mixed),
+            ] {
+                let payload = Compressor::new(how).unwrap().compress(raw, texture).unwrap().to_vec();
                 assert!(payload.len() <= raw.len() + PREFIX);
                 assert_eq!(decompress(&payload, 1 << 20).unwrap(), raw);
                 assert!(raw.is_empty() || decompress(&payload, raw.len() - 1).is_err(), "over the limit");
@@ -180,12 +212,12 @@ mod tests {
                 }
             }
         }
-        assert!(Compressor::new(Compression::Zstd).unwrap().compress(&text).unwrap().len() < 2000);
+        assert!(Compressor::new(Compression::Zstd).unwrap().compress(&text, Texture::Mixed).unwrap().len() < 2000);
     }
 
     #[test]
     fn a_lying_length_is_an_error() {
-        let mut payload = Compressor::new(Compression::Zstd).unwrap().compress(&[7; 5000]).unwrap().to_vec();
+        let mut payload = Compressor::new(Compression::Zstd).unwrap().compress(&[7; 5000], Texture::Pages).unwrap().to_vec();
         payload[1..5].copy_from_slice(&4999u32.to_le_bytes());
         assert!(decompress(&payload, 1 << 20).is_err());
         payload[1..5].copy_from_slice(&5001u32.to_le_bytes());

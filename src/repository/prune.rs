@@ -190,11 +190,11 @@ fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel:
                 if chunk_id(&repository.chunk_key, &raw) != c.id {
                     return Err(error("it is another chunk than its name says".into()));
                 }
-                let other = |e: &dyn std::fmt::Display| RepositoryError::Other(format!("a pack could not be sealed: {e}; nothing was pruned"));
+                let other =
+                    |e: &dyn std::fmt::Display| RepositoryError::Other(format!("a pack could not be sealed: {e}; nothing was pruned"));
                 let open = match &mut builder {
                     Some(open) => open,
-                    None => builder
-                        .insert(PackBuilder::new(&repository.master, &repository.id, kind, &memory).map_err(|e| other(&e))?),
+                    None => builder.insert(PackBuilder::new(&repository.master, &repository.id, kind, &memory).map_err(|e| other(&e))?),
                 };
                 let mut place = open.reserve(c.id, payload.len(), c.len).map_err(|e| other(&e))?;
                 place.seal(&payload, &raw, &mut prover).map_err(|e| other(&e))?;

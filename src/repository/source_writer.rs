@@ -9,7 +9,8 @@ use super::entry::{ChunkId, Content, Entry, EntrySink, Extent, GATHER_BYTES, Kin
 use super::error::{RepositoryError, Result};
 use super::manifest::{ManifestSource, PageRef};
 use super::page::{BuiltPage, PageBuilder, PagedEntry, lists_of};
-use super::reader::SourceReader;
+use super::payload::Texture;
+use super::reader::{SourceReader, chunks_of};
 use super::writer::Writer;
 use crate::crypto::ObjectKind;
 
@@ -147,7 +148,7 @@ impl<'w> SourceWriter<'w> {
             self.groups.insert(entry.gid);
             let mut lists = Vec::new();
             for list in lists_of(&entry.content.segments) {
-                lists.push(self.writer.store(&list, ObjectKind::MetaPack)?);
+                lists.push(self.writer.store(&list, ObjectKind::MetaPack, Texture::Mixed)?);
             }
             if !lists.is_empty() {
                 entry.content.segments.clear();
@@ -160,7 +161,7 @@ impl<'w> SourceWriter<'w> {
     }
 
     fn store_page(&mut self, page: BuiltPage) -> Result<()> {
-        let chunk = self.writer.store(&page.bytes, ObjectKind::MetaPack)?;
+        let chunk = self.writer.store(&page.bytes, ObjectKind::MetaPack, Texture::Mixed)?;
         self.done.pages.push(PageRef { chunk: ByteArray::from(chunk.0), first_path: page.first_path });
         Ok(())
     }
@@ -168,7 +169,7 @@ impl<'w> SourceWriter<'w> {
     /// Closes the gathered chunk.
     fn cut_gathered(&mut self) -> Result<()> {
         if !self.gathered.is_empty() {
-            let id = self.writer.store(&self.gathered, ObjectKind::DataPack)?;
+            let id = self.writer.store(&self.gathered, ObjectKind::DataPack, Texture::Mixed)?;
             self.gathered.clear();
             if let Some(open) = self.known.chunks.last_mut() {
                 *open = Some(id);
@@ -248,7 +249,7 @@ impl<'w> SourceWriter<'w> {
     fn cut_large(&mut self, last: bool) -> Result<()> {
         while let Some(chunk) = self.chunker.next_chunk(last) {
             let len = chunk.len() as u32;
-            let chunk = self.writer.store(chunk, ObjectKind::DataPack)?;
+            let chunk = self.writer.store(chunk, ObjectKind::DataPack, Texture::Mixed)?;
             self.large.segments.push(Segment::Data(Extent { chunk, offset: 0, len }));
         }
         Ok(())
@@ -332,12 +333,16 @@ impl EntrySink for SourceWriter<'_> {
         Ok(self.accept(entry, None)?)
     }
 
-    fn store(&mut self, chunk: &[u8]) -> Result<ChunkId, SinkError> {
-        Ok(self.writer.store(chunk, ObjectKind::DataPack)?)
+    fn store(&mut self, chunk: &[u8], texture: Texture) -> Result<ChunkId, SinkError> {
+        Ok(self.writer.store(chunk, ObjectKind::DataPack, texture)?)
     }
 
     fn chunk_len(&mut self, id: &ChunkId) -> Result<Option<u32>, SinkError> {
         Ok(self.writer.has(id)?)
+    }
+
+    fn has_all(&mut self, segments: &[Segment]) -> Result<bool, SinkError> {
+        Ok(self.writer.has_all(&chunks_of(segments))?)
     }
 
     fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError> {

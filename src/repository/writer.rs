@@ -19,7 +19,7 @@ use super::index::{INDEX_CHUNKS, Index};
 use super::manifest::Manifest;
 use super::open::Repository;
 use super::pack::{BuiltPack, PACK_TARGET_BYTES, PackBuilder, PackMemory, Place, Prover, chunk_id};
-use super::payload::Compressor;
+use super::payload::{Compressor, Texture};
 use crate::crypto::{CryptoError, ObjectKind};
 
 /// Chunks of this run that are remembered as stored, so that the local index is not asked again.
@@ -39,6 +39,7 @@ struct Job {
     id: ChunkId,
     raw: Vec<u8>,
     kind: ObjectKind,
+    texture: Texture,
 }
 
 /// A pack that threads are filling; `closed` when nobody may reserve a place in it any more.
@@ -155,7 +156,7 @@ impl Writer {
     }
 
     /// Stores a chunk unless the repository has it; returns its id. Blocks while the queue is full.
-    pub fn store(&mut self, chunk: &[u8], kind: ObjectKind) -> Result<ChunkId> {
+    pub fn store(&mut self, chunk: &[u8], kind: ObjectKind, texture: Texture) -> Result<ChunkId> {
         if chunk.len() > MAX_CHUNK_BYTES {
             return Err(RepositoryError::Other(format!("a chunk of {} bytes is over the limit of {MAX_CHUNK_BYTES}", chunk.len())));
         }
@@ -178,7 +179,7 @@ impl Writer {
         drop(queued);
         let mut raw = lock(&self.shared.chunk_memory).take(chunk.len());
         raw.extend_from_slice(chunk);
-        let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { id, raw, kind }).is_ok());
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { id, raw, kind, texture }).is_ok());
         match sent {
             Some(true) => Ok(id),
             _ => Err(self.shared.take_error()),
@@ -198,6 +199,21 @@ impl Writer {
             self.remember(*id, len);
         }
         Ok(len)
+    }
+
+    /// Whether all these chunks are stored or about to be.
+    pub fn has_all(&mut self, ids: &[ChunkId]) -> Result<bool> {
+        let pending = lock(&self.shared.pending);
+        let unknown: Vec<ChunkId> = ids.iter().filter(|id| !self.memo.contains_key(*id) && !pending.contains_key(*id)).copied().collect();
+        drop(pending);
+        let mut all = true;
+        for (id, len) in unknown.iter().zip(self.shared.repository.local.lens(&unknown)?) {
+            match len {
+                Some(len) => self.remember(*id, len),
+                None => all = false,
+            }
+        }
+        Ok(all)
     }
 
     fn remember(&mut self, id: ChunkId, len: u32) {
@@ -341,7 +357,7 @@ impl Shared {
         let mut prover = Prover::default();
         for job in jobs {
             if !self.failed.load(Ordering::Acquire) {
-                let payload = compressor.compress(&job.raw).map_err(|e| other(&e))?;
+                let payload = compressor.compress(&job.raw, job.texture).map_err(|e| other(&e))?;
                 let (pack, mut place) = self.reserve(&job, payload.len()).map_err(|e| other(&e))?;
                 place.seal(payload, &job.raw, &mut prover).map_err(|e| {
                     RepositoryError::Other(format!("what was sealed does not open to what went in ({e}); nothing of it was stored"))

@@ -142,7 +142,9 @@ mod tests {
         let memory: Vec<u8> = (0..(5 << 20) + 8192u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         for (n, (from, len)) in
-            [(start, 4 << 20), (start, (4 << 20) + 1), (start, (3 << 20) + 4095), (start + 1, 2 << 20), (start, 100), (start, 0)].into_iter().enumerate()
+            [(start, 4 << 20), (start, (4 << 20) + 1), (start, (3 << 20) + 4095), (start + 1, 2 << 20), (start, 100), (start, 0)]
+                .into_iter()
+                .enumerate()
         {
             let (path, bytes) = (dir.path().join(n.to_string()), &memory[from..from + len]);
             write_new(&path, bytes).unwrap();

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{CWD, RenameFlags};
 
 use super::direct::{self, ReadBuffer};
-use super::{Result, Storage, StorageError, is_no_space};
+use super::{Listed, Result, Storage, StorageError, is_no_space};
 use crate::crypto;
 
 /// Where objects are written before they get their name.
@@ -70,6 +70,40 @@ pub(super) fn read(storage: &Storage, root: &Path, name: &str, offset: u64, len:
 
 pub(super) fn size(storage: &Storage, root: &Path, name: &str) -> Result<u64> {
     Ok(fs::metadata(root.join(name)).map_err(|e| absent_or(storage, "look at", name, &e))?.len())
+}
+
+/// All files below the directory `prefix`, sorted by name; what was removed meanwhile is not among them.
+pub(super) fn list(storage: &Storage, root: &Path, prefix: &str) -> Result<Vec<Listed>> {
+    let absent = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+    let mut found = Vec::new();
+    let mut todo = vec![prefix.trim_end_matches('/').to_owned()];
+    while let Some(directory) = todo.pop() {
+        let failed = |e: io::Error| storage.failed("list", &directory, e.to_string());
+        let entries = match fs::read_dir(root.join(&directory)) {
+            Ok(entries) => entries,
+            // A directory that was never made holds nothing; a root that is gone is an error.
+            Err(e) if absent(&e) => {
+                fs::metadata(root).map_err(failed)?;
+                continue;
+            }
+            Err(e) => return Err(failed(e)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            // Names that are no text are none of ours.
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let name = format!("{directory}/{name}");
+            match fs::metadata(entry.path()) {
+                Ok(meta) if meta.is_dir() => todo.push(name),
+                Ok(meta) if meta.is_file() => found.push(Listed { name, size: meta.len() }),
+                Ok(_) => {}
+                Err(e) if absent(&e) => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
 }
 
 fn absent_or(storage: &Storage, verb: &'static str, name: &str, error: &io::Error) -> StorageError {

@@ -149,6 +149,9 @@ impl Storage {
     /// All objects whose name starts with `prefix` (a directory name with its slash), sorted by name: the complete list or
     /// an error.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        if let Some(root) = &self.root {
+            return fs::list(self, root, prefix);
+        }
         let listing = async {
             let mut lister = self.operator.lister_with(prefix).recursive(true).await?;
             let mut found = Vec::new();

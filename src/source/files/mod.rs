@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::{Context, Facts, Previous, SourceError};
 use crate::config::FilesSource;
 use crate::repository::entry::path_order;
-use crate::repository::{Entry, EntrySink, Kind, Segment, Time};
+use crate::repository::{Entry, EntrySink, Kind, Time};
 
 /// Skipped special files that are named one by one.
 const MAX_NAMED_SPECIAL: u64 = 20;
@@ -285,17 +285,7 @@ impl Capture<'_> {
             && before.size == stat.st_size as u64
             && (before.mtime, before.ctime, before.inode) == (now.mtime, now.ctime, now.inode)
             && !before.changed_while_read;
-        if !same {
-            return Ok(false);
-        }
-        for segment in &before.content.segments {
-            if let Segment::Data(extent) = segment
-                && self.sink.chunk_len(&extent.chunk)?.is_none()
-            {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        Ok(same && self.sink.has_all(&before.content.segments)?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::repository::entry::path_order;
+use crate::repository::entry::{Texture, path_order};
 use crate::repository::{ChunkId, Content, Entry, EntrySink, Extent, Segment, SinkError};
 use crate::source::Previous;
 
@@ -78,7 +78,7 @@ impl EntrySink for TestSink {
         entry.size = entry.content.segments.iter().map(Segment::len).sum();
         self.push(entry)
     }
-    fn store(&mut self, chunk: &[u8]) -> Result<ChunkId, SinkError> {
+    fn store(&mut self, chunk: &[u8], _: Texture) -> Result<ChunkId, SinkError> {
         match self.add(chunk) {
             Segment::Data(x) => Ok(x.chunk),
             Segment::Hole(_) => unreachable!(),
@@ -86,6 +86,15 @@ impl EntrySink for TestSink {
     }
     fn chunk_len(&mut self, id: &ChunkId) -> Result<Option<u32>, SinkError> {
         Ok(self.chunks.get(id).map(|c| c.len() as u32))
+    }
+    fn has_all(&mut self, segments: &[Segment]) -> Result<bool, SinkError> {
+        let mut all = true;
+        for segment in segments {
+            if let Segment::Data(x) = segment {
+                all &= self.chunk_len(&x.chunk)?.is_some();
+            }
+        }
+        Ok(all)
     }
     fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError> {
         self.chunks.get(id).cloned().ok_or_else(|| SinkError::Repository("no such chunk".into()))

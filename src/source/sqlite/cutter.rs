@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::pagemap::{ContentHasher, Footer, MapReader, MapWriter, PageHash, hash_page};
 use super::previous::Cursor;
-use crate::repository::entry::{Content, GATHER_BYTES};
+use crate::repository::entry::{Content, GATHER_BYTES, Texture};
 use crate::repository::{ChunkId, EntrySink, Extent, Segment, SinkError};
 
 /// What can be used again.
@@ -144,7 +144,7 @@ impl<'a> Cutter<'a> {
         if self.chunk.is_empty() {
             return Ok(());
         }
-        let id = sink.store(&self.chunk)?;
+        let id = sink.store(&self.chunk, Texture::Pages)?;
         self.chunk.clear();
         for at in self.in_chunk.drain(..) {
             if let Some(Segment::Data(extent)) = self.segments.get_mut(at) {

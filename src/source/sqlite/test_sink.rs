@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Tuning, capture_with};
 use crate::config::{SqliteSource, Verify};
+use crate::repository::entry::Texture;
 use crate::repository::{ChunkId, Entry, EntrySink, Segment, SinkError};
 use crate::source::{Context, Facts, Previous, Report, SourceError};
 
@@ -65,7 +66,7 @@ impl EntrySink for MemorySink {
         unreachable!()
     }
 
-    fn store(&mut self, chunk: &[u8]) -> Result<ChunkId, SinkError> {
+    fn store(&mut self, chunk: &[u8], _: Texture) -> Result<ChunkId, SinkError> {
         std::thread::sleep(self.slow);
         self.stored_bytes += chunk.len() as u64;
         let id = ChunkId(*blake3::hash(chunk).as_bytes());
@@ -80,6 +81,15 @@ impl EntrySink for MemorySink {
         Ok(self.lens.get(id).copied())
     }
 
+    fn has_all(&mut self, segments: &[Segment]) -> Result<bool, SinkError> {
+        let mut all = true;
+        for segment in segments {
+            if let Segment::Data(x) = segment {
+                all &= self.chunk_len(&x.chunk)?.is_some();
+            }
+        }
+        Ok(all)
+    }
     fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError> {
         self.fetches += 1;
         self.chunks.get(id).cloned().ok_or_else(|| SinkError::Repository(format!("no chunk {id}")))
