@@ -16,7 +16,12 @@ apt() { DEBIAN_FRONTEND=noninteractive apt-get "$@"; }
 attempt() { # attempt NAME COMMAND… : runs it, its output in a log; a failure is told and not fatal
     name=$1; shift
     note "installing $name"
-    "$@" >"$peers/log/$name" 2>&1 || note "$name could not be installed; see bench/.peers/log/$name"
+    # Not "… || note": that would have the shell go on after a failure within.
+    set +e
+    (set -e; "$@") >"$peers/log/$name" 2>&1
+    code=$?
+    set -e
+    [ "$code" = 0 ] || note "$name could not be installed; see bench/.peers/log/$name"
 }
 
 packages=
@@ -37,7 +42,6 @@ fi
 # restic: this release of Debian holds it years back. The newest one is a static program, so the package of unstable is
 # unpacked beside us, from the mirror that apt uses already; its list goes into a directory of ours.
 newest_restic() {
-    set -e
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' 'Origin: Debian' | head -1)
     [ -n "$mirror" ] || return 1
     state=$(mktemp -d)
@@ -58,14 +62,46 @@ newest_restic() {
 
 # borg, each in an environment of its own.
 borg() { # borg DIRECTORY COMMAND REQUIREMENT
-    set -e
     python3 -m venv "$peers/$1"
     "$peers/$1/bin/pip" install --quiet --disable-pip-version-check "$3"
     ln -sf "$peers/$1/bin/$2" "$peers/bin/$2"
     "$peers/bin/$2" --version
 }
 [ -x "$peers/bin/borg" ] || attempt borg14 borg borg14 borg 'borgbackup<2'
+
+# borg 2 wants an OpenSSL newer than Debian 12 has: where it cannot be built here, it is built in a newer Debian beside us and
+# run there by chroot, with BENCH_DIRS (the directories of data and work, set by run.sh) bound to the same paths.
+borg2_in_newer_debian() {
+    have debootstrap || apt install -y -q --no-install-recommends debootstrap
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' 'Origin: Debian' | head -1)
+    root=$peers/trixie
+    if [ ! -e "$root/.whole" ]; then
+        rm -rf "$root"
+        debootstrap --variant=minbase \
+            --include=python3,python3-venv,python3-dev,gcc,libc6-dev,pkg-config,libssl-dev,libacl1-dev,liblz4-dev,libxxhash-dev,libzstd-dev,ca-certificates \
+            trixie "$root" "$mirror"
+        touch "$root/.whole"
+    fi
+    cp /etc/resolv.conf "$root/etc/resolv.conf"
+    # Where this machine trusts authorities of its own, so must pip in there.
+    cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+    for file in /etc/pip.conf "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf"; do [ ! -e "$file" ] || cp "$file" "$root/etc/pip.conf"; done
+    chroot "$root" sh -ec "python3 -m venv /opt/borg2 && /opt/borg2/bin/pip install --quiet --disable-pip-version-check 'borgbackup>=2.0.0b14'"
+    cat >"$peers/bin/borg2" <<'WRAPPER'
+#!/bin/sh
+exec unshare --mount sh -c '
+    root=$1; shift
+    for directory in $BENCH_DIRS; do mkdir -p "$root$directory"; mount --bind "$directory" "$root$directory"; done
+    mount --bind /proc "$root/proc"; mount --bind /dev "$root/dev"
+    here=$PWD; [ -d "$root$here" ] || here=/
+    exec chroot "$root" /bin/sh -c "cd \"\$0\" && exec /opt/borg2/bin/borg \"\$@\"" "$here" "$@"
+' sh "$(dirname "$(readlink -f "$0")")/../trixie" "$@"
+WRAPPER
+    chmod 755 "$peers/bin/borg2"
+    "$peers/bin/borg2" --version
+}
 [ -x "$peers/bin/borg2" ] || attempt borg2 borg borg2 borg2 'borgbackup>=2.0.0b14'
+[ -x "$peers/bin/borg2" ] || { rm -f "$peers/bin/borg2"; attempt borg2-in-newer-debian borg2_in_newer_debian; }
 
 crate() { cargo install --quiet --locked --root "$peers" "$@"; }
 [ -x "$peers/bin/bupstash" ] || attempt bupstash crate bupstash

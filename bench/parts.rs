@@ -70,7 +70,7 @@ fn chunking(c: &mut Criterion) {
         });
     });
     group.bench_function("name a chunk (keyed BLAKE3)", |b| {
-        b.iter(|| data.chunks(MIB).for_each(|chunk| drop(black_box(chunk_id(&[2; 32], chunk)))))
+        b.iter(|| data.chunks(MIB).map(|chunk| usize::from(black_box(chunk_id(&[2; 32], chunk)).0[0])).sum::<usize>())
     });
     group.finish();
 }
