@@ -12,14 +12,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use data_encoding::BASE64;
 use keepd_protocol::model::EntryKind;
-use keepd_protocol::restore::{DATA_PREFIX, EntryHeader, Frame, FrameReader, Summary};
+use keepd_protocol::restore::{EntryHeader, Frame, FrameReader, Summary};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use crate::long_file::LongFile;
+use crate::long_file::{Block, LONG_BYTES, LongFile};
 use crate::render::escape;
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
@@ -27,6 +27,10 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLI
 const MAX_WARNINGS: usize = 20;
 /// Frames that wait for a writing thread (each at most 1 MiB and a bit).
 const QUEUE: usize = 16;
+/// Blocks of long files' contents, 4 MiB each: what is read ahead of the disk.
+const BLOCKS: u64 = 8;
+/// A piece of a long file that follows nothing and is shorter is not worth a block.
+const SHORT_BYTES: usize = 64 << 10;
 
 pub struct Options {
     pub overwrite: bool,
@@ -66,13 +70,27 @@ struct Shared {
     error: Mutex<Option<String>>,
     stop: AtomicBool,
     bytes: AtomicU64,
+    /// Blocks that were written, for the next contents.
+    blocks: (Sender<Block>, Receiver<Block>),
+    blocks_made: AtomicU64,
 }
 
 enum Work {
     Whole(Box<EntryHeader>, Vec<u8>, Vec<u8>),
     Begin(Box<EntryHeader>, Vec<u8>),
-    Data { entry: u64, offset: u64, payload: Vec<u8> },
-    End { entry: u64 },
+    Data {
+        entry: u64,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    /// More of it, in memory that goes back to the pool.
+    Block {
+        entry: u64,
+        block: Block,
+    },
+    End {
+        entry: u64,
+    },
 }
 
 /// Reads the stream and writes it beneath `to`.
@@ -92,6 +110,8 @@ pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u6
         error: Mutex::default(),
         stop: AtomicBool::new(false),
         bytes: AtomicU64::new(0),
+        blocks: unbounded(),
+        blocks_made: AtomicU64::new(0),
     });
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
     let mut late = Late::default();
@@ -147,6 +167,7 @@ fn read_all(
     progress: &dyn Fn(u64, u64),
 ) -> Result<(Summary, u64)> {
     let mut frames = FrameReader::new(io::BufReader::with_capacity(64 << 10, input));
+    let mut long: HashMap<u64, Gathered> = HashMap::new();
     let mut entries = 0u64;
     let mut tops: Vec<Vec<u8>> = Vec::new();
     let stopped = || RestoreError("the writing was stopped".into());
@@ -155,7 +176,7 @@ fn read_all(
         queues.get(at).filter(|_| !shared.stop.load(Ordering::Acquire)).and_then(|q| q.send(work).ok()).ok_or_else(stopped)
     };
     loop {
-        let frame = frames.next_frame().map_err(|e| format!("what came from keepd is cut off or damaged: {e}"))?;
+        let frame = frames.next_frame().map_err(damaged)?;
         match frame {
             None => return Err(RestoreError("the stream from keepd ended before its end; what was written so far is not whole".into())),
             Some(Frame::Error(text)) => return Err(RestoreError(text)),
@@ -175,13 +196,90 @@ fn read_all(
                     }
                     EntryKind::Symlink | EntryKind::Hardlink => late.links.push((*header, path)),
                     EntryKind::File if header.inline => hand(header.index, Work::Whole(header, path, contents))?,
-                    EntryKind::File => hand(header.index, Work::Begin(header, path))?,
+                    EntryKind::File => {
+                        if header.size >= LONG_BYTES {
+                            long.insert(header.index, Gathered::default());
+                        }
+                        hand(header.index, Work::Begin(header, path))?;
+                    }
                 }
             }
-            Some(Frame::Data { entry, offset, payload }) => hand(entry, Work::Data { entry, offset, payload })?,
-            Some(Frame::End { entry }) => hand(entry, Work::End { entry })?,
+            Some(Frame::Data { entry, offset, len }) => match long.get_mut(&entry) {
+                Some(gathered) => gathered.take(&mut frames, offset, len, shared, &mut |work| hand(entry, work), entry)?,
+                None => {
+                    let mut bytes = vec![0; len];
+                    frames.data(&mut bytes).map_err(damaged)?;
+                    hand(entry, Work::Data { entry, offset, bytes })?;
+                }
+            },
+            Some(Frame::End { entry }) => {
+                if let Some(block) = long.remove(&entry).and_then(|gathered| gathered.block) {
+                    hand(entry, Work::Block { entry, block })?;
+                }
+                hand(entry, Work::End { entry })?;
+            }
         }
         progress(entries, shared.bytes.load(Ordering::Relaxed));
+    }
+}
+
+fn damaged(e: io::Error) -> RestoreError {
+    RestoreError(format!("what came from keepd is cut off or damaged: {e}"))
+}
+
+/// What came of a long file and was not handed on yet.
+#[derive(Default)]
+struct Gathered {
+    block: Option<Block>,
+    /// Where the piece that came last ended.
+    end: u64,
+}
+
+impl Gathered {
+    /// Takes one frame's contents. Those that follow one another are gathered; a short piece elsewhere is handed on by itself.
+    fn take(
+        &mut self,
+        frames: &mut FrameReader<impl Read>,
+        mut offset: u64,
+        mut len: usize,
+        shared: &Shared,
+        hand: &mut dyn FnMut(Work) -> Result<()>,
+        entry: u64,
+    ) -> Result<()> {
+        if offset != self.end {
+            if let Some(block) = self.block.take() {
+                hand(Work::Block { entry, block })?;
+            }
+            self.end = offset.saturating_add(len as u64);
+            if len < SHORT_BYTES {
+                let mut bytes = vec![0; len];
+                frames.data(&mut bytes).map_err(damaged)?;
+                return hand(Work::Data { entry, offset, bytes });
+            }
+        }
+        self.end = offset.saturating_add(len as u64);
+        while len > 0 {
+            let block = match &mut self.block {
+                Some(block) => block,
+                None => {
+                    let block = self.block.insert(shared.block()?);
+                    block.begin(offset);
+                    block
+                }
+            };
+            let room = block.room();
+            let now = len.min(room.len());
+            frames.data(room.get_mut(..now).unwrap_or_default()).map_err(damaged)?;
+            block.filled(now);
+            offset = offset.saturating_add(now as u64);
+            len -= now;
+            if block.room().is_empty()
+                && let Some(block) = self.block.take()
+            {
+                hand(Work::Block { entry, block })?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -206,6 +304,10 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 
 fn shown(path: &[u8]) -> String {
     escape(&String::from_utf8_lossy(path))
+}
+
+fn announced(open: &mut HashMap<u64, Open>, entry: u64) -> Result<&mut Open> {
+    open.get_mut(&entry).ok_or_else(|| RestoreError("contents came for a file that was not announced".into()))
 }
 
 /// A file being written.
@@ -309,14 +411,17 @@ impl Shared {
             }
             Work::Begin(header, path) => {
                 let index = header.index;
-                let mut file = self.create(header, path, parent)?;
+                let file = self.create(header, path, parent)?;
                 file.file.set_len(file.header.size).map_err(|e| format!("cannot write {}: {e}", shown(&file.path)))?;
                 open.insert(index, file);
                 Ok(())
             }
-            Work::Data { entry, offset, payload } => {
-                let file = open.get_mut(&entry).ok_or_else(|| RestoreError("contents came for a file that was not announced".into()))?;
-                self.put(file, offset, payload.get(DATA_PREFIX..).unwrap_or_default())
+            Work::Data { entry, offset, bytes } => self.put(announced(open, entry)?, offset, &bytes),
+            Work::Block { entry, block } => {
+                let put = announced(open, entry).and_then(|file| self.put(file, block.offset(), block.bytes()));
+                // The reading thread waits for it; nobody does when it is gone.
+                let _ = self.blocks.0.send(block);
+                put
             }
             Work::End { entry } => {
                 let file = open.remove(&entry).ok_or_else(|| RestoreError("a file ended that was not announced".into()))?;
@@ -326,6 +431,20 @@ impl Shared {
                     return Err(text.into());
                 }
                 self.close(file, parent)
+            }
+        }
+    }
+
+    /// Memory for the next contents: made anew up to a limit, then what the writing threads give back.
+    fn block(&self) -> Result<Block> {
+        if self.blocks_made.fetch_add(1, Ordering::Relaxed) < BLOCKS {
+            return Ok(Block::new());
+        }
+        loop {
+            match self.blocks.1.recv_timeout(std::time::Duration::from_millis(100)) {
+                Ok(block) => return Ok(block),
+                Err(_) if self.stop.load(Ordering::Acquire) => return Err(RestoreError("the writing was stopped".into())),
+                Err(_) => {}
             }
         }
     }
@@ -369,7 +488,7 @@ impl Shared {
     }
 
     fn close(&self, open: Open, kept: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<()> {
-        let file = open.file.finish().map_err(|e| format!("cannot write {}: {e}", shown(&open.path)))?;
+        let file = open.file.finish();
         self.describe(&file, &open.header, &open.path);
         if let Some(temporary) = &open.temporary {
             let parent = self.parent(&open.path, kept)?;

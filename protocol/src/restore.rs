@@ -71,11 +71,11 @@ pub struct Summary {
 pub enum Frame {
     /// The header and, where `inline`, the contents.
     Entry(Box<EntryHeader>, Vec<u8>),
-    /// Contents at an offset; the payload's first [`DATA_PREFIX`] bytes are the frame's own (not copied away).
+    /// Contents at an offset; its `len` bytes are to be taken with [`FrameReader::data`] before the next frame.
     Data {
         entry: u64,
         offset: u64,
-        payload: Vec<u8>,
+        len: usize,
     },
     End {
         entry: u64,
@@ -85,7 +85,7 @@ pub enum Frame {
 }
 
 /// Length of what stands before the bytes in a `Data` payload.
-pub const DATA_PREFIX: usize = 16;
+const DATA_PREFIX: usize = 16;
 
 /// Writes frames. The caller brings the buffering.
 pub struct FrameWriter<W> {
@@ -156,16 +156,21 @@ impl<W: Write> FrameWriter<W> {
 /// Reads frames; bounded by [`MAX_FRAME_BYTES`] each.
 pub struct FrameReader<R> {
     input: R,
+    /// Contents of the last `Data` frame that were not taken yet.
+    untaken: usize,
 }
 
 impl<R: Read> FrameReader<R> {
     pub fn new(input: R) -> Self {
-        Self { input }
+        Self { input, untaken: 0 }
     }
 
     /// The next frame, or None at the end of the stream between two frames (whether `Finish` came before is the
     /// caller's to check).
     pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
+        if self.untaken > 0 {
+            return Err(bad(format!("{} bytes of contents were not taken", self.untaken)));
+        }
         let mut head = [0u8; 5];
         match self.input.read(&mut head[..1])? {
             0 => return Ok(None),
@@ -174,6 +179,14 @@ impl<R: Read> FrameReader<R> {
         let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
         if len > MAX_FRAME_BYTES {
             return Err(bad(format!("a frame of {len} bytes is over the limit of {MAX_FRAME_BYTES}")));
+        }
+        if head[0] == DATA {
+            let mut prefix = [0u8; DATA_PREFIX];
+            self.untaken = len.checked_sub(DATA_PREFIX).ok_or_else(|| bad("a frame is too short".into()))?;
+            self.input.read_exact(&mut prefix)?;
+            let (entry, offset) = prefix.split_at(8);
+            let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+            return Ok(Some(Frame::Data { entry: number(entry), offset: number(offset), len: self.untaken }));
         }
         let mut payload = Vec::with_capacity(len);
         (&mut self.input).take(len as u64).read_to_end(&mut payload)?;
@@ -193,12 +206,19 @@ impl<R: Read> FrameReader<R> {
                 payload.drain(..4 + n);
                 Frame::Entry(Box::new(header), payload)
             }
-            DATA => Frame::Data { entry: number(0)?, offset: number(8)?, payload },
             END => Frame::End { entry: number(0)? },
             ERROR => Frame::Error(String::from_utf8_lossy(&payload).into_owned()),
             FINISH => Frame::Finish(serde_json::from_slice(&payload)?),
             tag => return Err(bad(format!("frame tag {tag} is unknown"))),
         }))
+    }
+}
+
+impl<R: Read> FrameReader<R> {
+    /// Fills `into` with the next contents of the `Data` frame that came last; no more than are left of it.
+    pub fn data(&mut self, into: &mut [u8]) -> io::Result<()> {
+        self.untaken = self.untaken.checked_sub(into.len()).ok_or_else(|| bad("more contents were wanted than came".into()))?;
+        self.input.read_exact(into)
     }
 }
 
@@ -224,16 +244,31 @@ mod tests {
         let bytes = w.finish(&Summary { entries: 2, bytes: 6 }).unwrap();
         let mut r = FrameReader::new(&bytes[..]);
         assert_eq!(r.next_frame().unwrap().unwrap(), Frame::Entry(Box::new(header), b"hello".to_vec()));
-        let Frame::Data { entry: 4, offset: 7, payload } = r.next_frame().unwrap().unwrap() else { panic!("data expected") };
-        assert_eq!(payload.len(), DATA_PREFIX + (1 << 20));
-        let Frame::Data { offset, .. } = r.next_frame().unwrap().unwrap() else { panic!("data expected") };
-        assert_eq!(offset, 7 + (1 << 20));
+        assert_eq!(r.next_frame().unwrap().unwrap(), Frame::Data { entry: 4, offset: 7, len: 1 << 20 });
+        let mut data = vec![0u8; 1 << 20];
+        r.data(&mut data[..5]).unwrap();
+        assert!(r.data(&mut vec![0u8; 1 << 20]).is_err(), "more than the frame holds");
+        let mut r = FrameReader::new(&bytes[..]);
+        r.next_frame().unwrap();
+        r.next_frame().unwrap();
+        r.data(&mut data[..5]).unwrap();
+        r.data(&mut data[5..]).unwrap();
+        assert!(data.iter().all(|b| *b == 9));
+        assert_eq!(r.next_frame().unwrap().unwrap(), Frame::Data { entry: 4, offset: 7 + (1 << 20), len: 3 });
+        assert!(r.next_frame().is_err(), "contents that nobody took");
+        r = FrameReader::new(&bytes[..]);
+        r.next_frame().unwrap();
+        for len in [1 << 20, 3] {
+            r.next_frame().unwrap();
+            r.data(&mut data[..len]).unwrap();
+        }
         assert_eq!(r.next_frame().unwrap().unwrap(), Frame::End { entry: 4 });
         assert_eq!(r.next_frame().unwrap().unwrap(), Frame::Finish(Summary { entries: 2, bytes: 6 }));
         assert!(r.next_frame().unwrap().is_none());
         let mut cut = FrameReader::new(&bytes[..bytes.len() - 1]);
         let error = loop {
             match cut.next_frame() {
+                Ok(Some(Frame::Data { len, .. })) => cut.data(&mut data[..len]).unwrap(),
                 Ok(Some(_)) => continue,
                 Ok(None) => panic!("a cut stream ended like a whole one"),
                 Err(e) => break e,
