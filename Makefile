@@ -1,6 +1,7 @@
 # make demo      see keepd work, in a directory of its own
 # make test      install what is missing, then every format check, lint and test
 # make build     the release binaries
+# make bench     keepd beside the other programs of the field (hours; see bench/run.sh), make bench-parts: its parts alone
 # make install   PREFIX=/usr/local DESTDIR= ; builds only what is not built yet, so that root need not have cargo
 # make uninstall takes away what install put there, but neither configuration nor state
 # make clean
@@ -23,7 +24,7 @@ FILL  = @sed -e 's|@BINDIR@|$(BINDIR)|g' -e 's|@DOCDIR@|$(DOCDIR)|g'
 # systemd of the machine installed on, and whether that is this one, running.
 HERE  = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
-.PHONY: build demo test tools install uninstall clean
+.PHONY: build demo test bench bench-parts tools install uninstall clean
 
 build:
 	$(CARGO) build --release --workspace --bins
@@ -33,6 +34,12 @@ demo: tools-demo build
 
 test: tools
 	sh tests/all.sh
+
+bench:
+	sh bench/run.sh
+
+bench-parts:
+	$(CARGO) bench --bench parts
 
 .PHONY: tools-demo
 tools:
@@ -91,4 +98,4 @@ uninstall:
 
 clean:
 	$(CARGO) clean
-	rm -rf .venv
+	rm -rf .venv bench/.peers bench/.work

@@ -93,10 +93,10 @@ class Keepd:
 
 # ---------------------------------------------------------------- the writer of a live database
 
-def write_without_pause(path, stop, pipe):
+def write_without_pause(path, synchronous, stop, pipe):
     db = sqlite3.connect(path, isolation_level=None, timeout=30)
     db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA synchronous = " + synchronous)
     db.execute("CREATE TABLE IF NOT EXISTS live(id INTEGER PRIMARY KEY, at REAL, text TEXT)")
     seen = []
     while not stop.is_set():
@@ -108,33 +108,34 @@ def write_without_pause(path, stop, pipe):
 
 
 def writer(work):
-    path = work + "/live/app.db"
-    shutil.rmtree(work + "/live", ignore_errors=True)
-    os.makedirs(work + "/live")
     source = database(work, 1.0)
-    shutil.copy(source, path)
-    keepd = Keepd(work + "/behaviour", "sqlite", path)
-    stop, (mine, theirs) = multiprocessing.Event(), multiprocessing.Pipe(False)
-    process = multiprocessing.Process(target=write_without_pause, args=(path, stop, theirs))
-    try:
-        subprocess.run(["sync"])
-        process.start()
-        time.sleep(6)
-        begin = time.perf_counter()
-        took = keepd.timed("-q", "backup", "bench")
-        end = time.perf_counter()
-        time.sleep(1)
-        stop.set()
-        seen = mine.recv()
-        process.join()
-    finally:
-        keepd.stop()
-    print("\n**A writer without pause on the live database of w1** (capture %.1f s)\n" % took)
-    print("| | transactions | p50 ms | p99 ms | p99.9 ms | longest ms |\n|---|---|---|---|---|---|")
-    for name, span in (("alone", (begin - 5, begin)), ("during the capture", (begin, end))):
-        v = sorted(d * 1e3 for t, d in seen if span[0] <= t < span[1])
-        at = lambda q: v[min(len(v) - 1, int(len(v) * q))]
-        print("| %s | %d | %.3f | %.3f | %.3f | %.1f |" % (name, len(v), at(.5), at(.99), at(.999), v[-1]))
+    path = work + "/live/app.db"
+    print("\n**A writer without pause on the live database of w1**\n")
+    print("| synchronous | | transactions a second | p50 ms | p99 ms | p99.9 ms | longest ms |\n|---|---|---|---|---|---|---|")
+    for synchronous in ("FULL", "NORMAL"):
+        shutil.rmtree(work + "/live", ignore_errors=True)
+        os.makedirs(work + "/live")
+        shutil.copy(source, path)
+        keepd = Keepd(work + "/behaviour", "sqlite", path)
+        stop, (mine, theirs) = multiprocessing.Event(), multiprocessing.Pipe(False)
+        process = multiprocessing.Process(target=write_without_pause, args=(path, synchronous, stop, theirs))
+        try:
+            subprocess.run(["sync"])
+            process.start()
+            time.sleep(6)
+            begin = time.perf_counter()
+            keepd.ctl("-q", "backup", "bench")
+            end = time.perf_counter()
+            time.sleep(1)
+            stop.set()
+            seen = mine.recv()
+            process.join()
+        finally:
+            keepd.stop()
+        for name, span in (("alone", (begin - 5, begin)), ("during a capture of %.1f s" % (end - begin), (begin, end))):
+            v = sorted(d * 1e3 for t, d in seen if span[0] <= t < span[1])
+            at = lambda q: v[min(len(v) - 1, int(len(v) * q))]
+            print("| %s | %s | %.0f | %.3f | %.3f | %.3f | %.1f |" % (synchronous, name, len(v) / (span[1] - span[0]), at(.5), at(.99), at(.999), v[-1]))
     shutil.rmtree(work + "/live")
 
 
@@ -209,11 +210,12 @@ def increments(work, rounds=100, scale=.1):
 # ---------------------------------------------------------------- many backups, idle
 
 def wakeups(pid):
-    total = 0
+    """Voluntary switches by thread: threads of the last run that end meanwhile must not count."""
+    seen = {}
     for task in os.listdir("/proc/%d/task" % pid):
         with open("/proc/%d/task/%s/status" % (pid, task)) as f:
-            total += sum(int(x.split()[1]) for x in f if x.startswith("voluntary_ctxt"))
-    return total
+            seen[task] = sum(int(x.split()[1]) for x in f if x.startswith("voluntary_ctxt"))
+    return seen
 
 
 def resident(pid):
@@ -249,10 +251,10 @@ def history(work):
             if len(starts) < 5:
                 keepd.stop()
         status = [keepd.timed("status") for _ in range(9)]
-        time.sleep(5)
+        time.sleep(15)
         before, t = wakeups(keepd.process.pid), time.time()
         time.sleep(60)
-        woken = (wakeups(keepd.process.pid) - before) / (time.time() - t)
+        woken = sum(n - before.get(task, 0) for task, n in wakeups(keepd.process.pid).items()) / (time.time() - t)
         print("\n**With %d backups known**\n\n| | |\n|---|---|" % done)
         print("| start to READY, ms (median of 5) | %.0f |" % (statistics.median(starts) * 1e3))
         print("| `keepctl status`, ms (median of 9) | %.0f |" % (statistics.median(status) * 1e3))

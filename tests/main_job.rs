@@ -47,6 +47,49 @@ fn a_live_database_and_a_directory_come_back() {
     assert!(keepd.ok(&["check", "local", "--read-data"]).contains("no damage found: 3 backups"));
 }
 
+/// A long file is sent from its start to its end where the chunks of all its generations fit in memory, and in the order of its
+/// chunks where they do not; both give the same bytes. The same with holes, and with lengths that are no whole blocks.
+#[test]
+fn long_files_of_many_generations_come_back_byte_for_byte() {
+    let mut keepd = Keepd::prepared();
+    let db = make_database(&keepd.path("shop.db"), 10);
+    db.execute_batch("PRAGMA wal_autocheckpoint = 0; CREATE TABLE part (id INTEGER PRIMARY KEY, data BLOB); BEGIN").unwrap();
+    for id in 0..5000 {
+        db.execute("INSERT INTO part VALUES (?1, ?2)", rusqlite::params![id, noise(3900, id as u64 + 1)]).unwrap();
+    }
+    db.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    fs::write(keepd.path("files/odd"), noise((9 << 20) + 777, 3)).unwrap();
+    fs::write(keepd.path("files/blocks"), noise(8 << 20, 4)).unwrap();
+    let sparse = fs::File::create(keepd.path("files/sparse")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, &noise(6 << 20, 5), 12_345).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"the end", 40 << 20).unwrap();
+    drop(sparse);
+    keepd.start();
+    keepd.ok(&["backup", "shop"]);
+    let generations = 12;
+    for generation in 0..generations {
+        db.execute_batch("BEGIN").unwrap();
+        for id in (generation..5000).step_by(generations as usize + 1) {
+            db.execute("UPDATE part SET data = ?2 WHERE id = ?1", rusqlite::params![id, noise(3900, (id + 7777) as u64)]).unwrap();
+        }
+        db.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        keepd.ok(&["backup", "shop"]);
+    }
+    let database = fs::read(keepd.path("shop.db")).unwrap();
+    for memory in ["64MiB", "2GiB"] {
+        keepd.stop();
+        let text = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
+        fs::write(keepd.path("keepd.toml"), text.replacen("[daemon]\n", &format!("[daemon]\nmemory = \"{memory}\"\n"), 1)).unwrap();
+        keepd.start();
+        fs::write(keepd.path("keepd.toml"), text).unwrap();
+        let out = keepd.restored("latest");
+        assert!(fs::read(out.join("db/shop.db")).unwrap() == database, "with {memory}");
+        assert_same(&keepd.path("files"), &out.join("files"));
+        use std::os::unix::fs::MetadataExt;
+        assert!(fs::metadata(out.join("files/sparse")).unwrap().blocks() * 512 < 10 << 20, "holes stay holes");
+    }
+}
+
 #[test]
 fn every_command_answers() {
     let keepd = Keepd::started();

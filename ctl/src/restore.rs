@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use data_encoding::BASE64;
@@ -25,8 +25,13 @@ use crate::render::escape;
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 /// Warnings told one by one.
 const MAX_WARNINGS: usize = 20;
-/// Frames that wait for a writing thread (each at most 1 MiB and a bit).
-const QUEUE: usize = 16;
+/// Frames that wait for one writing thread, and the bytes that wait for all of them (blocks are counted by themselves).
+const QUEUE: usize = 1024;
+const QUEUE_BYTES: usize = 32 << 20;
+/// After so many bytes what was written is sent on to the disk.
+const FLUSH_BYTES: u64 = 128 << 20;
+/// Files that one thread writes in a row.
+const ROW: usize = 64;
 /// Blocks of long files' contents, 4 MiB each: what is read ahead of the disk.
 const BLOCKS: u64 = 8;
 /// A piece of a long file that follows nothing and is shorter is not worth a block.
@@ -69,7 +74,12 @@ struct Shared {
     warnings: Mutex<(Vec<String>, u64)>,
     error: Mutex<Option<String>>,
     stop: AtomicBool,
+    /// The writing threads are done.
+    written: AtomicBool,
     bytes: AtomicU64,
+    /// Bytes that wait to be written; a thread that stops goes on taking them, so that nobody waits for ever.
+    waiting: Mutex<usize>,
+    room: Condvar,
     /// Blocks that were written, for the next contents.
     blocks: (Sender<Block>, Receiver<Block>),
     blocks_made: AtomicU64,
@@ -93,6 +103,17 @@ enum Work {
     },
 }
 
+impl Work {
+    /// What it holds of the memory that [`QUEUE_BYTES`] bounds.
+    fn bytes(&self) -> usize {
+        match self {
+            Work::Whole(_, path, contents) => path.len() + contents.len(),
+            Work::Data { bytes, .. } => bytes.len(),
+            Work::Begin(..) | Work::Block { .. } | Work::End { .. } => 0,
+        }
+    }
+}
+
 /// Reads the stream and writes it beneath `to`.
 pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u64, u64)) -> Result<Outcome> {
     match std::fs::create_dir(to) {
@@ -109,7 +130,10 @@ pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u6
         warnings: Mutex::default(),
         error: Mutex::default(),
         stop: AtomicBool::new(false),
+        written: AtomicBool::new(false),
         bytes: AtomicU64::new(0),
+        waiting: Mutex::default(),
+        room: Condvar::new(),
         blocks: unbounded(),
         blocks_made: AtomicU64::new(0),
     });
@@ -117,17 +141,26 @@ pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u6
     let mut late = Late::default();
     let summary = std::thread::scope(|scope| {
         let mut queues: Vec<Sender<Work>> = Vec::new();
+        let mut workers = Vec::new();
         for _ in 0..threads {
             let (sender, receiver) = bounded(QUEUE);
             let shared = shared.clone();
-            scope.spawn(move || shared.work(&receiver));
+            workers.push(scope.spawn(move || shared.work(&receiver)));
             queues.push(sender);
         }
+        let flusher = scope.spawn(|| shared.flush_along(to));
         let read = read_all(input, &shared, &queues, &mut late, progress);
         if read.is_err() {
             shared.stop.store(true, Ordering::Release);
         }
         drop(queues);
+        for worker in workers {
+            if worker.join().is_err() {
+                shared.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| "a writing thread panicked".into());
+            }
+        }
+        shared.written.store(true, Ordering::Release);
+        flusher.thread().unpark();
         read
     });
     if let Some(error) = shared.error.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -171,10 +204,14 @@ fn read_all(
     let mut entries = 0u64;
     let mut tops: Vec<Vec<u8>> = Vec::new();
     let stopped = || RestoreError("the writing was stopped".into());
-    let hand = |entry: u64, work: Work| {
-        let at = (entry % queues.len().max(1) as u64) as usize;
-        queues.get(at).filter(|_| !shared.stop.load(Ordering::Acquire)).and_then(|q| q.send(work).ok()).ok_or_else(stopped)
+    let hand = |lane: usize, work: Work| {
+        shared.wait_for_room(work.bytes());
+        queues.get(lane).filter(|_| !shared.stop.load(Ordering::Acquire)).and_then(|q| q.send(work).ok()).ok_or_else(stopped)
     };
+    // The files of one directory go to one thread, for two that make files in the same one wait for each other in the kernel; but
+    // not too many in a row, for all the others would wait for that thread.
+    let (mut lane, mut in_a_row, mut lane_of) = (0, 0, HashMap::new());
+    let emptiest = || queues.iter().enumerate().min_by_key(|(_, q)| q.len()).map_or(0, |(at, _)| at);
     loop {
         let frame = frames.next_frame().map_err(damaged)?;
         match frame {
@@ -189,34 +226,46 @@ fn read_all(
                     shared.may_write(top)?;
                     tops.push(top.to_vec());
                 }
+                if header.kind == EntryKind::File {
+                    in_a_row += 1;
+                    if in_a_row > ROW {
+                        (lane, in_a_row) = (emptiest(), 0);
+                    }
+                }
                 match header.kind {
                     EntryKind::Directory => {
+                        in_a_row = ROW;
                         shared.directory(&path)?;
                         late.directories.push((*header, path));
                     }
                     EntryKind::Symlink | EntryKind::Hardlink => late.links.push((*header, path)),
-                    EntryKind::File if header.inline => hand(header.index, Work::Whole(header, path, contents))?,
+                    EntryKind::File if header.inline => hand(lane, Work::Whole(header, path, contents))?,
                     EntryKind::File => {
                         if header.size >= LONG_BYTES {
                             long.insert(header.index, Gathered::default());
                         }
-                        hand(header.index, Work::Begin(header, path))?;
+                        lane_of.insert(header.index, lane);
+                        hand(lane, Work::Begin(header, path))?;
                     }
                 }
             }
-            Some(Frame::Data { entry, offset, len }) => match long.get_mut(&entry) {
-                Some(gathered) => gathered.take(&mut frames, offset, len, shared, &mut |work| hand(entry, work), entry)?,
-                None => {
-                    let mut bytes = vec![0; len];
-                    frames.data(&mut bytes).map_err(damaged)?;
-                    hand(entry, Work::Data { entry, offset, bytes })?;
+            Some(Frame::Data { entry, offset, len }) => {
+                let lane = lane_of.get(&entry).copied().ok_or_else(unannounced)?;
+                match long.get_mut(&entry) {
+                    Some(gathered) => gathered.take(&mut frames, offset, len, shared, &mut |work| hand(lane, work), entry)?,
+                    None => {
+                        let mut bytes = vec![0; len];
+                        frames.data(&mut bytes).map_err(damaged)?;
+                        hand(lane, Work::Data { entry, offset, bytes })?;
+                    }
                 }
-            },
+            }
             Some(Frame::End { entry }) => {
+                let lane = lane_of.remove(&entry).ok_or_else(unannounced)?;
                 if let Some(block) = long.remove(&entry).and_then(|gathered| gathered.block) {
-                    hand(entry, Work::Block { entry, block })?;
+                    hand(lane, Work::Block { entry, block })?;
                 }
-                hand(entry, Work::End { entry })?;
+                hand(lane, Work::End { entry })?;
             }
         }
         progress(entries, shared.bytes.load(Ordering::Relaxed));
@@ -307,7 +356,11 @@ fn shown(path: &[u8]) -> String {
 }
 
 fn announced(open: &mut HashMap<u64, Open>, entry: u64) -> Result<&mut Open> {
-    open.get_mut(&entry).ok_or_else(|| RestoreError("contents came for a file that was not announced".into()))
+    open.get_mut(&entry).ok_or_else(unannounced)
+}
+
+fn unannounced() -> RestoreError {
+    RestoreError("contents came for a file that was not announced".into())
 }
 
 /// A file being written.
@@ -382,12 +435,16 @@ impl Shared {
         let mut open: HashMap<u64, Open> = HashMap::new();
         let mut parent: Option<(Vec<u8>, OwnedFd)> = None;
         for work in queue {
-            if self.stop.load(Ordering::Acquire) {
-                continue;
-            }
-            if let Err(RestoreError(text)) = self.step(work, &mut open, &mut parent) {
+            let bytes = work.bytes();
+            if !self.stop.load(Ordering::Acquire)
+                && let Err(RestoreError(text)) = self.step(work, &mut open, &mut parent)
+            {
                 self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
                 self.stop.store(true, Ordering::Release);
+            }
+            if bytes > 0 {
+                *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) -= bytes;
+                self.room.notify_one();
             }
         }
         // What is not whole is not left under its name.
@@ -431,6 +488,32 @@ impl Shared {
                     return Err(text.into());
                 }
                 self.close(file, parent)
+            }
+        }
+    }
+
+    /// Counts what is about to be queued, when there is room for it.
+    fn wait_for_room(&self, bytes: usize) {
+        if bytes > 0 {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            while *waiting > 0 && *waiting + bytes > QUEUE_BYTES {
+                waiting = self.room.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
+            *waiting += bytes;
+        }
+    }
+
+    /// Has what was written go to the disk while more is written, so that little is left for the end.
+    fn flush_along(&self, to: &Path) {
+        let Ok(fd) = rustix::fs::open(to, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) else { return };
+        let mut flushed = 0;
+        while !self.written.load(Ordering::Acquire) {
+            std::thread::park_timeout(std::time::Duration::from_millis(200));
+            let bytes = self.bytes.load(Ordering::Relaxed);
+            if bytes - flushed >= FLUSH_BYTES {
+                flushed = bytes;
+                // Whether all arrived is asked at the end.
+                let _ = rustix::fs::syncfs(&fd);
             }
         }
     }
