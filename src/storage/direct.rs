@@ -16,6 +16,8 @@ pub const ALIGNMENT: usize = 4096;
 /// Shorter ones are better off in the page cache: to write, and to read.
 const MIN_WRITTEN: usize = 1 << 20;
 const MIN_READ: usize = 128 << 10;
+/// Written at a time: a disk that was given all at once makes everybody else's fsync wait for it.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// A new file with these bytes, synced.
 pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -35,7 +37,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn direct_write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
     let (blocks, tail) = bytes.split_at(bytes.len() - bytes.len() % ALIGNMENT);
-    file.write_all(blocks)?;
+    blocks.chunks(PIECE_BYTES).try_for_each(|piece| file.write_all(piece))?;
     if !tail.is_empty() {
         // The last piece of a block cannot be written so.
         fcntl_setfl(&file, fcntl_getfl(&file)?.difference(OFlags::DIRECT))?;
