@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What the table beside the others does not show: `behaviour.py [--work DIR] [--only writer,increments,...]`.
 
-  writer       latency of a live database's writer (small transactions without pause), alone and during a first capture
+  writer       latency of a live database's writer (small transactions without pause): alone, during a first capture, and, without
+               keepd, while a reader holds a transaction as long, and beside four processes that only count
   increments   a hundred increments of a database mutated each time: restore of the first and the last, size of the repository
                against the distinct pages
   history      the unchanged run with 1, 100 and 1,000 older backups; then, with these 1,000: start to READY, `keepctl status`,
@@ -26,24 +27,7 @@ import time
 
 sys.dont_write_bytecode = True
 import workloads as W  # noqa: E402
-from keepd_tool import BIN  # noqa: E402
-
-CONFIG = """
-[daemon]
-state_dir = "{dir}/state"
-socket = "{dir}/socket"
-[encryption.main]
-key_file = "{dir}/key"
-[destination.local]
-service = "fs"
-root = "{dir}/repo"
-encryption = "main"
-[job.bench]
-destinations = ["local"]
-[[job.bench.source]]
-name = "data"
-{kind} = "{path}"
-"""
+from keepd_tool import BIN, CONFIG  # noqa: E402
 
 
 class Keepd:
@@ -54,7 +38,7 @@ class Keepd:
         os.makedirs(directory)
         self.dir = directory
         with open(directory + "/keepd.toml", "w") as f:
-            f.write(CONFIG.format(dir=directory, kind=kind, path=path))
+            f.write(CONFIG.format(tmp=directory, repo=directory + "/repo", kind=kind, path=path))
         subprocess.run([BIN + "/keepd", "key", "generate", directory + "/key"], check=True, stdout=subprocess.DEVNULL)
         self.start()
 
@@ -107,11 +91,17 @@ def write_without_pause(path, synchronous, stop, pipe):
     pipe.close()
 
 
+def count(stop):
+    n = 0
+    while not stop.is_set():
+        n += 1
+
+
 def writer(work):
     source = database(work, 1.0)
     path = work + "/live/app.db"
     print("\n**A writer without pause on the live database of w1**\n")
-    print("| synchronous | | transactions a second | p50 ms | p99 ms | p99.9 ms | longest ms |\n|---|---|---|---|---|---|---|")
+    print("| synchronous | | transactions a second | p50 ms | p99 ms | p99.9 ms | longest ms | at s |\n|---|---|---|---|---|---|---|---|")
     for synchronous in ("FULL", "NORMAL"):
         shutil.rmtree(work + "/live", ignore_errors=True)
         os.makedirs(work + "/live")
@@ -126,16 +116,38 @@ def writer(work):
             begin = time.perf_counter()
             keepd.ctl("-q", "backup", "bench")
             end = time.perf_counter()
-            time.sleep(1)
+            time.sleep(3)
+            held = time.perf_counter()
+            reader = sqlite3.connect(path, isolation_level=None)
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            time.sleep(end - begin)
+            reader.execute("ROLLBACK")
+            reader.close()
+            time.sleep(3)
+            busy = time.perf_counter()
+            counting = multiprocessing.Event()
+            others = [multiprocessing.Process(target=count, args=(counting,)) for _ in range(4)]
+            for other in others:
+                other.start()
+            time.sleep(end - begin)
+            counting.set()
+            for other in others:
+                other.join()
             stop.set()
             seen = mine.recv()
             process.join()
         finally:
             keepd.stop()
-        for name, span in (("alone", (begin - 5, begin)), ("during a capture of %.1f s" % (end - begin), (begin, end))):
+        spans = (("alone", (begin - 5, begin)), ("during a capture of %.1f s" % (end - begin), (begin, end)),
+                 ("without keepd: a reader's transaction as long, and a second more", (held, held + end - begin + 1)),
+                 ("without keepd: beside four processes that count", (busy, busy + end - begin)))
+        for name, span in spans:
             v = sorted(d * 1e3 for t, d in seen if span[0] <= t < span[1])
+            longest = max((x for x in seen if span[0] <= x[0] < span[1]), key=lambda x: x[1])[0] - span[0]
             at = lambda q: v[min(len(v) - 1, int(len(v) * q))]
-            print("| %s | %s | %.0f | %.3f | %.3f | %.3f | %.1f |" % (synchronous, name, len(v) / (span[1] - span[0]), at(.5), at(.99), at(.999), v[-1]))
+            print("| %s | %s | %.0f | %.3f | %.3f | %.3f | %.1f | %.2f |"
+                  % (synchronous, name, len(v) / (span[1] - span[0]), at(.5), at(.99), at(.999), v[-1], longest))
     shutil.rmtree(work + "/live")
 
 

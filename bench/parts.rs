@@ -234,9 +234,6 @@ impl EntrySink for Keep {
     fn chunk_len(&mut self, _: &ChunkId) -> Result<Option<u32>, SinkError> {
         Ok(Some(1 << 20))
     }
-    fn has_all(&mut self, _: &[Segment]) -> Result<bool, SinkError> {
-        Ok(true)
-    }
     fn fetch(&mut self, _: &ChunkId) -> Result<Vec<u8>, SinkError> {
         Ok(Vec::new())
     }

@@ -10,22 +10,10 @@ bin=$here/../target/release
 kind=files path=$data/$workload/src
 [ "$workload" != w1 ] || { kind=sqlite; path=$path/app.db; }
 "$bin/keepd" key generate "$dir/key" >/dev/null
-cat >"$dir/keepd.toml" <<T
-[daemon]
-state_dir = "$dir/state"
-socket = "$dir/socket"
-[encryption.main]
-key_file = "$dir/key"
-[destination.local]
-service = "fs"
-root = "$dir/repo"
-encryption = "main"
-[job.bench]
-destinations = ["local"]
-[[job.bench.source]]
-name = "data"
-$kind = "$path"
-T
+PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$here python3 -c '
+import sys, keepd_tool
+tmp, kind, path = sys.argv[1:]
+print(keepd_tool.CONFIG.format(tmp=tmp, repo=tmp + "/repo", kind=kind, path=path))' "$dir" "$kind" "$path" >"$dir/keepd.toml"
 "$bin/keepd" --config "$dir/keepd.toml" 2>"$dir/log" &
 daemon=$!
 trap 'kill $daemon 2>/dev/null; wait $daemon 2>/dev/null; python3 "$here/workloads.py" revert --root "$data/$workload" >/dev/null; rm -rf "$dir"' EXIT

@@ -146,7 +146,16 @@ pub trait EntrySink {
     fn chunk_len(&mut self, id: &ChunkId) -> Result<Option<u32>, SinkError>;
 
     /// Whether all chunks of these segments are there, so that they may be referred to.
-    fn has_all(&mut self, segments: &[Segment]) -> Result<bool, SinkError>;
+    fn has_all(&mut self, segments: &[Segment]) -> Result<bool, SinkError> {
+        for segment in segments {
+            if let Segment::Data(extent) = segment
+                && self.chunk_len(&extent.chunk)?.is_none()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 
     /// The plaintext of a chunk of the repository, verified.
     fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError>;

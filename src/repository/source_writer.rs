@@ -341,6 +341,7 @@ impl EntrySink for SourceWriter<'_> {
         Ok(self.writer.has(id)?)
     }
 
+    /// One question for all of them.
     fn has_all(&mut self, segments: &[Segment]) -> Result<bool, SinkError> {
         Ok(self.writer.has_all(&chunks_of(segments))?)
     }

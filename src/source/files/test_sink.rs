@@ -87,15 +87,6 @@ impl EntrySink for TestSink {
     fn chunk_len(&mut self, id: &ChunkId) -> Result<Option<u32>, SinkError> {
         Ok(self.chunks.get(id).map(|c| c.len() as u32))
     }
-    fn has_all(&mut self, segments: &[Segment]) -> Result<bool, SinkError> {
-        let mut all = true;
-        for segment in segments {
-            if let Segment::Data(x) = segment {
-                all &= self.chunk_len(&x.chunk)?.is_some();
-            }
-        }
-        Ok(all)
-    }
     fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError> {
         self.chunks.get(id).cloned().ok_or_else(|| SinkError::Repository("no such chunk".into()))
     }

@@ -81,15 +81,6 @@ impl EntrySink for MemorySink {
         Ok(self.lens.get(id).copied())
     }
 
-    fn has_all(&mut self, segments: &[Segment]) -> Result<bool, SinkError> {
-        let mut all = true;
-        for segment in segments {
-            if let Segment::Data(x) = segment {
-                all &= self.chunk_len(&x.chunk)?.is_some();
-            }
-        }
-        Ok(all)
-    }
     fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError> {
         self.fetches += 1;
         self.chunks.get(id).cloned().ok_or_else(|| SinkError::Repository(format!("no chunk {id}")))
