@@ -7,12 +7,13 @@
 //!
 //! The way: [`database`] finds and opens the file, [`signature`] tells whether it changed at all, [`snapshot`] (and [`copy`] for rollback
 //! journals) holds one moment still, [`inspect`] checks it on a second thread while [`cutter`] takes its pages; [`previous`] says
-//! what is used again, [`pagemap`] keeps the hashes until the next time, and [`alone`] keeps the process' own hands off the locks.
+//! what is used again, [`pagemap`] keeps the hashes until the next time, [`alone`] keeps the process' own hands off the locks, and [`courtesy`] leaves a writer a processor.
 //!
 //! What is not in the backup: `-wal` and `-shm` files, which belong to the moment. The database is never written, not even checkpointed.
 
 mod alone;
 mod copy;
+mod courtesy;
 mod cutter;
 mod database;
 mod inspect;
@@ -32,6 +33,7 @@ use keepd_protocol::model::Level;
 use serde_json::Value;
 
 use self::alone::Alone;
+use self::courtesy::Courtesy;
 use self::cutter::{Cut, Cutter, Old};
 use self::database::Database;
 use self::inspect::{Inspection, inspect};
@@ -254,6 +256,7 @@ fn read<'l>(
             scope.spawn(move || inspect(database, &connection, verify, tuning, stop).inspect_err(|_| stop.cancel()))
         });
         let mut number = 0;
+        let mut courtesy = Courtesy::new(&database.beside("-wal"));
         let streamed = pages.read(database, snapshot.page_size, snapshot.page_count, |page| {
             if number % PAGES_PER_LOOK == 0 {
                 if stop.is_cancelled() {
@@ -261,6 +264,7 @@ fn read<'l>(
                 }
                 let ahead = (snapshot.page_count - number).min(PAGES_PER_LOOK);
                 context.report.bytes(ahead * page_bytes);
+                courtesy.look();
             }
             number += 1;
             Ok(cutter.page(page, sink)?)
