@@ -89,6 +89,9 @@ impl Ledger {
                 return Err(failed(&format!("it is of version {newer}, this keepd knows {VERSION}; use the newer keepd that made it")));
             }
         }
+        // Made here and not with the rest, for ledgers that are older than it.
+        let by_sequence = "CREATE INDEX IF NOT EXISTS backup_sequence ON backup (destination, json ->> 'sequence')";
+        db.execute_batch(by_sequence).map_err(|e| failed(&e))?;
         db.set_prepared_statement_cache_capacity(32);
         Ok(Self { db: Mutex::new(db), path })
     }
@@ -189,6 +192,31 @@ impl Ledger {
         let sql = "SELECT json FROM backup WHERE destination = ?1 ORDER BY json ->> 'sequence' DESC LIMIT 1";
         let json = self.run_sql(|db| db.prepare_cached(sql)?.query_row([destination], text).optional())?;
         json.map(|j| from_json(&j)).transpose()
+    }
+
+    /// The id of the job's newest backup of a destination.
+    pub fn newest_of_job(&self, job: &str, destination: &str) -> Result<Option<String>> {
+        let sql = "SELECT id FROM backup WHERE job = ?1 AND destination = ?2 ORDER BY time DESC, id LIMIT 1";
+        self.run_sql(|db| db.prepare_cached(sql)?.query_row([job, destination], text).optional())
+    }
+
+    /// When the newest good backup of a job, or of a destination, was begun; None for any.
+    pub fn last_good(&self, job: Option<&str>, destination: Option<&str>) -> Result<Option<Timestamp>> {
+        let sql = match (job, destination) {
+            (Some(_), _) => {
+                "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND (?2 IS NULL OR destination = ?2) ORDER BY time DESC LIMIT 1"
+            }
+            _ => "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND (?2 IS NULL OR destination = ?2)",
+        };
+        let micros =
+            self.run_sql(|db| db.prepare_cached(sql)?.query_row(params![job, destination], |r| r.get::<_, Option<i64>>(0)).optional())?;
+        Ok(micros.flatten().and_then(|m| Timestamp::from_microsecond(m).ok()))
+    }
+
+    /// How many backups a destination holds.
+    pub fn count_backups(&self, destination: &str) -> Result<u64> {
+        let sql = "SELECT count(*) FROM backup WHERE destination = ?1";
+        self.run_sql(|db| db.prepare_cached(sql)?.query_row([destination], |r| r.get::<_, i64>(0))).map(|n| n as u64)
     }
 
     /// Newest first, one row for each id, with every destination that has it.

@@ -1,6 +1,6 @@
 //! An open repository: its id, its keys, its storage, its local index.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -171,13 +171,13 @@ impl Repository {
         let mut problems = Vec::new();
         let listed = self.listed_indexes()?;
         let mut loaded = self.local.loaded()?;
-        if loaded.iter().any(|id| !listed.contains_key(id)) {
+        if loaded.iter().any(|id| !listed.contains(id)) {
             self.local.clear()?;
             loaded.clear();
         }
         let mut indexes = Vec::new();
         let mut superseded: HashSet<[u8; 32]> = HashSet::new();
-        for id in listed.keys().filter(|id| !loaded.contains(*id)) {
+        for id in listed.iter().filter(|id| !loaded.contains(*id)) {
             let index = match self.read_index(id) {
                 Ok(index) => index,
                 Err(e @ RepositoryError::Storage(_)) => return Err(e),
@@ -225,27 +225,15 @@ impl Repository {
 
     /// The packs of the storage with their sizes; a complete list or an error.
     pub fn listed_packs(&self) -> Result<BTreeMap<[u8; 32], u64>> {
-        self.listed_ids("packs/")
+        Ok(self.storage.list("packs/")?.into_iter().filter_map(|object| Some((id_of(&object.name)?, object.size))).collect())
     }
 
-    pub fn listed_backups(&self) -> Result<BTreeMap<[u8; 32], u64>> {
-        self.listed_ids("backups/")
+    pub fn listed_backups(&self) -> Result<BTreeSet<[u8; 32]>> {
+        Ok(self.storage.names("backups/")?.iter().filter_map(|name| id_of(name)).collect())
     }
 
-    pub(super) fn listed_indexes(&self) -> Result<BTreeMap<[u8; 32], u64>> {
-        self.listed_ids("index/")
-    }
-
-    fn listed_ids(&self, prefix: &str) -> Result<BTreeMap<[u8; 32], u64>> {
-        let mut ids = BTreeMap::new();
-        for object in self.storage.list(prefix)? {
-            let name = object.name.rsplit('/').next().unwrap_or_default();
-            // Names that are no ids are not ours; they are left alone.
-            if let Some(id) = HEXLOWER.decode(name.as_bytes()).ok().and_then(|b| <[u8; 32]>::try_from(b).ok()) {
-                ids.insert(id, object.size);
-            }
-        }
-        Ok(ids)
+    pub(super) fn listed_indexes(&self) -> Result<BTreeSet<[u8; 32]>> {
+        Ok(self.storage.names("index/")?.iter().filter_map(|name| id_of(name)).collect())
     }
 
     pub(super) fn read_index(&self, id: &[u8; 32]) -> Result<Index> {
@@ -359,6 +347,11 @@ impl Repository {
     }
 }
 
+/// The id an object is named by. Names that are no ids are not ours; they are left alone.
+fn id_of(name: &str) -> Option<[u8; 32]> {
+    HEXLOWER.decode(name.rsplit('/').next()?.as_bytes()).ok()?.try_into().ok()
+}
+
 /// `packs/<2 hex>/<id>`
 pub fn pack_name(id: &[u8; 32]) -> String {
     let hex = HEXLOWER.encode(id);
@@ -385,7 +378,7 @@ fn parse_config(location: &str, bytes: &[u8]) -> Result<RepositoryConfig> {
 fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConfig> {
     let location = storage.location().to_owned();
     // A storage with backups but without its keepd.json is damaged, not new.
-    let found = storage.list("backups/")?.len();
+    let found = storage.names("backups/")?.len();
     if found > 0 {
         return Err(RepositoryError::NoRepository {
             location,
@@ -418,8 +411,8 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
 fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result<MasterKey> {
     let location = storage.location().to_owned();
     let mut last = None;
-    for object in storage.list("keys/")? {
-        let bytes = storage.get(&object.name, MAX_SMALL_OBJECT)?;
+    for name in storage.names("keys/")? {
+        let bytes = storage.get(&name, MAX_SMALL_OBJECT)?;
         let opened = serde_json::from_slice::<Slot>(&bytes)
             .map_err(|e| crypto::CryptoError::Slot(format!("{e}")))
             .and_then(|slot| slot.unwrap(id, options.key.map(|k| k.1)));
@@ -427,7 +420,7 @@ fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result
             Ok(master) => return Ok(master),
             // Left by an interrupted start of another repository here.
             Err(crypto::CryptoError::OtherRepository) => {}
-            Err(source) => last = Some(RepositoryError::Object { location: location.clone(), name: object.name, source }),
+            Err(source) => last = Some(RepositoryError::Object { location: location.clone(), name, source }),
         }
     }
     Err(last.unwrap_or_else(|| RepositoryError::NoRepository { location, text: "no key slot of it is there (keys/ is empty)".into() }))

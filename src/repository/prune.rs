@@ -67,7 +67,7 @@ pub fn prune(repository: &Arc<Repository>, dry_run: bool, step: &dyn Fn(&str), c
         return Ok(report);
     }
     report.temporaries_removed = repository.storage.sweep_temporaries()?;
-    let old_indexes: Vec<[u8; 32]> = repository.listed_indexes()?.into_keys().collect();
+    let old_indexes: Vec<[u8; 32]> = repository.listed_indexes()?.into_iter().collect();
     let doomed: Vec<[u8; 32]> = dead.iter().chain(&rewrite).map(|u| u.id).chain(strange.iter().copied()).collect();
     if doomed.is_empty() && old_indexes.len() <= MAX_INDEX_OBJECTS {
         return Ok(report);
@@ -122,7 +122,7 @@ pub fn prune(repository: &Arc<Repository>, dry_run: bool, step: &dyn Fn(&str), c
 /// Marks every chunk that a backup needs; returns the round's number.
 fn mark_used(repository: &Repository, cancel: &CancellationToken) -> Result<i64> {
     let round = repository.local.begin_marks()?;
-    for id in repository.listed_backups()?.into_keys() {
+    for id in repository.listed_backups()?.into_iter() {
         let manifest: Manifest = repository.read_manifest(&id).map_err(refuse)?;
         let pages = manifest.sources.iter().flat_map(|s| s.pages.iter().map(|p| ChunkId(*p.chunk)));
         let mut todo: VecDeque<ChunkId> = VecDeque::new();

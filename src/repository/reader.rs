@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::entry::{ChunkId, Entry, Segment, path_order};
 use super::error::Result;
-use super::manifest::{Manifest, ManifestSource};
+use super::manifest::ManifestSource;
 use super::open::Repository;
 use super::page::{self, PagedEntry};
 
@@ -74,11 +74,6 @@ impl SourceReader {
         }
         Ok(paged.entry)
     }
-}
-
-/// The manifests of a repository with their ids.
-pub fn manifests(repository: &Repository) -> Result<Vec<([u8; 32], Result<Manifest>)>> {
-    Ok(repository.listed_backups()?.into_keys().map(|id| (id, repository.read_manifest(&id))).collect())
 }
 
 /// The chunks an entry refers to, in order, each once in a row.

@@ -146,8 +146,7 @@ fn previous_manifest(
     job: &str,
     live: &LiveRun,
 ) -> Result<Option<Manifest>, Failure> {
-    let Some(last) = env.ledger.backups(Some(job), Some(&target.name))?.into_iter().next() else { return Ok(None) };
-    let Some(id) = unhex(&last.id) else { return Ok(None) };
+    let Some(id) = env.ledger.newest_of_job(job, &target.name)?.and_then(|id| unhex(&id)) else { return Ok(None) };
     match repository.read_manifest(&id) {
         Ok(manifest) => Ok(Some(manifest)),
         Err(e) => {

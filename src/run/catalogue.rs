@@ -15,7 +15,7 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
     let known: HashSet<String> = ledger.backup_ids(destination)?.into_iter().collect();
     let mut problems = Vec::new();
     let mut present = HashSet::new();
-    for id in listed.keys() {
+    for id in &listed {
         let hex = HEXLOWER.encode(id);
         if !known.contains(&hex) {
             match repository.read_manifest(id) {

@@ -55,7 +55,7 @@ pub fn check_destination(env: &Environment, target: &Destination, read_data: u32
 /// Backups that the ledger knows here and the storage no longer has: removed by somebody else than keepd.
 fn missing_from_storage(env: &Environment, repository: &Repository, name: &str) -> Result<Vec<String>, Failure> {
     let listed = repository.listed_backups()?;
-    let gone = env.ledger.backup_ids(name)?.into_iter().filter(|id| !unhex(id).is_some_and(|raw| listed.contains_key(&raw)));
+    let gone = env.ledger.backup_ids(name)?.into_iter().filter(|id| !unhex(id).is_some_and(|raw| listed.contains(&raw)));
     Ok(gone.map(|id| format!("{}: backups/{id}: it is missing", repository.location())).collect())
 }
 

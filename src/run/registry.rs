@@ -414,15 +414,14 @@ impl Runs {
         let problems = lock(&self.problems).clone();
         let mut list = Vec::new();
         for (name, target) in &config.destinations {
-            let backups = self.ledger.backups(None, Some(name)).unwrap_or_default();
             list.push(DestinationStatus {
                 name: name.clone(),
                 service: target.service.clone(),
                 location: destination::location(target),
                 encryption: target.encryption.clone().unwrap_or_else(|| "none".into()),
                 compression: format!("{:?}", target.compression).to_lowercase(),
-                backups: backups.len() as u64,
-                last_good: backups.iter().find(|b| b.outcome == keepd_protocol::model::Outcome::Good).map(|b| b.time.clone()),
+                backups: self.ledger.count_backups(name).unwrap_or_default(),
+                last_good: self.ledger.last_good(None, Some(name)).ok().flatten().map(|t| t.to_string()),
                 error: problems.get(name).cloned(),
             });
         }

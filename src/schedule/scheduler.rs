@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use keepd_protocol::model::{BackupType, JobStatus, Outcome, Run, RunKind, RunState};
+use keepd_protocol::model::{BackupType, JobStatus, Run, RunKind, RunState};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -210,8 +210,7 @@ impl Scheduler {
         let state = self.state(job, now);
         let last_run = state.last_run.as_ref().and_then(|id| self.ledger.run(id).ok().flatten());
         // A ledger that was lost knows the backups again from their repositories, but not when they were made here.
-        let newest = self.ledger.backups(Some(name), None).ok().and_then(|b| b.into_iter().find(|b| b.outcome == Outcome::Good));
-        let last_good = newest.and_then(|b| b.time.parse::<Timestamp>().ok()).max(state.last_good);
+        let last_good = self.ledger.last_good(Some(name), None).ok().flatten().max(state.last_good);
         let since = last_good.or(state.first_seen).unwrap_or(now);
         let overdue =
             job.max_age.is_some_and(|age| now.duration_since(since) > SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX));

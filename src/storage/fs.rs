@@ -74,7 +74,23 @@ pub(super) fn size(storage: &Storage, root: &Path, name: &str) -> Result<u64> {
 
 /// All files below the directory `prefix`, sorted by name; what was removed meanwhile is not among them.
 pub(super) fn list(storage: &Storage, root: &Path, prefix: &str) -> Result<Vec<Listed>> {
-    let absent = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+    let mut found = Vec::new();
+    for name in names(storage, root, prefix)? {
+        match fs::metadata(root.join(&name)) {
+            Ok(meta) => found.push(Listed { name, size: meta.len() }),
+            Err(e) if absent(&e) => {}
+            Err(e) => return Err(storage.failed("list", &name, e.to_string())),
+        }
+    }
+    Ok(found)
+}
+
+fn absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+/// As [`list`], the names only.
+pub(super) fn names(storage: &Storage, root: &Path, prefix: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut todo = vec![prefix.trim_end_matches('/').to_owned()];
     while let Some(directory) = todo.pop() {
@@ -93,16 +109,22 @@ pub(super) fn list(storage: &Storage, root: &Path, prefix: &str) -> Result<Vec<L
             // Names that are no text are none of ours.
             let Ok(name) = entry.file_name().into_string() else { continue };
             let name = format!("{directory}/{name}");
-            match fs::metadata(entry.path()) {
-                Ok(meta) if meta.is_dir() => todo.push(name),
-                Ok(meta) if meta.is_file() => found.push(Listed { name, size: meta.len() }),
-                Ok(_) => {}
-                Err(e) if absent(&e) => {}
-                Err(e) => return Err(failed(e)),
+            let mut kind = entry.file_type().map_err(failed)?;
+            if kind.is_symlink() {
+                match fs::metadata(entry.path()) {
+                    Ok(meta) => kind = meta.file_type(),
+                    Err(e) if absent(&e) => continue,
+                    Err(e) => return Err(failed(e)),
+                }
+            }
+            if kind.is_dir() {
+                todo.push(name);
+            } else if kind.is_file() {
+                found.push(name);
             }
         }
     }
-    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found.sort();
     Ok(found)
 }
 

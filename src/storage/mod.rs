@@ -152,25 +152,8 @@ impl Storage {
         if let Some(root) = &self.root {
             return fs::list(self, root, prefix);
         }
-        let listing = async {
-            let mut lister = self.operator.lister_with(prefix).recursive(true).await?;
-            let mut found = Vec::new();
-            while let Some(entry) = lister.try_next().await? {
-                if entry.metadata().is_file() {
-                    let known = entry.metadata().content_length();
-                    found.push((entry.path().to_owned(), known));
-                }
-            }
-            Ok::<_, opendal::Error>(found)
-        };
-        let found = match self.runtime.block_on(listing) {
-            Ok(found) => found,
-            // A directory that was never made holds nothing; a store that cannot be reached says something else.
-            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(self.error("list", prefix, &e)),
-        };
-        let mut list = Vec::with_capacity(found.len());
-        for (name, size) in found {
+        let mut list = Vec::new();
+        for (name, size) in self.lister(prefix)? {
             // Where a listing brings no sizes they are asked for; an object that went meanwhile is no longer listed.
             let size = if size == 0 {
                 match self.size(&name) {
@@ -183,8 +166,38 @@ impl Storage {
             };
             list.push(Listed { name, size });
         }
-        list.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(list)
+    }
+
+    /// As [`Storage::list`], the names only, which may cost much less.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        match &self.root {
+            Some(root) => fs::names(self, root, prefix),
+            None => Ok(self.lister(prefix)?.into_iter().map(|(name, _)| name).collect()),
+        }
+    }
+
+    /// Names and sizes as the service lists them, sorted by name.
+    fn lister(&self, prefix: &str) -> Result<Vec<(String, u64)>> {
+        let listing = async {
+            let mut lister = self.operator.lister_with(prefix).recursive(true).await?;
+            let mut found = Vec::new();
+            while let Some(entry) = lister.try_next().await? {
+                if entry.metadata().is_file() {
+                    let known = entry.metadata().content_length();
+                    found.push((entry.path().to_owned(), known));
+                }
+            }
+            Ok::<_, opendal::Error>(found)
+        };
+        let mut found = match self.runtime.block_on(listing) {
+            Ok(found) => found,
+            // A directory that was never made holds nothing; a store that cannot be reached says something else.
+            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(self.error("list", prefix, &e)),
+        };
+        found.sort();
+        Ok(found)
     }
 
     /// Removes an object; one that is not there is fine.
