@@ -5,7 +5,7 @@
 //! backups count, so that a row of worthless ones never pushes out the last one that can be restored.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
@@ -19,6 +19,10 @@ pub struct Candidate {
     pub time: Timestamp,
     /// False when it is suspect.
     pub good: bool,
+    /// Somebody wants it kept, whatever the rules say.
+    pub pinned: bool,
+    /// It was restored and found whole.
+    pub proven: bool,
 }
 
 /// What becomes of a backup. There is at least one reason, also for removing it.
@@ -26,6 +30,8 @@ pub struct Candidate {
 pub struct Verdict {
     pub id: String,
     pub keep: bool,
+    /// It stays and counts for nothing: something is wrong with it.
+    pub quarantined: bool,
     pub reasons: Vec<String>,
 }
 
@@ -34,19 +40,24 @@ const DAY_NANOSECONDS: i128 = 86_400 * 1_000_000_000;
 /// Decides about all backups, newest first, whatever order they come in.
 ///
 /// - No rule at all keeps everything.
-/// - Rules look at good backups only. The newest good one is never removed.
+/// - Rules look at good backups only. The newest good one is never removed, nor the newest proven one, nor a pinned one.
 /// - A suspect backup stays until it is older than every good one that is kept.
 /// - A backup from more than a day in the future (a clock was wrong) stays and counts for nothing: it would push out good ones.
 pub fn decide(backups: &[Candidate], policy: &Retention, now: Timestamp, zone: &TimeZone) -> Vec<Verdict> {
     let mut sorted: Vec<&Candidate> = backups.iter().collect();
     // The id makes the order one and the same when two were made at the same instant.
     sorted.sort_by_key(|c| (Reverse(c.time), Reverse(&c.id)));
-    let mut verdicts: Vec<Verdict> = sorted.iter().map(|c| Verdict { id: c.id.clone(), keep: false, reasons: Vec::new() }).collect();
+    let verdict = |c: &&Candidate| Verdict { id: c.id.clone(), keep: false, quarantined: false, reasons: Vec::new() };
+    let mut verdicts: Vec<Verdict> = sorted.iter().map(verdict).collect();
 
     let mut counted: Vec<Counted<'_>> = Vec::new();
     for (backup, verdict) in sorted.iter().zip(&mut verdicts) {
+        if backup.pinned {
+            verdict.keep("pinned");
+        }
         if age(backup, now) < -DAY_NANOSECONDS {
             verdict.keep("its time lies in the future, so it is not counted");
+            verdict.quarantined = true;
         } else if backup.good {
             counted.push(Counted { backup, local: backup.time.to_zoned(zone.clone()), verdict });
         }
@@ -54,12 +65,17 @@ pub fn decide(backups: &[Candidate], policy: &Retention, now: Timestamp, zone: &
     if let Some(newest) = counted.first_mut() {
         newest.verdict.keep("newest good backup");
     }
-    if *policy == Retention::default() {
+    if let Some(proven) = counted.iter_mut().find(|c| c.backup.proven) {
+        proven.verdict.keep("newest proven backup");
+    }
+    if policy.keeps_everything() {
         verdicts.iter_mut().for_each(|v| v.keep("no rule removes anything"));
         return verdicts;
     }
     apply(&mut counted, policy, now);
-    let oldest_kept = counted.iter().filter(|c| c.verdict.keep).map(|c| c.backup.time).min();
+    // A pinned one does not hold the suspect ones behind it.
+    let kept = counted.iter().filter(|c| c.verdict.keep && !(c.backup.pinned && c.verdict.reasons.len() == 1));
+    let oldest_kept = kept.map(|c| c.backup.time).min();
     drop(counted);
 
     for (backup, verdict) in sorted.iter().zip(&mut verdicts) {
@@ -76,6 +92,45 @@ pub fn decide(backups: &[Candidate], policy: &Retention, now: Timestamp, zone: &
         }
     }
     verdicts
+}
+
+/// When backups fall that are kept now, if a good backup is made at each of `ticks` (ascending) and the rules stay as they are.
+/// A backup that is not in the answer is kept as far as was looked: `ticks` ended, or it became too much work.
+pub fn falls(
+    backups: &[Candidate],
+    policy: &Retention,
+    now: Timestamp,
+    zone: &TimeZone,
+    ticks: impl Iterator<Item = Timestamp>,
+) -> BTreeMap<String, Timestamp> {
+    /// Backups looked at in all, to bound the time.
+    const WORK: usize = 300_000;
+    let kept = |list: &[Candidate], at: Timestamp| -> BTreeSet<String> {
+        decide(list, policy, at, zone).into_iter().filter(|v| v.keep).map(|v| v.id).collect()
+    };
+    let mut fallen = BTreeMap::new();
+    let here = kept(backups, now);
+    let mut left: Vec<Candidate> = backups.iter().filter(|b| here.contains(&b.id)).cloned().collect();
+    let mut real = left.iter().filter(|b| !b.pinned).count();
+    let mut work = 0;
+    for (n, tick) in ticks.enumerate() {
+        work += left.len() + 1;
+        if real == 0 || work > WORK {
+            break;
+        }
+        // Names that are no ids of backups.
+        left.push(Candidate { id: format!("+{n}"), time: tick, good: true, pinned: false, proven: false });
+        let stay = kept(&left, tick);
+        left.retain(|b| {
+            let stays = stay.contains(&b.id);
+            if !stays && !b.id.starts_with('+') {
+                fallen.insert(b.id.clone(), tick);
+                real -= 1;
+            }
+            stays
+        });
+    }
+    fallen
 }
 
 /// A good backup that is not from the future, with its verdict.
@@ -104,12 +159,30 @@ fn apply(counted: &mut [Counted<'_>], policy: &Retention, now: Timestamp) {
             c.verdict.keep(format!("keep_days: not older than {n} days"));
         }
     }
+    if let Some(within) = policy.keep_within {
+        for c in counted.iter_mut().filter(|c| age(c.backup, now) <= within.as_nanos() as i128) {
+            c.verdict.keep("keep_within: young enough");
+        }
+    }
+    // The offset is in it: the hour that a clock set back repeats is two hours.
+    keep_periods(counted, policy.keep_hourly, "keep_hourly", |t| t.strftime("%Y-%m-%d %Hh%z").to_string());
     keep_periods(counted, policy.keep_daily, "keep_daily", |t| t.strftime("%Y-%m-%d").to_string());
     keep_periods(counted, policy.keep_weekly, "keep_weekly", |t| {
         let week = t.date().iso_week_date();
         format!("{:04}-W{:02}", week.year(), week.week())
     });
     keep_periods(counted, policy.keep_monthly, "keep_monthly", |t| t.strftime("%Y-%m").to_string());
+    keep_periods(counted, policy.keep_yearly, "keep_yearly", |t| t.strftime("%Y").to_string());
+    if let Some(least) = policy.min_keep {
+        let mut missing = count(least).saturating_sub(counted.iter().filter(|c| c.verdict.keep).count());
+        for c in counted.iter_mut().filter(|c| !c.verdict.keep) {
+            if missing == 0 {
+                break;
+            }
+            c.verdict.keep(format!("min_keep: at least {least}"));
+            missing -= 1;
+        }
+    }
 }
 
 /// Keeps the newest backup of each of the `limit` newest periods that hold one.
@@ -147,7 +220,7 @@ mod tests {
     }
 
     fn good(id: &str, time: &str) -> Candidate {
-        Candidate { id: id.into(), time: at(time), good: true }
+        Candidate { id: id.into(), time: at(time), good: true, pinned: false, proven: false }
     }
 
     fn suspect(id: &str, time: &str) -> Candidate {
@@ -253,41 +326,106 @@ mod tests {
     }
 
     #[test]
+    fn a_pinned_one_stays_but_holds_nothing_else() {
+        let mut backups = vec![
+            good("d", "2026-03-09T00:00:00Z"),
+            good("c", "2026-03-08T00:00:00Z"),
+            suspect("b", "2026-03-07T00:00:00Z"),
+            good("a", "2026-03-06T00:00:00Z"),
+        ];
+        backups[3].pinned = true;
+        let policy = Retention { keep_last: Some(1), ..Retention::default() };
+        assert_eq!(kept(&backups, policy.clone(), NOON, "UTC"), ["d", "a"]);
+        backups[3].pinned = false;
+        backups[1].proven = true;
+        assert_eq!(kept(&backups, policy, NOON, "UTC"), ["d", "c"]);
+    }
+
+    #[test]
+    fn hours_and_years_and_a_least_number() {
+        let backups = [
+            good("e", "2026-03-10T11:50:00Z"),
+            good("d", "2026-03-10T11:10:00Z"),
+            good("c", "2026-03-10T10:10:00Z"),
+            good("b", "2025-07-01T00:00:00Z"),
+            good("a", "2025-01-01T00:00:00Z"),
+        ];
+        let policy = Retention { keep_hourly: Some(2), ..Retention::default() };
+        assert_eq!(kept(&backups, policy.clone(), NOON, "UTC"), ["e", "c"]);
+        assert_eq!(kept(&backups, Retention { keep_yearly: Some(9), ..Retention::default() }, NOON, "UTC"), ["e", "b"]);
+        assert_eq!(kept(&backups, Retention { min_keep: Some(4), ..policy }, NOON, "UTC"), ["e", "d", "c", "b"]);
+        let within = Retention { keep_within: Some(std::time::Duration::from_secs(3600)), ..Retention::default() };
+        assert_eq!(kept(&backups, within, NOON, "UTC"), ["e", "d"]);
+    }
+
+    #[test]
+    fn the_hour_that_a_clock_repeats_is_two() {
+        let backups = [good("b", "2026-10-25T01:30:00Z"), good("a", "2026-10-25T00:30:00Z")];
+        let policy = Retention { keep_hourly: Some(9), ..Retention::default() };
+        assert_eq!(kept(&backups, policy, "2026-10-26T00:00:00Z", "Europe/Berlin"), ["b", "a"]);
+    }
+
+    #[test]
+    fn when_a_backup_falls() {
+        let backups = [good("b", "2026-03-10T00:00:00Z"), good("a", "2026-03-09T00:00:00Z")];
+        let policy = Retention { keep_daily: Some(3), ..Retention::default() };
+        let days = ["2026-03-11T00:00:00Z", "2026-03-12T00:00:00Z", "2026-03-13T00:00:00Z", "2026-03-14T00:00:00Z"];
+        let falls = falls(&backups, &policy, at(NOON), &TimeZone::UTC, days.iter().map(|d| at(d)));
+        let expected = BTreeMap::from([("a".to_owned(), at(days[1])), ("b".to_owned(), at(days[2]))]);
+        assert_eq!(falls, expected);
+    }
+
+    #[test]
     fn the_ends_of_time_are_no_trouble() {
         let ends = [Timestamp::MIN, Timestamp::MAX];
         let zone = TimeZone::get("Pacific/Apia").expect("a zone");
         for now in ends {
-            let backups: Vec<_> = ends.iter().map(|&time| Candidate { id: time.to_string(), time, good: true }).collect();
+            let backups: Vec<_> =
+                ends.iter().map(|&time| Candidate { id: time.to_string(), time, good: true, pinned: false, proven: false }).collect();
             let all = Some(u32::MAX);
-            let policy = Retention { keep_last: all, keep_days: all, keep_daily: all, keep_weekly: all, keep_monthly: all };
+            let policy = Retention {
+                keep_last: all,
+                keep_hourly: all,
+                keep_daily: all,
+                keep_weekly: all,
+                keep_monthly: all,
+                keep_yearly: all,
+                keep_days: all,
+                keep_within: Some(std::time::Duration::MAX),
+                min_keep: all,
+            };
             assert!(decide(&backups, &policy, now, &zone).iter().all(|v| v.keep));
         }
     }
 
     fn backups() -> impl Strategy<Value = Vec<Candidate>> {
         // Hours over three years, dense enough for ties and shared periods.
-        proptest::collection::vec((0i64..26_280, prop::bool::weighted(0.8)), 0..60).prop_map(|found| {
-            let start = at("2024-01-01T00:00:00Z").as_second();
-            let candidate = |(n, (hours, good)): (usize, (i64, bool))| Candidate {
-                id: format!("{n:02}"),
-                time: Timestamp::from_second(start + hours * 3600).expect("in range"),
-                good,
-            };
-            found.into_iter().enumerate().map(candidate).collect()
-        })
+        proptest::collection::vec((0i64..26_280, prop::bool::weighted(0.8), prop::bool::weighted(0.05), prop::bool::weighted(0.05)), 0..60)
+            .prop_map(|found| {
+                let start = at("2024-01-01T00:00:00Z").as_second();
+                let candidate = |(n, (hours, good, pinned, proven)): (usize, (i64, bool, bool, bool))| Candidate {
+                    id: format!("{n:02}"),
+                    time: Timestamp::from_second(start + hours * 3600).expect("in range"),
+                    good,
+                    pinned,
+                    proven,
+                };
+                found.into_iter().enumerate().map(candidate).collect()
+            })
     }
 
     fn policy() -> impl Strategy<Value = Retention> {
-        let rule = || proptest::option::of(1u32..12);
-        (rule(), proptest::option::of(1u32..800), rule(), rule(), rule()).prop_map(
-            |(keep_last, keep_days, keep_daily, keep_weekly, keep_monthly)| Retention {
-                keep_last,
-                keep_days,
-                keep_daily,
-                keep_weekly,
-                keep_monthly,
-            },
-        )
+        let rule = || proptest::option::of(1u64..12);
+        let days = || proptest::option::of(1u64..800);
+        let rules = (rule(), rule(), rule(), rule(), rule(), rule(), days(), days(), rule());
+        rules.prop_map(|(last, hourly, daily, weekly, monthly, yearly, days, within, least)| {
+            let within = within.map(|d| d * 86_400);
+            let numbers = [last, hourly, daily, weekly, monthly, yearly, days, within, least];
+            let named = Retention::RULES.into_iter().zip(numbers);
+            let numbers = named.filter_map(|(name, n)| Some((name.to_owned(), n?))).collect();
+            // min_keep alone is no policy.
+            Retention::from_numbers(&numbers).unwrap_or_default()
+        })
     }
 
     fn keeps(backups: &[Candidate], policy: &Retention) -> BTreeSet<String> {
@@ -309,13 +447,49 @@ mod tests {
         }
 
         #[test]
-        fn a_higher_number_removes_no_more(backups in backups(), policy in policy(), which in 0usize..5, more in 1u32..10) {
-            let mut raised = policy.clone();
-            let Retention { keep_last, keep_days, keep_daily, keep_weekly, keep_monthly } = &mut raised;
-            if let Some(n) = [keep_last, keep_days, keep_daily, keep_weekly, keep_monthly][which] {
+        fn a_higher_number_removes_no_more(backups in backups(), policy in policy(), which in 0usize..9, more in 1u64..10) {
+            let mut raised = policy.numbers();
+            if let Some(n) = raised.get_mut(Retention::RULES[which]) {
                 *n += more;
             }
+            let raised = Retention::from_numbers(&raised).expect("the same rules");
+            // min_keep counts what the other rules keep already: a rule that keeps more may leave it less to add.
+            let (policy, raised) = match Retention::RULES[which] {
+                "min_keep" => (policy, raised),
+                _ => (Retention { min_keep: None, ..policy }, Retention { min_keep: None, ..raised }),
+            };
             prop_assert!(keeps(&backups, &policy).is_subset(&keeps(&backups, &raised)));
+        }
+
+        #[test]
+        fn pinned_proven_and_enough_stay(backups in backups(), policy in policy()) {
+            let kept = keeps(&backups, &policy);
+            let now = at("2026-06-02T00:00:00Z");
+            for pinned in backups.iter().filter(|b| b.pinned) {
+                prop_assert!(kept.contains(&pinned.id));
+            }
+            let counted: Vec<_> = backups.iter().filter(|b| b.good && b.time <= now).collect();
+            if let Some(proven) = counted.iter().filter(|b| b.proven).max_by_key(|b| (b.time, &b.id)) {
+                prop_assert!(kept.contains(&proven.id));
+            }
+            if let Some(least) = policy.min_keep {
+                let good = counted.iter().filter(|b| kept.contains(&b.id)).count();
+                prop_assert!(good >= counted.len().min(least as usize));
+            }
+        }
+
+        #[test]
+        fn what_falls_is_kept_now_and_never_pinned(backups in backups(), policy in policy()) {
+            let now = at("2026-06-01T00:00:00Z");
+            let ticks = (1..400).filter_map(|day| now.checked_add(jiff::SignedDuration::from_hours(24 * day)).ok());
+            let falls = falls(&backups, &policy, now, &TimeZone::UTC, ticks);
+            let verdicts = decide(&backups, &policy, now, &TimeZone::UTC);
+            for (id, when) in &falls {
+                prop_assert!(*when > now);
+                prop_assert!(verdicts.iter().any(|v| v.id == *id && v.keep));
+                prop_assert!(backups.iter().any(|b| b.id == *id && !b.pinned));
+            }
+            prop_assert!(!policy.keeps_everything() || falls.is_empty());
         }
 
         #[test]

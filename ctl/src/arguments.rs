@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -37,6 +38,65 @@ pub struct BackupArgument {
     /// The job whose backup is meant
     #[arg(long, value_name = "JOB")]
     pub job: Option<String>,
+}
+
+/// Retention rules by the names they have in the configuration.
+#[derive(Args, Clone)]
+pub struct Rules {
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_last: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_hourly: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_daily: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_weekly: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_monthly: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_yearly: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_days: Option<u32>,
+    /// Such as 36h, 30d, 8w
+    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    pub keep_within: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub min_keep: Option<u32>,
+}
+
+impl Rules {
+    /// By name, `keep_within` in seconds; None when there is none.
+    pub fn numbers(&self) -> Option<BTreeMap<String, u64>> {
+        let rules = [
+            ("keep_last", self.keep_last),
+            ("keep_hourly", self.keep_hourly),
+            ("keep_daily", self.keep_daily),
+            ("keep_weekly", self.keep_weekly),
+            ("keep_monthly", self.keep_monthly),
+            ("keep_yearly", self.keep_yearly),
+            ("keep_days", self.keep_days),
+            ("min_keep", self.min_keep),
+        ];
+        let mut numbers: BTreeMap<String, u64> =
+            rules.iter().filter_map(|(name, n)| Some(((*name).to_owned(), u64::from((*n)?)))).collect();
+        numbers.extend(self.keep_within.map(|s| ("keep_within".to_owned(), s)));
+        (!numbers.is_empty()).then_some(numbers)
+    }
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    const WANTED: &str = "write a number and one of s, m, h, d, w, such as 36h or 30d";
+    let unit = text.chars().last().ok_or(WANTED)?;
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        'w' => 7 * 86_400,
+        _ => return Err(WANTED.into()),
+    };
+    let number: u64 = text.trim_end_matches(unit).parse().map_err(|_| WANTED)?;
+    number.checked_mul(factor).filter(|s| *s > 0).ok_or_else(|| "it must be longer than nothing and shorter than forever".into())
 }
 
 #[derive(Subcommand)]
@@ -115,6 +175,29 @@ pub enum Command {
         destination: String,
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Make a suspect backup a good one: what was told of it is all right
+    Accept(BackupArgument),
+    /// Keep a backup whatever retention says
+    Pin(BackupArgument),
+    /// Take the pin away
+    Unpin(BackupArgument),
+    /// What a job's retention keeps, why, and when it falls
+    ///
+    /// Rules given here are only tried: nothing is changed by them.
+    Retention {
+        job: String,
+        /// Only there
+        #[arg(long, value_name = "NAME")]
+        destination: Option<String>,
+        #[command(flatten)]
+        rules: Rules,
+        /// Confirm the configured rules and remove what they remove
+        #[arg(long, conflicts_with = "Rules")]
+        apply: bool,
+        /// Do not ask
+        #[arg(long, requires = "apply")]
+        yes: bool,
     },
     /// Remove a backup
     Delete {

@@ -11,7 +11,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use keepd_protocol::methods::*;
-use keepd_protocol::model::{Backup, BackupType, BytesPath, ChangeKind, Outcome, Run, RunState};
+use keepd_protocol::model::{Backup, BackupType, BytesPath, ChangeKind, Mark, Outcome, RetentionPlan, Run, RunState};
 use serde::Serialize;
 
 use crate::arguments::{Arguments, BackupArgument, Command, JobCommand, RunCommand};
@@ -54,6 +54,13 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         Command::Prune { destination, dry_run } => {
             let started = context.client()?.call::<StartPrune>(&start_prune::In { destination: destination.clone(), dry_run: *dry_run })?;
             context.work(&started.run, true)
+        }
+        Command::Accept(of) => context.mark(of, Mark::Accept),
+        Command::Pin(of) => context.mark(of, Mark::Pin),
+        Command::Unpin(of) => context.mark(of, Mark::Unpin),
+        Command::Retention { job, destination, rules, apply, yes } => {
+            let call = show_retention::In { job: job.clone(), destination: destination.clone(), policy: rules.numbers() };
+            if *apply { context.retention_apply(call, *yes) } else { context.retention(call) }
         }
         Command::Delete { of, destination, yes } => context.delete(of, destination.clone(), *yes),
         Command::Job(JobCommand::List) => context.job_list(),
@@ -126,7 +133,11 @@ impl Context<'_> {
                     out,
                     "backup {} is {}: {} entries, {}, {} added",
                     short(id),
-                    if run.state == RunState::Good { "made" } else { "partly made" },
+                    match run.state {
+                        RunState::Good => "made",
+                        RunState::Suspect => "made, but suspect ('keepctl accept' makes it good)",
+                        _ => "partly made",
+                    },
                     run.progress.entries,
                     bytes(run.progress.bytes),
                     bytes(run.progress.added_bytes)
@@ -207,7 +218,13 @@ impl Context<'_> {
             return Ok(Exit::Good);
         }
         let rows = all.iter().map(|b| {
-            let outcome = if b.partial { format!("{}, partial", b.outcome) } else { b.outcome.to_string() };
+            let mut outcome = if b.partial { format!("{}, partial", b.outcome) } else { b.outcome.to_string() };
+            if b.pinned {
+                outcome.push_str(", pinned");
+            }
+            if b.proven.is_some() {
+                outcome.push_str(", proven");
+            }
             let places = b.destinations.iter().map(|d| escape(&d.name)).collect::<Vec<_>>().join(", ");
             let name = b
                 .name
@@ -419,18 +436,68 @@ impl Context<'_> {
         }
     }
 
+    fn mark(&self, of: &BackupArgument, mark: Mark) -> Result<Exit> {
+        let call = mark_backup::In { backup: of.backup.clone(), job: of.job.clone(), mark };
+        let backup = self.client()?.call::<MarkBackup>(&call)?.backup;
+        let what = match mark {
+            Mark::Accept => "accepted: it is good now",
+            Mark::Pin => "pinned: it stays whatever retention says",
+            Mark::Unpin => "no longer pinned",
+        };
+        let text = format!("backup {} of job {} from {} is {what}", short(&backup.id), escape(&backup.job), time(&backup.time));
+        self.done(&backup, &text)
+    }
+
+    fn retention(&self, call: show_retention::In) -> Result<Exit> {
+        let plans = self.client()?.call::<ShowRetention>(&call)?.plans;
+        if self.json() {
+            print_json(&plans)?;
+            return Ok(Exit::Good);
+        }
+        for (n, plan) in plans.iter().enumerate() {
+            if n > 0 {
+                println!();
+            }
+            print_plan(plan)?;
+        }
+        Ok(Exit::Good)
+    }
+
+    fn retention_apply(&self, call: show_retention::In, yes: bool) -> Result<Exit> {
+        let plans = self.client()?.call::<ShowRetention>(&call)?.plans;
+        let removes: u64 = plans.iter().map(|p| p.removes).sum();
+        if removes > 0 && !yes {
+            if !io::stdin().is_terminal() {
+                let text = format!("{removes} backups would be removed and this asks first; without a terminal say --yes");
+                return Err(Failure::new(Exit::Usage, text));
+            }
+            for plan in &plans {
+                print_plan(plan)?;
+            }
+            self.ask(&format!("remove {removes} backups of job {}?", escape(&call.job)))?;
+        }
+        let started = self.client()?.call::<StartRetention>(&start_retention::In { job: call.job, destination: call.destination })?;
+        self.work(&started.run, true)
+    }
+
+    /// Anything but yes is an error.
+    fn ask(&self, question: &str) -> Result<()> {
+        eprint!("{question} [y/N] ");
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        match answer.trim() {
+            "y" | "Y" | "yes" => Ok(()),
+            _ => Err(Failure::failed("nothing was deleted")),
+        }
+    }
+
     fn delete(&self, of: &BackupArgument, destination: Option<String>, yes: bool) -> Result<Exit> {
         let found = self.client()?.call::<ShowBackup>(&show_backup::In { backup: of.backup.clone(), job: of.job.clone() })?.backup.backup;
         if !yes {
             if !io::stdin().is_terminal() {
                 return Err(Failure::new(Exit::Usage, "delete asks first; without a terminal say --yes"));
             }
-            eprint!("delete backup {} of job {} from {}? [y/N] ", short(&found.id), escape(&found.job), time(&found.time));
-            let mut answer = String::new();
-            io::stdin().read_line(&mut answer)?;
-            if !matches!(answer.trim(), "y" | "Y" | "yes") {
-                return Err(Failure::failed("nothing was deleted"));
-            }
+            self.ask(&format!("delete backup {} of job {} from {}?", short(&found.id), escape(&found.job), time(&found.time)))?;
         }
         let started = self.client()?.call::<StartDelete>(&start_delete::In { backup: found.id, job: None, destination })?;
         self.work(&started.run, true)
@@ -553,6 +620,45 @@ impl Context<'_> {
         })?;
         Ok(Exit::Good)
     }
+}
+
+fn print_plan(plan: &RetentionPlan) -> Result<()> {
+    let rules = |rules: &BTreeMap<String, u64>| match rules.is_empty() {
+        true => "every backup is kept".to_owned(),
+        false => rules
+            .iter()
+            .map(|(name, n)| if name == "keep_within" { format!("{name} = {n} s") } else { format!("{name} = {n}") })
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    let simulated = if plan.simulated { " (tried, not in force)" } else { "" };
+    println!("job {} at {}: {}{simulated}", escape(&plan.job), escape(&plan.destination), rules(&plan.policy));
+    let rows = plan.verdicts.iter().map(|v| {
+        let what = match (v.quarantined, v.keep) {
+            (true, _) => "quarantined",
+            (false, true) => "keep",
+            (false, false) => "remove",
+        };
+        let falls = match v.keep {
+            true => time_or(v.falls.as_ref(), "-"),
+            false => "now".into(),
+        };
+        let outcome = if v.proven.is_some() { format!("{}, proven", v.outcome) } else { v.outcome.to_string() };
+        vec![short(&v.id).to_owned(), time(&v.time), outcome, what.into(), falls, escape(&v.reasons.join("; "))]
+    });
+    table(&["BACKUP", "TIME", "OUTCOME", "", "FALLS", "WHY"], rows.collect())?;
+    if plan.removes > 0 {
+        println!("{} of {} backups would be removed", plan.removes, plan.verdicts.len());
+    }
+    if plan.held_back > 0 {
+        println!(
+            "{} of them are held back: the rules were changed (before: {}); 'keepctl retention {} --apply' confirms them",
+            plan.held_back,
+            rules(&plan.in_force),
+            escape(&plan.job)
+        );
+    }
+    Ok(())
 }
 
 fn pipe() -> Result<(File, std::os::fd::OwnedFd)> {

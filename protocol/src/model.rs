@@ -39,7 +39,9 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention" });
+word_enum!(/// What is said of a backup.
+    Mark { #[default] Pin = "pin", Unpin = "unpin", Accept = "accept" });
 word_enum!(/// Where a run is. `partial`: done, but something was left out and is listed in the messages.
     RunState { #[default] Queued = "queued", Running = "running", Good = "good", Partial = "partial", Suspect = "suspect", Failed = "failed", Cancelled = "cancelled" });
 word_enum!(Level { #[default] Info = "info", Warning = "warning", Error = "error" });
@@ -173,6 +175,45 @@ pub struct BackupDetail {
     pub files: u64,
     pub directories: u64,
     pub messages: Vec<Message>,
+    /// The backup it was built upon; None when everything was read.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// Bytes of the contents that were new, before they were compressed.
+    #[serde(default)]
+    pub new_bytes: Option<u64>,
+}
+
+/// What retention makes of a job's backups at a destination.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RetentionPlan {
+    pub job: String,
+    pub destination: String,
+    /// Rules by name, `keep_within` in seconds: those that were looked at, and those that were in force last.
+    pub policy: BTreeMap<String, u64>,
+    pub in_force: BTreeMap<String, u64>,
+    /// The policy came with the call.
+    pub simulated: bool,
+    /// Backups that the policy would remove now.
+    pub removes: u64,
+    /// Of these, the ones that stay until the changed policy is confirmed.
+    pub held_back: u64,
+    /// Newest first.
+    pub verdicts: Vec<RetentionVerdict>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RetentionVerdict {
+    pub id: String,
+    pub time: String,
+    pub outcome: Outcome,
+    pub pinned: bool,
+    pub proven: Option<String>,
+    pub keep: bool,
+    /// It stays and counts for nothing.
+    pub quarantined: bool,
+    pub reasons: Vec<String>,
+    /// When it will fall if the job makes a good backup each time it is due; None for never, or too far away to be foreseen.
+    pub falls: Option<String>,
 }
 
 /// Something worth telling about a run.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::load::Known;
 use super::problem::{did_you_mean, looks_like_key, quoted};
@@ -157,25 +158,30 @@ fn profile(item: &Item<'_>, known: &Known) -> Option<Option<String>> {
 
 /// A table of rules, at least one.
 pub(super) fn retention(item: &Item<'_>) -> Option<Retention> {
-    const RULES: [&str; 5] = ["keep_last", "keep_days", "keep_daily", "keep_weekly", "keep_monthly"];
+    let rules = Retention::RULES;
     let table = item.table("a table of rules such as { keep_daily = 7, keep_monthly = 6 }")?;
     if table.is_empty() {
         item.report(format!(
             "is empty; allowed are {} (at least one of them), or leave 'retention' out to keep every backup",
-            RULES.join(", ")
+            rules.join(", ")
         ));
         return None;
     }
-    table.check_keys(&RULES, &[]);
+    table.check_keys(&rules, &[]);
     let mut good = true;
-    let mut rule = |key: &str| {
-        let item = table.get(key)?;
-        let number = item.number(1..=u64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok());
+    let mut numbers = BTreeMap::new();
+    for name in rules {
+        let Some(item) = table.get(name) else { continue };
+        let number = match name {
+            "keep_within" => item.duration(Duration::from_secs(1)).map(|d| d.as_secs()),
+            _ => item.number(1..=u64::from(u32::MAX)),
+        };
         good &= number.is_some();
-        number
-    };
-    let [keep_last, keep_days, keep_daily, keep_weekly, keep_monthly] = RULES.map(&mut rule);
-    let rules = Retention { keep_last, keep_days, keep_daily, keep_weekly, keep_monthly };
-    // One with unknown keys only is no policy to keep everything.
-    (good && rules != Retention::default()).then_some(rules)
+        numbers.extend(number.map(|n| (name.to_owned(), n)));
+    }
+    if !good || numbers.is_empty() {
+        // One with unknown keys only is no policy to keep everything.
+        return None;
+    }
+    Retention::from_numbers(&numbers).map_err(|text| item.report(text)).ok()
 }

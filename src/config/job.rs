@@ -11,7 +11,7 @@ use super::destination::retention;
 use super::load::Known;
 use super::problem::{did_you_mean, quoted};
 use super::reader::{Item, NOT_BUILT, Table};
-use super::{FilesSource, Job, Retention, Retry, Schedule, Source, SourceKind, SqliteSource, Verify, cron};
+use super::{FilesSource, Job, Retention, Retry, Schedule, Source, SourceKind, SqliteSource, Suspect, Verify, cron};
 
 /// A path a job reads, with what it leaves out and where the job's backups go.
 pub(super) struct FilesPlace<'a> {
@@ -24,7 +24,7 @@ pub(super) struct FilesPlace<'a> {
 
 pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut Vec<FilesPlace<'a>>) -> Option<Job> {
     table.check_keys(
-        &["enabled", "schedule", "every", "at", "timezone", "jitter", "max_age", "destinations", "retention", "retry", "source"],
+        &["enabled", "schedule", "every", "at", "timezone", "jitter", "max_age", "destinations", "retention", "suspect", "retry", "source"],
         &[(&["services", "quiesce", "hooks", "health"], NOT_BUILT)],
     );
     let enabled = optional(table, "enabled", Item::boolean, true);
@@ -34,6 +34,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
     let max_age = optional(table, "max_age", |item| item.duration(Duration::from_secs(1)).map(Some), None);
     let destinations = destinations(table, known);
     let retention = optional(table, "retention", retention, Retention::default());
+    let suspect = optional(table, "suspect", suspect, Suspect::default());
     let retry = optional(table, "retry", retry, Retry { attempts: 1, backoff: DEFAULT_BACKOFF });
     let sources = sources(name, table, destinations.as_deref().unwrap_or_default(), places);
     Some(Job {
@@ -45,6 +46,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
         max_age: max_age?,
         destinations: destinations?,
         retention: retention?,
+        suspect: suspect?,
         retry: retry?,
         sources: sources?,
     })
@@ -130,6 +132,28 @@ fn retry(item: &Item<'_>) -> Option<Retry> {
     let attempts = optional(&table, "attempts", |i| i.number(1..=100).and_then(|n| u32::try_from(n).ok()), 1);
     let backoff = optional(&table, "backoff", |i| i.duration(Duration::ZERO), DEFAULT_BACKOFF);
     Some(Retry { attempts: attempts?, backoff: backoff? })
+}
+
+fn suspect(item: &Item<'_>) -> Option<Suspect> {
+    let table = item.table("a table such as { fewer_rows = 50, larger = 10 }, 0 to turn a rule off")?;
+    table.check_keys(&["fewer_rows", "fewer_files", "smaller", "larger", "changed", "incompressible"], &[]);
+    let usual = Suspect::default();
+    let number =
+        |key: &str, most: u64, usual: u32| optional(&table, key, |i| i.number(0..=most).and_then(|n| u32::try_from(n).ok()), usual);
+    let fewer_rows = number("fewer_rows", 100, usual.fewer_rows);
+    let fewer_files = number("fewer_files", 100, usual.fewer_files);
+    let smaller = number("smaller", 100, usual.smaller);
+    let larger = number("larger", 1_000_000, usual.larger);
+    let changed = number("changed", 100, usual.changed);
+    let incompressible = number("incompressible", 100, usual.incompressible);
+    Some(Suspect {
+        fewer_rows: fewer_rows?,
+        fewer_files: fewer_files?,
+        smaller: smaller?,
+        larger: larger?,
+        changed: changed?,
+        incompressible: incompressible?,
+    })
 }
 
 fn destinations(table: &Table<'_>, known: &Known) -> Option<Vec<String>> {

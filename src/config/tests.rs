@@ -156,7 +156,8 @@ fn everything_said_arrives() {
         jitter = "1h30m"
         max_age = "26h"
         destinations = ["open", "local"]
-        retention = { keep_last = 1, keep_days = 2, keep_daily = 3, keep_weekly = 4, keep_monthly = 5 }
+        retention = { keep_last = 1, keep_days = 2, keep_daily = 3, keep_weekly = 4, keep_monthly = 5, keep_hourly = 6, keep_yearly = 7, keep_within = "36h", min_keep = 8 }
+        suspect = { fewer_rows = 20, larger = 0 }
         retry = { attempts = 3, backoff = "2m" }
         [[job.shop.source]]
         name = "db"
@@ -204,8 +205,13 @@ fn everything_said_arrives() {
                 keep_days: Some(2),
                 keep_daily: Some(3),
                 keep_weekly: Some(4),
-                keep_monthly: Some(5)
+                keep_monthly: Some(5),
+                keep_hourly: Some(6),
+                keep_yearly: Some(7),
+                keep_within: Some(Duration::from_secs(36 * 3600)),
+                min_keep: Some(8),
             },
+            suspect: Suspect { fewer_rows: 20, larger: 0, ..Suspect::default() },
             retry: Retry { attempts: 3, backoff: Duration::from_secs(120) },
             sources: vec![
                 Source { name: "db".into(), kind: SourceKind::Sqlite(SqliteSource { path: "/v/shop.db".into(), verify: Verify::Full }) },

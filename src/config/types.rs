@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
+
+use super::value;
+
 /// Everything keepd was told. All names that one table uses of another exist.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -73,6 +77,7 @@ pub struct Job {
     /// At least one, in order.
     pub destinations: Vec<String>,
     pub retention: Retention,
+    pub suspect: Suspect,
     pub retry: Retry,
     /// At least one, names unique.
     pub sources: Vec<Source>,
@@ -93,10 +98,100 @@ pub enum Schedule {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Retention {
     pub keep_last: Option<u32>,
-    pub keep_days: Option<u32>,
+    pub keep_hourly: Option<u32>,
     pub keep_daily: Option<u32>,
     pub keep_weekly: Option<u32>,
     pub keep_monthly: Option<u32>,
+    pub keep_yearly: Option<u32>,
+    /// Days.
+    pub keep_days: Option<u32>,
+    pub keep_within: Option<Duration>,
+    /// Not a rule of its own: however the others decide, so many good ones stay.
+    pub min_keep: Option<u32>,
+}
+
+/// From when on a backup is suspect that was made without an error. 0 turns a rule off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspect {
+    /// Percent less than in the last good backup.
+    pub fewer_rows: u32,
+    /// Percent less than usual.
+    pub fewer_files: u32,
+    pub smaller: u32,
+    /// Times as large as usual.
+    pub larger: u32,
+    /// Percent of all contents that are new.
+    pub changed: u32,
+    /// Percent that are left of what is new when it is compressed.
+    pub incompressible: u32,
+}
+
+impl Default for Suspect {
+    fn default() -> Self {
+        Self { fewer_rows: 50, fewer_files: 50, smaller: 50, larger: 10, changed: 80, incompressible: 95 }
+    }
+}
+
+impl Job {
+    /// The zone its times are meant in, the system's where none is given.
+    pub fn zone(&self) -> TimeZone {
+        self.timezone.as_deref().and_then(|z| TimeZone::get(z).ok()).unwrap_or_else(TimeZone::system)
+    }
+}
+
+impl Retention {
+    /// The rules by their names in the configuration; `keep_within` in seconds.
+    pub const RULES: [&str; 9] =
+        ["keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly", "keep_days", "keep_within", "min_keep"];
+
+    /// The rules that are set, with their numbers; `keep_within` in seconds.
+    pub fn numbers(&self) -> BTreeMap<String, u64> {
+        let number = |name: &str| match name {
+            "keep_last" => self.keep_last.map(u64::from),
+            "keep_hourly" => self.keep_hourly.map(u64::from),
+            "keep_daily" => self.keep_daily.map(u64::from),
+            "keep_weekly" => self.keep_weekly.map(u64::from),
+            "keep_monthly" => self.keep_monthly.map(u64::from),
+            "keep_yearly" => self.keep_yearly.map(u64::from),
+            "keep_days" => self.keep_days.map(u64::from),
+            "keep_within" => self.keep_within.map(|d| d.as_secs()),
+            _ => self.min_keep.map(u64::from),
+        };
+        Self::RULES.into_iter().filter_map(|name| Some((name.to_owned(), number(name)?))).collect()
+    }
+
+    /// The other way round; the error names a rule that there is not, or whose number cannot be.
+    pub fn from_numbers(numbers: &BTreeMap<String, u64>) -> Result<Self, String> {
+        let mut policy = Self::default();
+        for (name, number) in numbers {
+            if name == "keep_within" {
+                policy.keep_within = Some(Duration::from_secs((*number).min(value::LONGEST_SECONDS)));
+                continue;
+            }
+            let rule = match name.as_str() {
+                "keep_last" => &mut policy.keep_last,
+                "keep_hourly" => &mut policy.keep_hourly,
+                "keep_daily" => &mut policy.keep_daily,
+                "keep_weekly" => &mut policy.keep_weekly,
+                "keep_monthly" => &mut policy.keep_monthly,
+                "keep_yearly" => &mut policy.keep_yearly,
+                "keep_days" => &mut policy.keep_days,
+                "min_keep" => &mut policy.min_keep,
+                other => return Err(format!("there is no rule '{other}'; allowed are {}", Self::RULES.join(", "))),
+            };
+            let number = u32::try_from(*number).ok().filter(|n| *n > 0);
+            *rule = Some(number.ok_or_else(|| format!("{name} must be a whole number from 1 to {}", u32::MAX))?);
+        }
+        if policy.min_keep.is_some() && numbers.len() == 1 {
+            return Err("min_keep removes nothing by itself; give another rule with it".into());
+        }
+        Ok(policy)
+    }
+
+    /// No rule: everything stays.
+    pub fn keeps_everything(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

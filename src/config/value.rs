@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 /// A hundred years: longer ones are slips, and would overflow calendars.
-const LONGEST_SECONDS: u64 = 100 * 365 * 86_400;
+pub(super) const LONGEST_SECONDS: u64 = 100 * 365 * 86_400;
 
 const DURATION_UNITS: [(&str, u64); 5] = [("w", 7 * 86_400), ("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
 

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use keepd_protocol::MAX_REPLY_BYTES;
 use keepd_protocol::call::errors;
 use keepd_protocol::methods::*;
@@ -17,9 +18,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::service::Control;
 use super::transport::{Fault, Replies};
-use crate::config::Retention;
+use crate::config::{Job, Retention};
 use crate::ledger::{Ledger, LedgerError};
 use crate::run::{BackupRequest, Error};
+use crate::schedule::due;
 
 /// A follower gets at most ten states a second.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
@@ -129,20 +131,12 @@ impl Control {
                 ..SourceInfo::default()
             })
             .collect();
-        let Retention { keep_last, keep_days, keep_daily, keep_weekly, keep_monthly } = job.retention;
-        let rules = [
-            ("keep_last", keep_last),
-            ("keep_days", keep_days),
-            ("keep_daily", keep_daily),
-            ("keep_weekly", keep_weekly),
-            ("keep_monthly", keep_monthly),
-        ];
         let detail = JobDetail {
             status,
             timezone: job.timezone.clone(),
             destinations: job.destinations.clone(),
             sources,
-            retention: rules.into_iter().filter_map(|(name, n)| Some((name.to_owned(), u64::from(n?)))).collect(),
+            retention: job.retention.numbers(),
             retry_attempts: job.retry.attempts,
             retry_backoff_seconds: job.retry.backoff.as_secs(),
         };
@@ -181,6 +175,27 @@ impl Control {
     pub(super) async fn start_delete(&self, p: start_delete::In, by: String) -> Result<start_delete::Out> {
         let run = self.ask_runs(move |runs| runs.start_delete(&p.backup, p.job.as_deref(), p.destination.as_deref(), &by)).await?;
         Ok(start_delete::Out { run })
+    }
+
+    pub(super) async fn mark_backup(&self, p: mark_backup::In, by: String) -> Result<mark_backup::Out> {
+        let backup = self.ask_runs(move |runs| runs.mark(&p.backup, p.job.as_deref(), p.mark, &by)).await?;
+        Ok(mark_backup::Out { backup })
+    }
+
+    pub(super) async fn show_retention(&self, p: show_retention::In) -> Result<show_retention::Out> {
+        let policy = p.policy.as_ref().map(Retention::from_numbers).transpose().map_err(failed)?;
+        let next = |job: &Job, after: Timestamp| match &job.schedule {
+            Some(schedule) if job.enabled => due::next_due(schedule, &job.zone(), after, after),
+            // By hand: as if once a day.
+            _ => after.checked_add(SignedDuration::from_hours(24)).ok(),
+        };
+        let plans = self.ask_runs(move |runs| runs.plan_retention(&p.job, p.destination.as_deref(), policy.as_ref(), &next)).await?;
+        Ok(show_retention::Out { plans })
+    }
+
+    pub(super) async fn start_retention(&self, p: start_retention::In, by: String) -> Result<start_retention::Out> {
+        let run = self.ask_runs(move |runs| runs.start_retention(&p.job, p.destination.as_deref(), &by)).await?;
+        Ok(start_retention::Out { run })
     }
 
     pub(super) async fn start_restore(&self, p: start_restore::In, fds: Vec<OwnedFd>, by: String) -> Result<start_restore::Out> {

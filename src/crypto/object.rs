@@ -26,6 +26,7 @@ pub enum ObjectKind {
     MetaPack,
     Index,
     Manifest,
+    Mark,
 }
 
 impl ObjectKind {
@@ -35,11 +36,13 @@ impl ObjectKind {
             ObjectKind::MetaPack => 2,
             ObjectKind::Index => 3,
             ObjectKind::Manifest => 4,
+            ObjectKind::Mark => 5,
         }
     }
 
     fn from_code(code: u8) -> Option<Self> {
-        [ObjectKind::DataPack, ObjectKind::MetaPack, ObjectKind::Index, ObjectKind::Manifest].into_iter().find(|k| k.code() == code)
+        use ObjectKind::{DataPack, Index, Manifest, Mark, MetaPack};
+        [DataPack, MetaPack, Index, Manifest, Mark].into_iter().find(|k| k.code() == code)
     }
 
     pub fn word(self) -> &'static str {
@@ -48,6 +51,7 @@ impl ObjectKind {
             ObjectKind::MetaPack => "metadata pack",
             ObjectKind::Index => "index",
             ObjectKind::Manifest => "manifest",
+            ObjectKind::Mark => "mark",
         }
     }
 }
@@ -115,6 +119,7 @@ impl ObjectCipher {
             ObjectKind::MetaPack => b"keepd/1 metadata pack",
             ObjectKind::Index => b"keepd/1 index",
             ObjectKind::Manifest => b"keepd/1 manifest",
+            ObjectKind::Mark => b"keepd/1 mark",
         };
         let key = master.derive(&header.bytes[32..], info);
         Self { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key)), header: header.bytes }

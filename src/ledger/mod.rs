@@ -39,6 +39,15 @@ pub struct ScheduleState {
     pub runs_failed: u64,
 }
 
+/// A mark of a repository, as the ledger knows it. All are text: ids in hexadecimal, the time in RFC 3339.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownMark {
+    pub id: String,
+    pub backup: String,
+    pub time: String,
+    pub kind: String,
+}
+
 /// The open ledger; its methods block for a moment (a small SQLite transaction each).
 #[derive(Debug)]
 pub struct Ledger {
@@ -89,9 +98,13 @@ impl Ledger {
                 return Err(failed(&format!("it is of version {newer}, this keepd knows {VERSION}; use the newer keepd that made it")));
             }
         }
-        // Made here and not with the rest, for ledgers that are older than it.
-        let by_sequence = "CREATE INDEX IF NOT EXISTS backup_sequence ON backup (destination, json ->> 'sequence')";
-        db.execute_batch(by_sequence).map_err(|e| failed(&e))?;
+        // Made here and not with the rest, for ledgers that are older than they.
+        db.execute_batch(
+            "CREATE INDEX IF NOT EXISTS backup_sequence ON backup (destination, json ->> 'sequence');
+             CREATE TABLE IF NOT EXISTS mark (destination TEXT NOT NULL, id TEXT NOT NULL, backup TEXT NOT NULL, time TEXT NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;
+             CREATE INDEX IF NOT EXISTS mark_backup ON mark (backup);",
+        )
+        .map_err(|e| failed(&e))?;
         db.set_prepared_statement_cache_capacity(32);
         Ok(Self { db: Mutex::new(db), path })
     }
@@ -179,7 +192,50 @@ impl Ledger {
     }
 
     pub fn remove_backup(&self, destination: &str, id: &str) -> Result<()> {
-        self.run_sql(|db| db.prepare_cached("DELETE FROM backup WHERE destination = ?1 AND id = ?2")?.execute([destination, id]).map(drop))
+        self.run_sql(|db| {
+            db.prepare_cached("DELETE FROM mark WHERE destination = ?1 AND backup = ?2")?.execute([destination, id])?;
+            db.prepare_cached("DELETE FROM backup WHERE destination = ?1 AND id = ?2")?.execute([destination, id]).map(drop)
+        })
+    }
+
+    /// Notes a mark of a destination.
+    pub fn put_mark(&self, destination: &str, mark: &KnownMark) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO mark (destination, id, backup, time, kind) VALUES (?1, ?2, ?3, ?4, ?5)";
+        self.run_sql(|db| db.prepare_cached(sql)?.execute(params![destination, mark.id, mark.backup, mark.time, mark.kind]).map(drop))
+    }
+
+    pub fn remove_mark(&self, destination: &str, id: &str) -> Result<()> {
+        self.run_sql(|db| db.prepare_cached("DELETE FROM mark WHERE destination = ?1 AND id = ?2")?.execute([destination, id]).map(drop))
+    }
+
+    /// The marks of a destination, of one backup or of all, oldest first.
+    pub fn marks(&self, destination: &str, backup: Option<&str>) -> Result<Vec<KnownMark>> {
+        let sql = "SELECT id, backup, time, kind FROM mark WHERE destination = ?1 AND (?2 IS NULL OR backup = ?2) ORDER BY time, id";
+        let row = |r: &Row<'_>| Ok(KnownMark { id: r.get(0)?, backup: r.get(1)?, time: r.get(2)?, kind: r.get(3)? });
+        self.run_sql(|db| db.prepare_cached(sql)?.query_map(params![destination, backup], row)?.collect())
+    }
+
+    /// What a destination's catalogue holds of a backup.
+    pub fn backup_at(&self, destination: &str, id: &str) -> Result<Option<BackupDetail>> {
+        let sql = "SELECT json FROM backup WHERE destination = ?1 AND id = ?2";
+        let json = self.run_sql(|db| db.prepare_cached(sql)?.query_row([destination, id], text).optional())?;
+        json.map(|j| from_json(&j)).transpose()
+    }
+
+    /// A job's backups as a destination's catalogue has them, newest first.
+    pub fn backups_at(&self, job: &str, destination: &str) -> Result<Vec<Backup>> {
+        let sql = "SELECT json FROM backup WHERE job = ?1 AND destination = ?2 ORDER BY time DESC, id";
+        let rows = self.run_sql(|db| db.prepare_cached(sql)?.query_map([job, destination], text)?.collect::<rusqlite::Result<Vec<_>>>())?;
+        rows.iter().map(|json| Ok(from_json::<BackupDetail>(json)?.backup)).collect()
+    }
+
+    /// The newest good backups of a job at a destination, newest first, with their facts.
+    pub fn newest_good(&self, job: &str, destination: &str, limit: u32) -> Result<Vec<BackupDetail>> {
+        let sql = "SELECT json FROM backup WHERE job = ?1 AND destination = ?2 AND outcome = 'good' ORDER BY time DESC, id LIMIT ?3";
+        let rows = self.run_sql(|db| {
+            db.prepare_cached(sql)?.query_map(params![job, destination, limit], text)?.collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        rows.iter().map(|json| from_json(json)).collect()
     }
 
     /// The ids a destination's catalogue holds.

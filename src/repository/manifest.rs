@@ -61,6 +61,12 @@ pub struct Manifest {
     /// Bytes newly stored for this backup, sealed, the manifest not counted.
     #[n(19)]
     pub added_bytes: u64,
+    /// Plaintext of the chunks newly stored for this backup.
+    #[n(20)]
+    pub new_bytes: Option<u64>,
+    /// The backup of the same job it was built upon; None when everything was read.
+    #[n(21)]
+    pub parent: Option<ByteArray<32>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Encode, Decode, CborLen)]

@@ -229,11 +229,11 @@ impl Repository {
     }
 
     pub fn listed_backups(&self) -> Result<BTreeSet<[u8; 32]>> {
-        Ok(self.storage.names("backups/")?.iter().filter_map(|name| id_of(name)).collect())
+        Ok(ids(self.storage.names("backups/")?))
     }
 
     pub(super) fn listed_indexes(&self) -> Result<BTreeSet<[u8; 32]>> {
-        Ok(self.storage.names("index/")?.iter().filter_map(|name| id_of(name)).collect())
+        Ok(ids(self.storage.names("index/")?))
     }
 
     pub(super) fn read_index(&self, id: &[u8; 32]) -> Result<Index> {
@@ -345,6 +345,11 @@ impl Repository {
         ciphers.insert(*pack, cipher.clone());
         Ok(cipher)
     }
+}
+
+/// The ids objects are named by.
+pub(super) fn ids<T: FromIterator<[u8; 32]>>(names: Vec<String>) -> T {
+    names.iter().filter_map(|name| id_of(name)).collect()
 }
 
 /// The id an object is named by. Names that are no ids are not ours; they are left alone.

@@ -104,6 +104,8 @@ struct Shared {
     error: Mutex<Option<RepositoryError>>,
     failed: AtomicBool,
     added: AtomicU64,
+    /// Plaintext of what was new.
+    new: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -126,6 +128,7 @@ impl Writer {
             error: Mutex::new(None),
             failed: AtomicBool::new(false),
             added: AtomicU64::new(0),
+            new: AtomicU64::new(0),
         });
         let (jobs, job_queue) = unbounded::<Job>();
         let (packs, pack_queue) = bounded::<BuiltPack>(1);
@@ -167,6 +170,7 @@ impl Writer {
         }
         let len = chunk.len() as u32;
         lock(&self.shared.pending).insert(id, len);
+        self.shared.new.fetch_add(u64::from(len), Ordering::Relaxed);
         self.remember(id, len);
         let bytes = ChunkMemory::capacity(chunk.len());
         let mut queued = lock(&self.shared.queued);
@@ -250,7 +254,7 @@ impl Writer {
             return Err(RepositoryError::Other("chunks were lost on their way to the storage; this is a bug".into()));
         }
         write_missing_index(&self.shared.repository)?;
-        Ok(Flushed { added_bytes: self.added_bytes() })
+        Ok(Flushed { added_bytes: self.added_bytes(), new_bytes: self.shared.new.load(Ordering::Relaxed) })
     }
 
     /// Lets the queue run empty, closes the open packs, and waits until all is stored (or has failed).
@@ -279,7 +283,10 @@ impl Writer {
 
 /// What a writer stored.
 pub struct Flushed {
+    /// Sealed.
     pub added_bytes: u64,
+    /// Plaintext of the chunks that were new.
+    pub new_bytes: u64,
 }
 
 /// Lists packs that stand in no index object in new ones.

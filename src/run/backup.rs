@@ -5,21 +5,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use keepd_protocol::model::{Level, Outcome};
 use minicbor::bytes::ByteArray;
 use tokio::runtime::Handle;
 
 use super::live::{Failure, Finish, LiveRun};
 use super::registry::BackupRequest;
-use super::{catalogue, destination, names};
-use crate::config::{Config, Destination, Job, Retention, Source, SourceKind};
+use super::{catalogue, destination, names, outcome, retain};
+use crate::config::{Config, Destination, Job, Source, SourceKind};
 use crate::ledger::Ledger;
 use crate::repository::lease::{Lease, TERM};
 use crate::repository::source_writer::{SourceWriter, WrittenSource};
 use crate::repository::writer::{self, Writer};
 use crate::repository::{Entry, Manifest, ManifestSource, Repository, SinkError, SourceReader};
-use crate::retention;
 use crate::source::{Context, Previous, SourceError, files, sqlite};
 
 /// What a run of any kind needs from the daemon.
@@ -35,11 +33,14 @@ pub type ReaderGate<'a> = &'a dyn Fn(&str) -> Option<Box<dyn Send>>;
 /// Backs a job up to all its destinations; good when every one has it.
 pub fn backup(env: &Environment, job: &Job, request: &BackupRequest, live: &LiveRun, gate: ReaderGate<'_>) -> Result<Finish, Failure> {
     let mut errors = Vec::new();
-    let mut done = 0;
+    let (mut done, mut suspect) = (0, false);
     for name in &job.destinations {
         let target = env.config.destinations.get(name).ok_or_else(|| Failure::Failed(format!("there is no destination '{name}'")))?;
         match to_destination(env, job, target, request, live, gate) {
-            Ok(()) => done += 1,
+            Ok(outcome) => {
+                done += 1;
+                suspect |= outcome == Outcome::Suspect;
+            }
             Err(Failure::Cancelled) => return Err(Failure::Cancelled),
             Err(Failure::Failed(text)) => errors.push(text),
         }
@@ -51,7 +52,11 @@ pub fn backup(env: &Environment, job: &Job, request: &BackupRequest, live: &Live
         live.message(Level::Error, text.clone());
     }
     let complete = errors.is_empty() && live.report.left_out_count() == 0;
-    Ok(if complete { Finish::Good } else { Finish::Partial })
+    Ok(match (suspect, complete) {
+        (true, _) => Finish::Suspect,
+        (false, true) => Finish::Good,
+        (false, false) => Finish::Partial,
+    })
 }
 
 fn to_destination(
@@ -61,7 +66,7 @@ fn to_destination(
     request: &BackupRequest,
     live: &LiveRun,
     gate: ReaderGate<'_>,
-) -> Result<(), Failure> {
+) -> Result<Outcome, Failure> {
     live.step("opening the repository");
     live.update(|run| run.destination = Some(target.name.clone()));
     let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, true)?;
@@ -74,7 +79,8 @@ fn to_destination(
         live.message(Level::Warning, problem);
     }
     let newest = env.ledger.newest_in_chain(&target.name)?;
-    let previous = previous_manifest(env, &repository, target, &job.name, live)?;
+    let parent = previous_manifest(env, &repository, target, &job.name, live)?;
+    let previous = parent.as_ref().map(|(_, manifest)| manifest);
     let added_before = live.snapshot().progress.added_bytes;
     let started = Timestamp::now();
     let mut writer = Writer::new(repository.clone(), live.cancel.clone())?;
@@ -82,7 +88,7 @@ fn to_destination(
     let (mut users, mut groups) = (HashSet::new(), HashSet::new());
     for source in &job.sources {
         live.step(&format!("capturing {}", source.name));
-        let before = previous.as_ref().and_then(|m| m.sources.iter().find(|s| s.name == source.name && s.kind == source.kind.word()));
+        let before = previous.and_then(|m| m.sources.iter().find(|s| s.name == source.name && s.kind == source.kind.word()));
         if let Some(before) = before {
             let done: u64 = live.snapshot().progress.bytes;
             live.set_total(done + before.bytes);
@@ -98,7 +104,7 @@ fn to_destination(
     live.set_added(added_before + flushed.added_bytes);
     live.tick();
     let snapshot = live.snapshot();
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         format: 1,
         repository: ByteArray::from(repository.raw_id()),
         sequence: newest.as_ref().map_or(0, |d| d.sequence) + 1,
@@ -119,7 +125,18 @@ fn to_destination(
         messages: snapshot.messages.iter().map(|m| (m.level.as_str().to_owned(), m.text.clone())).collect(),
         left_out: live.report.left_out_count(),
         added_bytes: flushed.added_bytes,
+        new_bytes: Some(flushed.new_bytes),
+        parent: parent.as_ref().map(|(id, _)| ByteArray::from(*id)),
     };
+    let history = env.ledger.newest_good(&job.name, &target.name, outcome::HISTORY)?;
+    let reasons = outcome::judge(&catalogue::detail("", &manifest), &history, &job.suspect);
+    if !reasons.is_empty() {
+        manifest.outcome = Outcome::Suspect.as_str().into();
+    }
+    for reason in reasons {
+        manifest.messages.push((Level::Warning.as_str().to_owned(), format!("suspect: {reason}")));
+        live.message(Level::Warning, format!("suspect: {reason}"));
+    }
     if live.cancel.is_cancelled() {
         return Err(Failure::Cancelled);
     }
@@ -132,10 +149,10 @@ fn to_destination(
         run.backup.get_or_insert(id);
     });
     // The backup is committed: what comes now may fail without taking that back.
-    if let Err(Failure::Failed(text)) = tidy(env, job, target, &repository, &lease, live, gate) {
+    if let Err(Failure::Failed(text)) = retain::apply(env, job, target, &repository, &lease, live, gate) {
         live.message(Level::Error, format!("the backup is made, but cleaning up after it failed: {text}"));
     }
-    Ok(())
+    Ok(detail.backup.outcome)
 }
 
 /// The job's last manifest here. One that cannot be read costs only time: the next capture is then a full one.
@@ -145,10 +162,10 @@ fn previous_manifest(
     target: &Destination,
     job: &str,
     live: &LiveRun,
-) -> Result<Option<Manifest>, Failure> {
+) -> Result<Option<([u8; 32], Manifest)>, Failure> {
     let Some(id) = env.ledger.newest_of_job(job, &target.name)?.and_then(|id| unhex(&id)) else { return Ok(None) };
     match repository.read_manifest(&id) {
-        Ok(manifest) => Ok(Some(manifest)),
+        Ok(manifest) => Ok(Some((id, manifest))),
         Err(e) => {
             live.message(Level::Warning, format!("the last backup cannot be built upon, everything is read again: {e}"));
             Ok(None)
@@ -209,49 +226,6 @@ impl Previous for LastBackup {
             }
         }
     }
-}
-
-/// Retention and, where it removed something, prune.
-fn tidy(
-    env: &Environment,
-    job: &Job,
-    target: &Destination,
-    repository: &Arc<Repository>,
-    lease: &Lease,
-    live: &LiveRun,
-    gate: ReaderGate<'_>,
-) -> Result<(), Failure> {
-    let policy = target.retention.as_ref().unwrap_or(&job.retention);
-    if *policy == Retention::default() {
-        return Ok(());
-    }
-    let zone = job.timezone.as_deref().and_then(|z| TimeZone::get(z).ok()).unwrap_or_else(TimeZone::system);
-    let backups = env.ledger.backups(Some(&job.name), Some(&target.name))?;
-    let candidates: Vec<retention::Candidate> = backups
-        .iter()
-        .filter_map(|b| Some(retention::Candidate { id: b.id.clone(), time: b.time.parse().ok()?, good: b.outcome == Outcome::Good }))
-        .collect();
-    let falls: Vec<String> =
-        retention::decide(&candidates, policy, Timestamp::now(), &zone).into_iter().filter(|v| !v.keep).map(|v| v.id).collect();
-    if falls.is_empty() {
-        return Ok(());
-    }
-    live.step("retention");
-    for id in &falls {
-        lease.check()?;
-        let raw = unhex(id).ok_or_else(|| Failure::Failed(format!("the catalogue holds an id that is none: {id}")))?;
-        repository.delete_manifest(&raw)?;
-        env.ledger.remove_backup(&target.name, id)?;
-        live.message(Level::Info, format!("retention removed backup {} from {}", short(id), target.name));
-    }
-    match gate(&target.name) {
-        None => live.message(Level::Info, "a restore is reading; what was removed is pruned after the next backup".into()),
-        Some(_alone) => {
-            let report = crate::repository::prune::prune(repository, false, &|step| live.step(step), &live.cancel)?;
-            live.message(Level::Info, format!("pruned {} bytes", report.bytes_freed));
-        }
-    }
-    Ok(())
 }
 
 pub fn short(id: &str) -> &str {

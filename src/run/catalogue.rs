@@ -5,21 +5,25 @@ use std::collections::{BTreeMap, HashSet};
 use data_encoding::HEXLOWER;
 use keepd_protocol::model::{Backup, BackupDetail, BackupType, Level, Message, Outcome, SourceInfo};
 
+use super::backup::unhex;
 use super::live::Failure;
-use crate::ledger::Ledger;
-use crate::repository::{Manifest, Repository};
+use crate::ledger::{KnownMark, Ledger};
+use crate::repository::{Manifest, Mark, Repository};
 
-/// Adds backups that came, removes those that went; returns what could not be read.
+/// Adds backups and marks that came, removes those that went; returns what could not be read.
 pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Result<Vec<String>, Failure> {
     let listed = repository.listed_backups()?;
     let known: HashSet<String> = ledger.backup_ids(destination)?.into_iter().collect();
-    let mut problems = Vec::new();
+    let (mut problems, mut touched) = (Vec::new(), HashSet::new());
     let mut present = HashSet::new();
     for id in &listed {
         let hex = HEXLOWER.encode(id);
         if !known.contains(&hex) {
             match repository.read_manifest(id) {
-                Ok(manifest) => ledger.put_backup(destination, &detail(&hex, &manifest))?,
+                Ok(manifest) => {
+                    ledger.put_backup(destination, &detail(&hex, &manifest))?;
+                    touched.insert(hex.clone());
+                }
                 Err(e @ crate::repository::RepositoryError::Storage(_)) => return Err(e.into()),
                 Err(e) => problems.push(e.to_string()),
             }
@@ -29,8 +33,78 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
     for gone in known.difference(&present) {
         ledger.remove_backup(destination, gone)?;
     }
+    let known: BTreeMap<String, String> = ledger.marks(destination, None)?.into_iter().map(|m| (m.id, m.backup)).collect();
+    let mut present = HashSet::new();
+    for id in repository.listed_marks()? {
+        let hex = HEXLOWER.encode(&id);
+        if !known.contains_key(&hex) {
+            match repository.read_mark(&id) {
+                Ok(mark) => {
+                    let known = known_mark(&id, &mark);
+                    ledger.put_mark(destination, &known)?;
+                    touched.insert(known.backup);
+                }
+                Err(e @ crate::repository::RepositoryError::Storage(_)) => return Err(e.into()),
+                Err(e) => problems.push(e.to_string()),
+            }
+        }
+        present.insert(hex);
+    }
+    for (gone, backup) in known.into_iter().filter(|(id, _)| !present.contains(id)) {
+        ledger.remove_mark(destination, &gone)?;
+        touched.insert(backup);
+    }
+    for backup in &touched {
+        apply_marks(destination, backup, ledger)?;
+    }
     Ok(problems)
 }
+
+/// Says something of a backup, in the repository and in the catalogue.
+pub fn mark(repository: &Repository, destination: &str, ledger: &Ledger, mark: &Mark) -> Result<(), Failure> {
+    let id = repository.write_mark(mark)?;
+    let known = known_mark(&id, mark);
+    ledger.put_mark(destination, &known)?;
+    apply_marks(destination, &known.backup, ledger)
+}
+
+/// Removes a backup and what was said of it from a repository and the catalogue.
+pub fn remove(repository: &Repository, destination: &str, ledger: &Ledger, id: &str) -> Result<(), Failure> {
+    let raw = unhex(id).ok_or_else(|| Failure::Failed(format!("the catalogue holds an id that is none: {id}")))?;
+    repository.delete_manifest(&raw)?;
+    for mark in ledger.marks(destination, Some(id))? {
+        if let Some(raw) = unhex(&mark.id) {
+            repository.delete_mark(&raw)?;
+        }
+    }
+    Ok(ledger.remove_backup(destination, id)?)
+}
+
+fn known_mark(id: &[u8; 32], mark: &Mark) -> KnownMark {
+    KnownMark { id: HEXLOWER.encode(id), backup: HEXLOWER.encode(&mark.backup[..]), time: mark.time.clone(), kind: mark.kind.clone() }
+}
+
+/// What the marks make of a backup: the newest pin or unpin holds; once accepted it is good; the newest proof counts.
+fn apply_marks(destination: &str, backup: &str, ledger: &Ledger) -> Result<(), Failure> {
+    let Some(mut detail) = ledger.backup_at(destination, backup)? else { return Ok(()) };
+    let (mut pinned, mut proven) = (false, None);
+    for mark in ledger.marks(destination, Some(backup))? {
+        match mark.kind.as_str() {
+            PIN => pinned = true,
+            UNPIN => pinned = false,
+            ACCEPT => detail.backup.outcome = Outcome::Good,
+            PROVEN => proven = Some(mark.time),
+            _ => {}
+        }
+    }
+    (detail.backup.pinned, detail.backup.proven) = (pinned, proven);
+    Ok(ledger.put_backup(destination, &detail)?)
+}
+
+pub const PIN: &str = "pin";
+pub const UNPIN: &str = "unpin";
+pub const ACCEPT: &str = "accept";
+pub const PROVEN: &str = "proven";
 
 /// A manifest as the catalogue and the control interface show it.
 pub fn detail(id: &str, manifest: &Manifest) -> BackupDetail {
@@ -78,5 +152,7 @@ pub fn detail(id: &str, manifest: &Manifest) -> BackupDetail {
             .iter()
             .map(|(l, text)| Message { time: manifest.finished.clone(), level: level(l), text: text.clone() })
             .collect(),
+        parent: manifest.parent.as_ref().map(|p| HEXLOWER.encode(&p[..])),
+        new_bytes: manifest.new_bytes,
     }
 }

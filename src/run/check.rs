@@ -81,10 +81,8 @@ pub fn delete_backup(env: &Environment, target: &Destination, id: &str, live: &L
     live.step("opening the repository");
     let (repository, lease) = open_for_writing(env, target, live)?;
     live.step("deleting");
-    let raw = unhex(id).ok_or_else(|| Failure::Failed(format!("'{id}' is no backup id")))?;
     lease.check()?;
-    repository.delete_manifest(&raw)?;
-    env.ledger.remove_backup(&target.name, id)?;
+    catalogue::remove(&repository, &target.name, &env.ledger, id)?;
     live.message(
         Level::Info,
         format!("backup {} is removed from {}; 'keepctl prune {}' frees its space", short(id), target.name, target.name),
@@ -92,7 +90,7 @@ pub fn delete_backup(env: &Environment, target: &Destination, id: &str, live: &L
     Ok(Finish::Good)
 }
 
-fn open_for_writing(env: &Environment, target: &Destination, live: &LiveRun) -> Result<(Arc<Repository>, Lease), Failure> {
+pub(super) fn open_for_writing(env: &Environment, target: &Destination, live: &LiveRun) -> Result<(Arc<Repository>, Lease), Failure> {
     let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
     let holder = destination::holder(&env.config.daemon.state_dir)?;
     let lease = Lease::acquire(&repository, &holder, &live.id(), TERM, &live.cancel)?;

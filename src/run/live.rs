@@ -36,6 +36,8 @@ pub enum Finish {
     Good,
     /// Done, but something was left out.
     Partial,
+    /// Done, but what was captured is not as it usually is.
+    Suspect,
 }
 
 /// How it did not.
@@ -191,7 +193,11 @@ impl LiveRun {
             run.progress.eta_seconds = None;
             match result {
                 Ok(finish) => {
-                    run.state = if finish == Finish::Good { RunState::Good } else { RunState::Partial };
+                    run.state = match finish {
+                        Finish::Good => RunState::Good,
+                        Finish::Partial => RunState::Partial,
+                        Finish::Suspect => RunState::Suspect,
+                    };
                     if run.progress.percent.is_some() {
                         run.progress.percent = Some(100.0);
                     }

@@ -11,8 +11,10 @@ mod destination;
 mod live;
 pub mod memory;
 mod names;
+mod outcome;
 mod registry;
 mod restore;
+mod retain;
 mod selection;
 
 pub use live::LiveRun;

@@ -7,17 +7,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupDetail, BackupType, Change, DestinationStatus, EntryInfo, Event, Level, Run, RunKind, RunState};
+use keepd_protocol::model::{
+    Backup, BackupDetail, BackupType, Change, DestinationStatus, EntryInfo, Event, Level, Mark, Outcome, RetentionPlan, Run, RunKind,
+    RunState,
+};
+use minicbor::bytes::ByteArray;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, broadcast, mpsc, watch};
 
 use super::backup::{Environment, backup, unhex};
 use super::live::{Failure, Finish, LiveRun};
-use super::{browse, catalogue, check, destination, restore};
-use crate::config::{self, Config, Destination};
+use super::{browse, catalogue, check, destination, restore, retain};
+use crate::config::{self, Config, Destination, Job, Retention};
 use crate::crypto;
 use crate::ledger::Ledger;
-use crate::repository::{Manifest, Repository};
+use crate::repository::{self, Manifest, Repository};
 
 /// Finished runs kept in the ledger.
 const KEEP_RUNS: u32 = 5000;
@@ -171,13 +175,7 @@ impl Runs {
             attempt: request.attempt.max(1),
         };
         let runs = self.clone();
-        self.start(work, move |live| {
-            let gate = |destination: &str| -> Option<Box<dyn Send>> {
-                let guard: OwnedRwLockWriteGuard<()> = runs.locks(destination).readers.try_write_owned().ok()?;
-                Some(Box::new(guard))
-            };
-            backup(&env, &job, &request, live, &gate)
-        })
+        self.start(work, move |live| backup(&env, &job, &request, live, &|name| runs.readers_gone(name)))
     }
 
     /// Queues a check; `read_data` is the percentage of packs to read whole.
@@ -214,6 +212,13 @@ impl Runs {
             let text = format!("backup {} is not on destination '{name}'", found.id);
             return Err(Error::NotFound { what: "destination", name, text });
         }
+        if found.pinned {
+            return Err(Error::Failed(format!(
+                "backup {} is pinned and not deleted; 'keepctl unpin {}' takes the pin away",
+                super::backup::short(&found.id),
+                super::backup::short(&found.id)
+            )));
+        }
         let work = Work {
             kind: RunKind::Delete,
             job: None,
@@ -228,6 +233,102 @@ impl Runs {
             }
             Ok(Finish::Good)
         })
+    }
+
+    /// Says something of a backup on every destination that has it. Blocks until it is durable there.
+    pub fn mark(&self, backup: &str, job: Option<&str>, mark: Mark, by: &str) -> Result<Backup> {
+        let env = self.environment();
+        let found = self.resolve(backup, job)?;
+        let short = super::backup::short(&found.id);
+        if mark == Mark::Accept && found.outcome == Outcome::Good {
+            return Err(Error::Failed(format!("backup {short} is good already")));
+        }
+        let id = unhex(&found.id).ok_or_else(|| Error::Failed(format!("'{}' is no backup id", found.id)))?;
+        let said = repository::Mark {
+            format: 1,
+            backup: ByteArray::from(id),
+            kind: mark.as_str().into(),
+            time: Timestamp::now().to_string(),
+            by: by.to_owned(),
+        };
+        let (mut done, mut errors) = (Vec::new(), Vec::new());
+        for place in &found.destinations {
+            let written = self.destination(&env.config, &place.name).map_err(|e| Failure::Failed(e.to_string())).and_then(|target| {
+                let repository = destination::open(&env.config, target, &env.ledger, &self.runtime, false)?;
+                catalogue::mark(&repository, &place.name, &env.ledger, &said)
+            });
+            match written {
+                Ok(()) => done.push(place.name.as_str()),
+                Err(e) => errors.push(format!("{}: {e}", place.name)),
+            }
+        }
+        if !errors.is_empty() {
+            let where_done = if done.is_empty() { "nowhere".to_owned() } else { format!("only at {}", done.join(", ")) };
+            return Err(Error::Failed(format!("{mark} of backup {short} is done {where_done}: {}; try again", errors.join("; "))));
+        }
+        tracing::info!(backup = %found.id, by, "{mark}");
+        self.resolve(&found.id, None)
+    }
+
+    /// The job and those of its destinations that are meant.
+    fn job_at<'c>(&self, config: &'c Config, job: &str, destination: Option<&str>) -> Result<(&'c Job, Vec<&'c Destination>)> {
+        let found = config.jobs.get(job).ok_or_else(|| {
+            let known = config.jobs.keys().cloned().collect::<Vec<_>>().join(", ");
+            Error::NotFound { what: "job", name: job.into(), text: format!("there is no job '{job}'; configured are: {known}") }
+        })?;
+        if let Some(name) = destination.filter(|d| !found.destinations.iter().any(|n| n == d)) {
+            let text = format!("job {job} does not back up to '{name}'; its destinations are: {}", found.destinations.join(", "));
+            return Err(Error::NotFound { what: "destination", name: name.into(), text });
+        }
+        let names = found.destinations.iter().filter(|n| destination.is_none_or(|d| d == *n));
+        Ok((found, names.map(|n| self.destination(config, n)).collect::<Result<_>>()?))
+    }
+
+    /// What a job's retention, or the `policy` given, would do at each of its destinations. `next`: when the job is due after a time.
+    pub fn plan_retention(
+        &self,
+        job: &str,
+        destination: Option<&str>,
+        policy: Option<&Retention>,
+        next: &dyn Fn(&Job, Timestamp) -> Option<Timestamp>,
+    ) -> Result<Vec<RetentionPlan>> {
+        let env = self.environment();
+        let (job, targets) = self.job_at(&env.config, job, destination)?;
+        targets.into_iter().map(|target| Ok(retain::plan(&env.ledger, job, target, policy, &|after| next(job, after))?)).collect()
+    }
+
+    /// Queues a run that confirms the job's retention and removes what it removes.
+    pub fn start_retention(self: &Arc<Self>, job: &str, destination: Option<&str>, by: &str) -> Result<String> {
+        let env = self.environment();
+        let (job, targets) = self.job_at(&env.config, job, destination)?;
+        let (job, targets): (Job, Vec<Destination>) = (job.clone(), targets.into_iter().cloned().collect());
+        let work = Work {
+            kind: RunKind::Retention,
+            job: Some(job.name.clone()),
+            destinations: targets.iter().map(|t| t.name.clone()).collect(),
+            backup: None,
+            by: by.into(),
+            attempt: 1,
+        };
+        let runs = self.clone();
+        self.start(work, move |live| {
+            for target in &targets {
+                live.step("opening the repository");
+                let (repository, lease) = check::open_for_writing(&env, target, live)?;
+                for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
+                    live.message(Level::Warning, problem);
+                }
+                retain::confirm(&env.ledger, &job, target)?;
+                retain::apply(&env, &job, target, &repository, &lease, live, &|name| runs.readers_gone(name))?;
+            }
+            Ok(Finish::Good)
+        })
+    }
+
+    /// Keeps readers of a repository away while it lives; None when there are some just now.
+    fn readers_gone(&self, destination: &str) -> Option<Box<dyn Send>> {
+        let guard: OwnedRwLockWriteGuard<()> = self.locks(destination).readers.try_write_owned().ok()?;
+        Some(Box::new(guard))
     }
 
     /// Streams entries into `out` (see `keepd_protocol::restore`); `paths` are `<source>[/<path>]`, none means all.
@@ -521,7 +622,7 @@ impl Runs {
         live: Arc<LiveRun>,
         body: impl FnOnce(&LiveRun) -> Result<Finish, Failure> + Send + 'static,
     ) {
-        let writes = matches!(work.kind, RunKind::Backup | RunKind::Prune | RunKind::Delete);
+        let writes = matches!(work.kind, RunKind::Backup | RunKind::Prune | RunKind::Delete | RunKind::Retention);
         let prepare = async {
             // Always in the order of the names, so that two runs never wait for each other.
             let mut names = work.destinations.clone();

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use keepd_protocol::model::{BackupType, JobStatus, Run, RunKind, RunState};
 use tokio::sync::{Notify, oneshot};
@@ -98,7 +97,7 @@ impl Scheduler {
             }
             let retry = lock(&self.retries).remove(&job.name).filter(|(at, _)| *at <= now);
             let mut state = self.state(job, now);
-            let missed = job.schedule.as_ref().and_then(|s| newest_missed(s, &zone(job), last_due(&state, now), anchor(&state), now));
+            let missed = job.schedule.as_ref().and_then(|s| newest_missed(s, &job.zone(), last_due(&state, now), anchor(&state), now));
             if let Some(due) = missed {
                 state.last_due = Some(due);
                 self.save(job, &state);
@@ -127,7 +126,7 @@ impl Scheduler {
         let now = self.clock.now();
         let retry = lock(&self.retries).get(&job.name).map(|(at, _)| *at);
         let state = self.state(job, now);
-        let due = job.schedule.as_ref().and_then(|s| next_due(s, &zone(job), last_due(&state, now), anchor(&state)));
+        let due = job.schedule.as_ref().and_then(|s| next_due(s, &job.zone(), last_due(&state, now), anchor(&state)));
         let due = due.and_then(|d| d.checked_add(self.jitter(job)).ok());
         [retry, due].into_iter().flatten().min()
     }
@@ -233,10 +232,6 @@ impl Scheduler {
     }
 }
 
-fn zone(job: &Job) -> TimeZone {
-    job.timezone.as_deref().and_then(|z| TimeZone::get(z).ok()).unwrap_or_else(TimeZone::system)
-}
-
 fn last_due(state: &ScheduleState, now: Timestamp) -> Timestamp {
     state.last_due.unwrap_or(now)
 }
@@ -291,6 +286,7 @@ mod tests {
             max_age: Some(Duration::from_secs(26 * 3600)),
             destinations: vec!["local".into()],
             retention: Retention::default(),
+            suspect: Default::default(),
             retry: Retry { attempts: 3, backoff: Duration::from_secs(60) },
             sources: Vec::new(),
         }

@@ -1,0 +1,75 @@
+//! Marks: what was said of a backup after it was made. A manifest never changes; a mark is a small sealed object of its own, named
+//! by its SHA-256 as the others are and never overwritten, so that two writers cannot take each other's back. What holds is what
+//! the newest mark of a kind says.
+
+use data_encoding::HEXLOWER;
+use minicbor::bytes::ByteArray;
+use minicbor::{CborLen, Decode, Encode};
+use sha2::{Digest, Sha256};
+
+use super::error::Result;
+use super::manifest::{SealedError, open_object, seal_object};
+use super::open::{Repository, ids};
+use crate::crypto::{CryptoError, ObjectKind};
+
+/// No mark is longer, sealed or plain.
+pub const MAX_MARK_BYTES: u64 = 64 << 10;
+
+/// Unknown keys, and marks of an unknown kind, are left to later versions.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct Mark {
+    #[n(0)]
+    pub format: u32,
+    /// The id of the backup (the SHA-256 of its manifest).
+    #[n(1)]
+    pub backup: ByteArray<32>,
+    /// pin, unpin, accept, proven
+    #[n(2)]
+    pub kind: String,
+    /// RFC 3339 in UTC.
+    #[n(3)]
+    pub time: String,
+    /// Who said it.
+    #[n(4)]
+    pub by: String,
+}
+
+impl Repository {
+    /// The names of all marks: a complete list or an error.
+    pub fn listed_marks(&self) -> Result<Vec<[u8; 32]>> {
+        Ok(ids(self.storage.names("marks/")?))
+    }
+
+    pub fn read_mark(&self, id: &[u8; 32]) -> Result<Mark> {
+        let name = mark_name(id);
+        let object = self.read_named(&name, id, MAX_MARK_BYTES)?;
+        let body = open_object(&self.master, &self.id, ObjectKind::Mark, &object, MAX_MARK_BYTES as usize)
+            .map_err(|e| self.sealed_error(&name, e))?;
+        let mark: Mark = minicbor::decode(&body).map_err(|e| self.sealed_error(&name, SealedError::Cbor(e.to_string())))?;
+        match mark.format {
+            1 => Ok(mark),
+            other => Err(self.sealed_error(&name, CryptoError::Version(other.to_string()).into())),
+        }
+    }
+
+    /// Durable when it returns.
+    pub fn write_mark(&self, mark: &Mark) -> Result<[u8; 32]> {
+        let sealed = minicbor::to_vec(mark)
+            .map_err(|e| SealedError::Cbor(e.to_string()))
+            .and_then(|body| seal_object(&self.master, &self.id, ObjectKind::Mark, &body));
+        let object = sealed.map_err(|e| self.sealed_error("mark", e))?;
+        let id: [u8; 32] = Sha256::digest(&object).into();
+        self.storage.put_new(&mark_name(&id), object)?;
+        Ok(id)
+    }
+
+    pub fn delete_mark(&self, id: &[u8; 32]) -> Result<()> {
+        Ok(self.storage.delete(&mark_name(id))?)
+    }
+}
+
+/// `marks/<id>`
+pub fn mark_name(id: &[u8; 32]) -> String {
+    format!("marks/{}", HEXLOWER.encode(id))
+}

@@ -1,0 +1,159 @@
+//! Retention at work: what the rules would do, doing it, and asking first where a changed policy would remove more than the old one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use keepd_protocol::model::{Level, Outcome, RetentionPlan, RetentionVerdict};
+
+use super::backup::{Environment, ReaderGate, short};
+use super::catalogue;
+use super::live::{Failure, LiveRun};
+use crate::config::{Destination, Job, Retention};
+use crate::ledger::Ledger;
+use crate::repository::Repository;
+use crate::repository::lease::Lease;
+use crate::repository::prune;
+use crate::retention::{self, Candidate, Verdict};
+
+/// The rules that hold for a job at a destination.
+pub fn policy<'a>(job: &'a Job, target: &'a Destination) -> &'a Retention {
+    target.retention.as_ref().unwrap_or(&job.retention)
+}
+
+fn candidates(ledger: &Ledger, job: &str, destination: &str) -> Result<Vec<Candidate>, Failure> {
+    let backups = ledger.backups_at(job, destination)?;
+    let candidate = |b: keepd_protocol::model::Backup| {
+        let time = b.time.parse().map_err(|e| Failure::Failed(format!("backup {}: its time does not parse: {e}", b.id)))?;
+        Ok(Candidate { id: b.id, time, good: b.outcome == Outcome::Good, pinned: b.pinned, proven: b.proven.is_some() })
+    };
+    backups.into_iter().map(candidate).collect()
+}
+
+/// The rules that were last in force here; none before there were any.
+fn confirmed(ledger: &Ledger, job: &str, destination: &str) -> Result<Retention, Failure> {
+    let Some(text) = ledger.note(&note(job, destination))? else { return Ok(Retention::default()) };
+    let numbers: BTreeMap<String, u64> = serde_json::from_str(&text).unwrap_or_default();
+    // One that is not understood removes nothing.
+    Ok(Retention::from_numbers(&numbers).unwrap_or_default())
+}
+
+/// The configured rules are meant so, whatever they remove.
+pub fn confirm(ledger: &Ledger, job: &Job, target: &Destination) -> Result<(), Failure> {
+    let text = serde_json::to_string(&policy(job, target).numbers()).map_err(|e| Failure::Failed(e.to_string()))?;
+    Ok(ledger.set_note(&note(&job.name, &target.name), &text)?)
+}
+
+fn note(job: &str, destination: &str) -> String {
+    format!("retention of {job} at {destination}")
+}
+
+fn falling(verdicts: &[Verdict]) -> BTreeSet<String> {
+    verdicts.iter().filter(|v| !v.keep).map(|v| v.id.clone()).collect()
+}
+
+/// What is to be removed now, and how many backups more a policy that nobody confirmed yet would remove.
+struct Decision {
+    verdicts: Vec<Verdict>,
+    remove: BTreeSet<String>,
+    held_back: usize,
+}
+
+fn decision(ledger: &Ledger, job: &Job, target: &Destination, policy: &Retention, confirmed: &Retention) -> Result<Decision, Failure> {
+    let (candidates, now, zone) = (candidates(ledger, &job.name, &target.name)?, Timestamp::now(), job.zone());
+    let verdicts = retention::decide(&candidates, policy, now, &zone);
+    let wanted = falling(&verdicts);
+    let agreed = match policy == confirmed {
+        true => wanted.clone(),
+        false => falling(&retention::decide(&candidates, confirmed, now, &zone)),
+    };
+    let remove: BTreeSet<String> = wanted.intersection(&agreed).cloned().collect();
+    Ok(Decision { verdicts, held_back: wanted.len() - remove.len(), remove })
+}
+
+/// What a policy (the configured one, when none is given) makes of a job's backups at a destination. `next` says when the job is
+/// due after a time.
+pub fn plan(
+    ledger: &Ledger,
+    job: &Job,
+    target: &Destination,
+    simulated: Option<&Retention>,
+    next: &dyn Fn(Timestamp) -> Option<Timestamp>,
+) -> Result<RetentionPlan, Failure> {
+    let policy = simulated.unwrap_or_else(|| policy(job, target));
+    let confirmed = confirmed(ledger, &job.name, &target.name)?;
+    let Decision { verdicts, remove, held_back } = decision(ledger, job, target, policy, &confirmed)?;
+    let candidates = candidates(ledger, &job.name, &target.name)?;
+    let ticks = std::iter::successors(next(Timestamp::now()), |t| next(*t));
+    let falls = retention::falls(&candidates, policy, Timestamp::now(), &job.zone(), ticks);
+    let backups: BTreeMap<String, _> = ledger.backups_at(&job.name, &target.name)?.into_iter().map(|b| (b.id.clone(), b)).collect();
+    let verdict = |v: Verdict| {
+        let backup = backups.get(&v.id)?;
+        Some(RetentionVerdict {
+            falls: falls.get(&v.id).map(ToString::to_string),
+            id: v.id,
+            time: backup.time.clone(),
+            outcome: backup.outcome,
+            pinned: backup.pinned,
+            proven: backup.proven.clone(),
+            keep: v.keep,
+            quarantined: v.quarantined,
+            reasons: v.reasons,
+        })
+    };
+    Ok(RetentionPlan {
+        job: job.name.clone(),
+        destination: target.name.clone(),
+        policy: policy.numbers(),
+        in_force: confirmed.numbers(),
+        simulated: simulated.is_some(),
+        removes: (remove.len() + held_back) as u64,
+        held_back: if simulated.is_some() { 0 } else { held_back as u64 },
+        verdicts: verdicts.into_iter().filter_map(verdict).collect(),
+    })
+}
+
+/// Removes what the rules remove and, where that was something, prunes. A policy that was changed and would remove more than the one
+/// before is not applied further than the one before until somebody confirmed it.
+pub fn apply(
+    env: &Environment,
+    job: &Job,
+    target: &Destination,
+    repository: &std::sync::Arc<Repository>,
+    lease: &Lease,
+    live: &LiveRun,
+    gate: ReaderGate<'_>,
+) -> Result<(), Failure> {
+    let policy = policy(job, target);
+    let before = confirmed(&env.ledger, &job.name, &target.name)?;
+    let Decision { remove, held_back, .. } = decision(&env.ledger, job, target, policy, &before)?;
+    if held_back > 0 {
+        let text = format!(
+            "retention of job {} at {} was changed and would remove {held_back} more backups than the rules before; they stay until \
+             'keepctl retention {} --apply' confirms it",
+            job.name, target.name, job.name
+        );
+        live.message(Level::Warning, text);
+    } else if before != *policy {
+        confirm(&env.ledger, job, target)?;
+    }
+    if remove.is_empty() {
+        return Ok(());
+    }
+    live.step("retention");
+    for id in &remove {
+        lease.check()?;
+        if live.cancel.is_cancelled() {
+            return Err(Failure::Cancelled);
+        }
+        catalogue::remove(repository, &target.name, &env.ledger, id)?;
+        live.message(Level::Info, format!("retention removed backup {} from {}", short(id), target.name));
+    }
+    match gate(&target.name) {
+        None => live.message(Level::Info, "a restore is reading; what was removed is pruned after the next backup".into()),
+        Some(_alone) => {
+            let report = prune::prune(repository, false, &|step| live.step(step), &live.cancel)?;
+            live.message(Level::Info, format!("pruned {} bytes", report.bytes_freed));
+        }
+    }
+    Ok(())
+}
