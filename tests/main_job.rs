@@ -209,7 +209,7 @@ fn cancel_and_terminate_stop_at_a_safe_point() {
 #[test]
 fn retention_and_prune_follow_a_good_run() {
     let mut keepd = Keepd::prepared();
-    keepd.configure("", "retention = { keep_last = 2 }");
+    keepd.configure("prune_grace = \"0s\"", "retention = { keep_last = 2 }");
     make_database(&keepd.path("shop.db"), 500);
     keepd.start();
     let mut sizes = Vec::new();

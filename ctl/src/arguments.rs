@@ -210,6 +210,9 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Destinations, and who writes to them
+    #[command(subcommand)]
+    Destination(DestinationCommand),
     /// Jobs as configured
     #[command(subcommand)]
     Job(JobCommand),
@@ -225,6 +228,14 @@ pub enum Command {
     Manual,
     /// A completion script for a shell
     Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Subcommand)]
+pub enum DestinationCommand {
+    /// All destinations with where they are and how they do
+    List,
+    /// Make this machine the one that writes there: the other is gone, or shall stop
+    TakeOver { destination: String },
 }
 
 #[derive(Subcommand)]

@@ -11,10 +11,10 @@ use std::path::Path;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use keepd_protocol::methods::*;
-use keepd_protocol::model::{Backup, BackupType, BytesPath, ChangeKind, Mark, Outcome, RetentionPlan, Run, RunState};
+use keepd_protocol::model::{Backup, BackupType, BytesPath, ChangeKind, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState};
 use serde::Serialize;
 
-use crate::arguments::{Arguments, BackupArgument, Command, JobCommand, RunCommand};
+use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RunCommand};
 use crate::client::{Client, socket};
 use crate::render::{bytes, entry, escape, pairs, path, short, table, time, time_or};
 use crate::{Exit, Failure, follow, restore};
@@ -65,6 +65,11 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         Command::Delete { of, destination, yes } => context.delete(of, destination.clone(), *yes),
         Command::Job(JobCommand::List) => context.job_list(),
         Command::Job(JobCommand::Show { job }) => context.job_show(job),
+        Command::Destination(DestinationCommand::List) => context.destination_list(),
+        Command::Destination(DestinationCommand::TakeOver { destination }) => {
+            let out = context.client()?.call::<TakeOver>(&take_over::In { destination: destination.clone() })?;
+            context.done(&out, &escape(&out.message))
+        }
         Command::Run(RunCommand::List { job, limit }) => context.run_list(job.clone(), *limit),
         Command::Run(RunCommand::Show { run }) => context.run_show(run),
         Command::Run(RunCommand::Follow { run }) => context.work(run, true),
@@ -173,18 +178,7 @@ impl Context<'_> {
         });
         table(&["JOB", "STATE", "LAST GOOD", "NEXT", "SCHEDULE", "GOOD/FAILED"], rows.collect())?;
         println!();
-        let rows = status.destinations.iter().map(|d| {
-            let error = d.error.as_ref().map_or_else(|| "ok".to_owned(), |e| escape(e));
-            vec![
-                escape(&d.name),
-                escape(&d.location),
-                escape(&d.encryption),
-                d.backups.to_string(),
-                time_or(d.last_good.as_ref(), "never"),
-                error,
-            ]
-        });
-        table(&["DESTINATION", "WHERE", "ENCRYPTION", "BACKUPS", "LAST GOOD", "STATE"], rows.collect())?;
+        destinations(&status.destinations)?;
         for run in &status.running {
             let what = run.job.as_ref().or(run.destination.as_ref()).map(|s| escape(s)).unwrap_or_default();
             println!("\n{} {what}: {} ({}, run {})", run.kind, escape(&run.step), bytes(run.progress.bytes), run.id);
@@ -548,6 +542,16 @@ impl Context<'_> {
         Ok(Exit::Good)
     }
 
+    fn destination_list(&self) -> Result<Exit> {
+        let found = self.client()?.call::<GetStatus>(&get_status::In::default())?.status.destinations;
+        if self.json() {
+            print_json(&found)?;
+        } else {
+            destinations(&found)?;
+        }
+        Ok(Exit::Good)
+    }
+
     fn run_list(&self, job: Option<String>, limit: u32) -> Result<Exit> {
         let runs = self.client()?.call::<ListRuns>(&list_runs::In { job, limit: Some(limit) })?.runs;
         if self.json() {
@@ -620,6 +624,21 @@ impl Context<'_> {
         })?;
         Ok(Exit::Good)
     }
+}
+
+fn destinations(list: &[DestinationStatus]) -> Result<()> {
+    let rows = list.iter().map(|d| {
+        let error = d.error.as_ref().map_or_else(|| "ok".to_owned(), |e| escape(e));
+        vec![
+            escape(&d.name),
+            escape(&d.location),
+            escape(&d.encryption),
+            d.backups.to_string(),
+            time_or(d.last_good.as_ref(), "never"),
+            error,
+        ]
+    });
+    Ok(table(&["DESTINATION", "WHERE", "ENCRYPTION", "BACKUPS", "LAST GOOD", "STATE"], rows.collect())?)
 }
 
 fn print_plan(plan: &RetentionPlan) -> Result<()> {

@@ -94,7 +94,10 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
         let _ = common(table, known);
         return (None, None);
     }
-    table.check_keys(&["service", "root", "encryption", "compression", "retention"], &[(&["bandwidth"], NOT_BUILT)]);
+    table.check_keys(
+        &["service", "root", "encryption", "compression", "retention", "prune_grace", "check_every"],
+        &[(&["bandwidth"], NOT_BUILT)],
+    );
     let root = table.require("root", "the directory of the repository, an absolute path").and_then(|item| {
         let path = item.absolute_path()?;
         if path.parent().is_none() {
@@ -105,7 +108,7 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
     });
     let common = common(table, known);
     let destination = (|| {
-        let (encryption, compression, retention) = common?;
+        let (encryption, compression, retention, prune_grace, check_every) = common?;
         let root = root.as_ref()?.path.to_str()?.to_owned();
         service?;
         Some(Destination {
@@ -115,12 +118,16 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
             encryption,
             compression,
             retention,
+            prune_grace,
+            check_every,
         })
     })();
     (destination, root)
 }
 
-type Common = (Option<String>, Compression, Option<Retention>);
+type Common = (Option<String>, Compression, Option<Retention>, Duration, Option<Duration>);
+
+const DEFAULT_GRACE: Duration = Duration::from_secs(86_400);
 
 /// What every destination has, whatever its service.
 fn common(table: &Table<'_>, known: &Known) -> Option<Common> {
@@ -135,7 +142,15 @@ fn common(table: &Table<'_>, known: &Known) -> Option<Common> {
         Some(item) => retention(&item).map(Some),
         None => Some(None),
     };
-    Some((encryption?, compression?, retention?))
+    let grace = match table.get("prune_grace") {
+        Some(item) => item.duration(Duration::ZERO),
+        None => Some(DEFAULT_GRACE),
+    };
+    let check_every = match table.get("check_every") {
+        Some(item) => item.duration(Duration::from_secs(1)).map(Some),
+        None => Some(None),
+    };
+    Some((encryption?, compression?, retention?, grace?, check_every?))
 }
 
 /// `Some(None)` is the word `"none"`.

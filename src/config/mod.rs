@@ -27,6 +27,7 @@ pub use load::load;
 pub use paths::{default_path, default_socket};
 pub use problem::{Place, Problem, Problems, Severity};
 pub use types::*;
+pub use value::show_duration;
 
 /// The configuration in force, shared by all rooms; a reload swaps it whole.
 #[derive(Debug)]

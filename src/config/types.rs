@@ -54,6 +54,10 @@ pub struct Destination {
     pub compression: Compression,
     /// Overrides the job's.
     pub retention: Option<Retention>,
+    /// Between finding that nothing needs a pack and deleting it.
+    pub prune_grace: Duration,
+    /// Each pack is read once in this time; None: only when somebody asks.
+    pub check_every: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,7 +58,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// The shortest way to write a duration of whole seconds.
-pub(super) fn show_duration(duration: Duration) -> String {
+pub fn show_duration(duration: Duration) -> String {
     let mut seconds = duration.as_secs();
     if seconds == 0 {
         return "0s".into();

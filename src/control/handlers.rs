@@ -193,6 +193,11 @@ impl Control {
         Ok(show_retention::Out { plans })
     }
 
+    pub(super) async fn take_over(&self, p: take_over::In, by: String) -> Result<take_over::Out> {
+        let message = self.ask_runs(move |runs| runs.take_over(&p.destination, &by)).await?;
+        Ok(take_over::Out { message })
+    }
+
     pub(super) async fn start_retention(&self, p: start_retention::In, by: String) -> Result<start_retention::Out> {
         let run = self.ask_runs(move |runs| runs.start_retention(&p.job, p.destination.as_deref(), &by)).await?;
         Ok(start_retention::Out { run })

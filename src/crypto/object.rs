@@ -27,6 +27,7 @@ pub enum ObjectKind {
     Index,
     Manifest,
     Mark,
+    Condemned,
 }
 
 impl ObjectKind {
@@ -37,12 +38,13 @@ impl ObjectKind {
             ObjectKind::Index => 3,
             ObjectKind::Manifest => 4,
             ObjectKind::Mark => 5,
+            ObjectKind::Condemned => 6,
         }
     }
 
     fn from_code(code: u8) -> Option<Self> {
-        use ObjectKind::{DataPack, Index, Manifest, Mark, MetaPack};
-        [DataPack, MetaPack, Index, Manifest, Mark].into_iter().find(|k| k.code() == code)
+        use ObjectKind::{Condemned, DataPack, Index, Manifest, Mark, MetaPack};
+        [DataPack, MetaPack, Index, Manifest, Mark, Condemned].into_iter().find(|k| k.code() == code)
     }
 
     pub fn word(self) -> &'static str {
@@ -52,6 +54,7 @@ impl ObjectKind {
             ObjectKind::Index => "index",
             ObjectKind::Manifest => "manifest",
             ObjectKind::Mark => "mark",
+            ObjectKind::Condemned => "list of condemned packs",
         }
     }
 }
@@ -120,6 +123,7 @@ impl ObjectCipher {
             ObjectKind::Index => b"keepd/1 index",
             ObjectKind::Manifest => b"keepd/1 manifest",
             ObjectKind::Mark => b"keepd/1 mark",
+            ObjectKind::Condemned => b"keepd/1 condemned",
         };
         let key = master.derive(&header.bytes[32..], info);
         Self { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key)), header: header.bytes }

@@ -39,9 +39,29 @@ pub type Progress<'a> = &'a (dyn Fn(usize, usize, u64) + Sync);
 /// Paths named for each hurt backup.
 const MAX_PATHS: usize = 20;
 
-/// Checks the structure, and of the packs `read_data` percent (0 to 100) byte by byte.
-pub fn check(repository: &Arc<Repository>, read_data: u32, progress: Progress<'_>, cancel: &CancellationToken) -> Result<CheckReport> {
+/// What a check reads of the packs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// So many percent of them (0 to 100), by chance, and the whole structure.
+    Percent(u32),
+    /// The next ones of a rolling check: at most `most` of those not read since `before` (seconds since 1970). The structure is looked at
+    /// only when something is wrong.
+    Next { before: i64, most: usize },
+}
+
+/// Checks the structure, and packs byte by byte.
+pub fn check(repository: &Arc<Repository>, reading: Reading, progress: Progress<'_>, cancel: &CancellationToken) -> Result<CheckReport> {
     let mut report = CheckReport { problems: repository.sync_index()?, ..CheckReport::default() };
+    let packs = repository.local.packs(false)?;
+    report.packs = packs.len() as u64;
+    let sample = match reading {
+        Reading::Percent(percent) => chosen(&packs, percent)?,
+        Reading::Next { before, most } => repository.local.unread(before, most)?,
+    };
+    let bad = read_packs(repository, &sample, progress, cancel, &mut report)?;
+    if matches!(reading, Reading::Next { .. }) && bad.is_empty() && report.problems.is_empty() {
+        return Ok(report);
+    }
     // The local index knows what they held when they were read; here they are read again.
     for id in repository.listed_indexes()?.into_iter() {
         match repository.read_index(&id) {
@@ -50,9 +70,6 @@ pub fn check(repository: &Arc<Repository>, read_data: u32, progress: Progress<'_
             _ => {}
         }
     }
-    let packs = repository.local.packs()?;
-    report.packs = packs.len() as u64;
-    let bad = read_packs(repository, &packs, read_data, progress, cancel, &mut report)?;
     let mut manifests = Vec::new();
     for id in repository.listed_backups()?.into_iter() {
         match repository.read_manifest(&id) {
@@ -80,16 +97,8 @@ pub fn check(repository: &Arc<Repository>, read_data: u32, progress: Progress<'_
     Ok(report)
 }
 
-/// Reads packs whole; returns the chunks that cannot be had.
-fn read_packs(
-    repository: &Repository,
-    packs: &[([u8; 32], u64)],
-    percent: u32,
-    progress: Progress<'_>,
-    cancel: &CancellationToken,
-    report: &mut CheckReport,
-) -> Result<HashSet<ChunkId>> {
-    // A sample is spread by the packs' own (random) ids, another one each time would need a memory of the last.
+/// So many percent of the packs, by chance.
+fn chosen(packs: &[([u8; 32], u64)], percent: u32) -> Result<Vec<([u8; 32], u64)>> {
     let wanted = (packs.len() * percent.min(100) as usize).div_ceil(100);
     let mut sample: Vec<_> = packs.to_vec();
     if wanted < sample.len() {
@@ -97,8 +106,19 @@ fn read_packs(
         sample.sort_by_cached_key(|(id, _)| *blake3::hash(&[&salt[..], id].concat()).as_bytes());
         sample.truncate(wanted);
     }
+    Ok(sample)
+}
+
+/// Reads packs whole; returns the chunks that cannot be had.
+fn read_packs(
+    repository: &Repository,
+    sample: &[([u8; 32], u64)],
+    progress: Progress<'_>,
+    cancel: &CancellationToken,
+    report: &mut CheckReport,
+) -> Result<HashSet<ChunkId>> {
     let next = AtomicUsize::new(0);
-    let found = Mutex::new((Vec::<String>::new(), HashSet::<ChunkId>::new(), 0u64, 0usize));
+    let found = Mutex::new((Vec::<String>::new(), HashSet::<ChunkId>::new(), 0u64, 0usize, Vec::<[u8; 32]>::new()));
     let failed = Mutex::new(None::<RepositoryError>);
     // More than there are processors: some of them wait for the storage.
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get() * 2).clamp(2, 4);
@@ -113,9 +133,12 @@ fn read_packs(
                     match read_pack(repository, id, &mut tools) {
                         Ok(verdict) => {
                             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                            if let Err((problem, chunks)) = verdict {
-                                found.0.push(problem);
-                                found.1.extend(chunks);
+                            match verdict {
+                                Ok(()) => found.4.push(*id),
+                                Err((problem, chunks)) => {
+                                    found.0.push(problem);
+                                    found.1.extend(chunks);
+                                }
                             }
                             found.2 += size;
                             found.3 += 1;
@@ -133,7 +156,8 @@ fn read_packs(
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);
     }
-    let (problems, bad, bytes, count) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (problems, bad, bytes, count, good) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    repository.local.mark_read(&good, jiff::Timestamp::now().as_second())?;
     report.problems.extend(problems);
     report.bytes_read = bytes;
     report.packs_read = count as u64;

@@ -3,7 +3,7 @@
 //! Whatever is in it can be made again from the repository. Packs that were stored but are in no index object yet (an
 //! interrupted run left them, or the present one) are marked, so that the next run uses them instead of storing again.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::index::IndexedPack;
-use super::pack::PackedChunk;
+use super::pack::{PackedChunk, footer_bytes};
 use crate::crypto::ObjectKind;
 
 /// Where a chunk lies.
@@ -32,8 +32,14 @@ pub struct LocalIndex {
     location: String,
 }
 
+/// Of the layout; a cache of another one is thrown away.
+const VERSION: i64 = 2;
+/// `listed`: the index object that a pack stands in. `condemned`: nothing needs it, and new backups must not build upon it. `read`: when it was
+/// read whole and found good, in seconds since 1970.
 const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, indexed INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0);
+    CREATE INDEX IF NOT EXISTS pack_listed ON pack (listed);
+    CREATE TABLE IF NOT EXISTS condemned (id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL, mark INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
     CREATE TABLE IF NOT EXISTS loaded (id BLOB PRIMARY KEY) WITHOUT ROWID;
@@ -46,11 +52,11 @@ impl LocalIndex {
             let db = Connection::open(path)?;
             db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -8192; PRAGMA busy_timeout = 5000; PRAGMA temp_store = FILE;")?;
             let version: i64 = db.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-            if version != 1 {
+            if version != VERSION {
                 db.execute_batch(
-                    "DROP TABLE IF EXISTS pack; DROP TABLE IF EXISTS chunk; DROP TABLE IF EXISTS loaded; DROP TABLE IF EXISTS note;",
+                    "DROP TABLE IF EXISTS pack; DROP TABLE IF EXISTS chunk; DROP TABLE IF EXISTS loaded; DROP TABLE IF EXISTS note; DROP TABLE IF EXISTS condemned;",
                 )?;
-                db.execute_batch("PRAGMA user_version = 1")?;
+                db.pragma_update(None, "user_version", VERSION)?;
             }
             db.execute_batch(SCHEMA)?;
             db.set_prepared_statement_cache_capacity(32);
@@ -98,26 +104,32 @@ impl LocalIndex {
 
     /// Takes up an index object.
     pub fn load(&self, index_id: &[u8; 32], packs: &[IndexedPack]) -> Result<()> {
-        self.insert(packs, true, Some(index_id))
+        self.insert(packs, Some(index_id))
     }
 
     /// Takes up a pack that stands in no index object yet.
     pub fn add_unindexed(&self, pack: &IndexedPack) -> Result<()> {
-        self.insert(std::slice::from_ref(pack), false, None)
+        self.insert(std::slice::from_ref(pack), None)
     }
 
-    fn insert(&self, packs: &[IndexedPack], indexed: bool, index_id: Option<&[u8; 32]>) -> Result<()> {
+    /// A chunk that is in two packs is remembered where it was first, unless that pack is condemned and the other is not.
+    fn insert(&self, packs: &[IndexedPack], index_id: Option<&[u8; 32]>) -> Result<()> {
         let mut db = self.db();
         let mut work = || -> rusqlite::Result<()> {
             let tx = db.transaction()?;
             {
-                let mut add_pack = tx.prepare_cached("INSERT INTO pack (id, size, kind, indexed) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO UPDATE SET indexed = max(indexed, excluded.indexed) RETURNING n")?;
+                let mut add_pack = tx.prepare_cached(
+                    "INSERT INTO pack (id, size, kind, listed, condemned) VALUES (?1, ?2, ?3, ?4, EXISTS (SELECT 1 FROM condemned WHERE id = ?1))
+                     ON CONFLICT (id) DO UPDATE SET listed = coalesce(excluded.listed, listed) RETURNING n",
+                )?;
                 let mut add_chunk = tx.prepare_cached(
-                    "INSERT INTO chunk (id, pack, ordinal, start, sealed, len) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (id) DO NOTHING",
+                    "INSERT INTO chunk (id, pack, ordinal, start, sealed, len) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (id) DO UPDATE
+                     SET pack = excluded.pack, ordinal = excluded.ordinal, start = excluded.start, sealed = excluded.sealed, len = excluded.len
+                     WHERE (SELECT condemned FROM pack WHERE n = chunk.pack) > (SELECT condemned FROM pack WHERE n = excluded.pack)",
                 )?;
                 for pack in packs {
                     let kind = i64::from(pack.kind == ObjectKind::MetaPack) + 1;
-                    let n: i64 = add_pack.query_row(params![pack.id, pack.size as i64, kind, indexed], |r| r.get(0))?;
+                    let n: i64 = add_pack.query_row(params![pack.id, pack.size as i64, kind, index_id], |r| r.get(0))?;
                     for (ordinal, c) in pack.chunks.iter().enumerate() {
                         add_chunk.execute(params![c.id.0, n, ordinal as i64, c.offset, c.sealed_len, c.len])?;
                     }
@@ -145,7 +157,7 @@ impl LocalIndex {
         row.optional().map_err(|e| self.fail(e))
     }
 
-    /// The plaintext lengths of chunks, None for those that are not there. All in one transaction: it costs more to begin one
+    /// The plaintext lengths of chunks, None for those that are not there or lie in a condemned pack. All in one transaction: it costs more to begin one
     /// than to look one up.
     pub fn lens(&self, ids: &[ChunkId]) -> Result<Vec<Option<u32>>> {
         if ids.is_empty() {
@@ -154,18 +166,44 @@ impl LocalIndex {
         let mut db = self.db();
         let mut work = || -> rusqlite::Result<Vec<Option<u32>>> {
             let tx = db.transaction()?;
-            let mut look = tx.prepare_cached("SELECT len FROM chunk WHERE id = ?1")?;
+            let mut look =
+                tx.prepare_cached("SELECT c.len FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1 AND NOT p.condemned")?;
             ids.iter().map(|id| look.query_row([id.0], |r| r.get(0)).optional()).collect()
         };
         work().map_err(|e| self.fail(e))
     }
 
-    /// All packs with their sizes.
-    pub fn packs(&self) -> Result<Vec<([u8; 32], u64)>> {
+    /// All packs with their sizes, or those that are not condemned.
+    pub fn packs(&self, condemned_too: bool) -> Result<Vec<([u8; 32], u64)>> {
         let db = self.db();
-        let mut statement = db.prepare_cached("SELECT id, size FROM pack").map_err(|e| self.fail(e))?;
+        let sql = if condemned_too { "SELECT id, size FROM pack" } else { "SELECT id, size FROM pack WHERE NOT condemned" };
+        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
         let rows = statement.query_map([], |r| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)? as u64))).map_err(|e| self.fail(e))?;
         rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
+    /// Packs that are not condemned and were not read whole since `before` (seconds since 1970), those first that wait longest; at
+    /// most `most`.
+    pub fn unread(&self, before: i64, most: usize) -> Result<Vec<([u8; 32], u64)>> {
+        let db = self.db();
+        let sql = "SELECT id, size FROM pack WHERE NOT condemned AND read <= ?1 ORDER BY read, id LIMIT ?2";
+        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
+        let row = |r: &rusqlite::Row<'_>| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)? as u64));
+        let rows = statement.query_map(params![before, most as i64], row).map_err(|e| self.fail(e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
+    /// Notes that packs were read whole and found good.
+    pub fn mark_read(&self, packs: &[[u8; 32]], now: i64) -> Result<()> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            for id in packs {
+                tx.prepare_cached("UPDATE pack SET read = ?2 WHERE id = ?1")?.execute(params![id, now])?;
+            }
+            tx.commit()
+        };
+        work().map_err(|e| self.fail(e))
     }
 
     /// Forgets packs, and with them that their chunks are there.
@@ -182,13 +220,52 @@ impl LocalIndex {
         work().map_err(|e| self.fail(e))
     }
 
-    /// Ids of the packs that stand in no index object yet.
-    pub fn unindexed(&self) -> Result<Vec<[u8; 32]>> {
-        self.pack_ids("SELECT id FROM pack WHERE indexed = 0 ORDER BY n")
+    /// Condemns exactly these packs, each since a time in seconds since 1970.
+    pub fn set_condemned(&self, since: &BTreeMap<[u8; 32], i64>) -> Result<()> {
+        if self.condemned()? == *since {
+            return Ok(());
+        }
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            tx.execute("DELETE FROM condemned", [])?;
+            for (id, time) in since {
+                tx.prepare_cached("INSERT INTO condemned (id, since) VALUES (?1, ?2)")?.execute(params![id, time])?;
+            }
+            tx.execute("UPDATE pack SET condemned = EXISTS (SELECT 1 FROM condemned WHERE condemned.id = pack.id)", [])?;
+            tx.commit()
+        };
+        work().map_err(|e| self.fail(e))
     }
 
-    pub fn all_packs(&self) -> Result<Vec<[u8; 32]>> {
-        self.pack_ids("SELECT id FROM pack ORDER BY n")
+    /// What is condemned, and since when.
+    pub fn condemned(&self) -> Result<BTreeMap<[u8; 32], i64>> {
+        let db = self.db();
+        let mut statement = db.prepare_cached("SELECT id, since FROM condemned").map_err(|e| self.fail(e))?;
+        let rows = statement.query_map([], |r| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)?))).map_err(|e| self.fail(e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
+    /// Ids of the packs that stand in no index object yet and should.
+    pub fn unindexed(&self) -> Result<Vec<[u8; 32]>> {
+        self.pack_ids("SELECT id FROM pack WHERE listed IS NULL AND NOT condemned ORDER BY n")
+    }
+
+    /// The packs of an index object.
+    pub fn listed_in(&self, index_id: &[u8; 32]) -> Result<Vec<[u8; 32]>> {
+        let db = self.db();
+        let mut statement = db.prepare_cached("SELECT id FROM pack WHERE listed = ?1 ORDER BY n").map_err(|e| self.fail(e))?;
+        let rows = statement.query_map([index_id], |r| r.get::<_, [u8; 32]>(0)).map_err(|e| self.fail(e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
+    /// The index objects with the number of their chunks.
+    pub fn index_sizes(&self) -> Result<BTreeMap<[u8; 32], u64>> {
+        let db = self.db();
+        let sql = "SELECT l.id, (SELECT count(*) FROM pack p JOIN chunk c ON c.pack = p.n WHERE p.listed = l.id) FROM loaded l";
+        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
+        let rows = statement.query_map([], |r| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)? as u64))).map_err(|e| self.fail(e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
     }
 
     fn pack_ids(&self, sql: &str) -> Result<Vec<[u8; 32]>> {
@@ -223,7 +300,9 @@ impl LocalIndex {
                 next = next.saturating_add(chunk.sealed_len);
                 chunks.push(chunk);
             }
-            Ok(Some(IndexedPack { id: *id, size: size as u64, kind, chunks }))
+            // The last ones may be those that are listed elsewhere.
+            let whole = u64::from(next) + footer_bytes(&chunks) == size as u64;
+            Ok(whole.then_some(IndexedPack { id: *id, size: size as u64, kind, chunks }))
         };
         work().map_err(|e| self.fail(e))
     }
@@ -234,7 +313,7 @@ impl LocalIndex {
         let mut work = || -> rusqlite::Result<()> {
             let tx = db.transaction()?;
             for id in packs {
-                tx.execute("UPDATE pack SET indexed = 1 WHERE id = ?1", [id])?;
+                tx.execute("UPDATE pack SET listed = ?2 WHERE id = ?1", params![id, index_id])?;
             }
             tx.execute("INSERT OR IGNORE INTO loaded (id) VALUES (?1)", [index_id])?;
             tx.commit()
@@ -247,6 +326,7 @@ impl LocalIndex {
         let db = self.db();
         for id in index_ids {
             db.execute("DELETE FROM loaded WHERE id = ?1", [id]).map_err(|e| self.fail(e))?;
+            db.execute("UPDATE pack SET listed = NULL WHERE listed = ?1", [id]).map_err(|e| self.fail(e))?;
         }
         Ok(())
     }
@@ -288,7 +368,7 @@ impl LocalIndex {
         let db = self.db();
         let work = || -> rusqlite::Result<Vec<PackUsage>> {
             let mut statement = db.prepare(
-                "SELECT p.id, p.size, p.kind, coalesce(sum(c.sealed) FILTER (WHERE c.mark = ?1), 0), count(c.id) FILTER (WHERE c.mark = ?1)
+                "SELECT p.id, p.size, p.kind, coalesce(sum(c.sealed) FILTER (WHERE c.mark = ?1), 0), count(c.id) FILTER (WHERE c.mark = ?1), p.condemned, p.listed
                  FROM pack p LEFT JOIN chunk c ON c.pack = p.n GROUP BY p.n",
             )?;
             let rows = statement.query_map([round], |r| {
@@ -299,6 +379,8 @@ impl LocalIndex {
                     kind,
                     used_bytes: r.get::<_, i64>(3)? as u64,
                     used_chunks: r.get::<_, i64>(4)? as u64,
+                    condemned: r.get(5)?,
+                    listed: r.get(6)?,
                 })
             })?;
             rows.collect()
@@ -338,4 +420,7 @@ pub struct PackUsage {
     pub kind: ObjectKind,
     pub used_bytes: u64,
     pub used_chunks: u64,
+    pub condemned: bool,
+    /// The index object it stands in.
+    pub listed: Option<[u8; 32]>,
 }

@@ -5,10 +5,8 @@
 use data_encoding::HEXLOWER;
 use minicbor::bytes::ByteArray;
 use minicbor::{CborLen, Decode, Encode};
-use sha2::{Digest, Sha256};
 
 use super::error::Result;
-use super::manifest::{SealedError, open_object, seal_object};
 use super::open::{Repository, ids};
 use crate::crypto::{CryptoError, ObjectKind};
 
@@ -43,10 +41,7 @@ impl Repository {
 
     pub fn read_mark(&self, id: &[u8; 32]) -> Result<Mark> {
         let name = mark_name(id);
-        let object = self.read_named(&name, id, MAX_MARK_BYTES)?;
-        let body = open_object(&self.master, &self.id, ObjectKind::Mark, &object, MAX_MARK_BYTES as usize)
-            .map_err(|e| self.sealed_error(&name, e))?;
-        let mark: Mark = minicbor::decode(&body).map_err(|e| self.sealed_error(&name, SealedError::Cbor(e.to_string())))?;
+        let mark: Mark = self.read_record(&name, id, ObjectKind::Mark, MAX_MARK_BYTES)?;
         match mark.format {
             1 => Ok(mark),
             other => Err(self.sealed_error(&name, CryptoError::Version(other.to_string()).into())),
@@ -55,13 +50,7 @@ impl Repository {
 
     /// Durable when it returns.
     pub fn write_mark(&self, mark: &Mark) -> Result<[u8; 32]> {
-        let sealed = minicbor::to_vec(mark)
-            .map_err(|e| SealedError::Cbor(e.to_string()))
-            .and_then(|body| seal_object(&self.master, &self.id, ObjectKind::Mark, &body));
-        let object = sealed.map_err(|e| self.sealed_error("mark", e))?;
-        let id: [u8; 32] = Sha256::digest(&object).into();
-        self.storage.put_new(&mark_name(&id), object)?;
-        Ok(id)
+        self.write_record("marks/", ObjectKind::Mark, mark)
     }
 
     pub fn delete_mark(&self, id: &[u8; 32]) -> Result<()> {

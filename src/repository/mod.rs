@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod chunker;
+pub mod condemned;
 pub mod entry;
 pub mod error;
 pub mod fetch;
@@ -20,6 +21,8 @@ pub mod payload;
 pub mod prune;
 pub mod reader;
 pub mod source_writer;
+#[cfg(test)]
+mod two_writers;
 pub mod writer;
 
 pub use entry::{ChunkId, Content, Entry, EntrySink, Extent, Kind, Segment, SinkError, Time};

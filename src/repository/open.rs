@@ -169,6 +169,8 @@ impl Repository {
     /// what is damaged; a storage that does not answer is an error.
     pub fn sync_index(&self) -> Result<Vec<String>> {
         let mut problems = Vec::new();
+        self.sync_condemned(&mut problems)?;
+        let condemned = self.local.condemned()?;
         let listed = self.listed_indexes()?;
         let mut loaded = self.local.loaded()?;
         if loaded.iter().any(|id| !listed.contains(id)) {
@@ -200,11 +202,13 @@ impl Repository {
             self.local.load(&id, if superseded.contains(&id) { &[] } else { &index.packs })?;
         }
         let packs = self.listed_packs()?;
-        let known: BTreeMap<[u8; 32], u64> = self.local.packs()?.into_iter().collect();
+        let known: BTreeMap<[u8; 32], u64> = self.local.packs(true)?.into_iter().collect();
         let mut gone = Vec::new();
         for (id, size) in &known {
             match packs.get(id) {
                 Some(listed) if listed == size => continue,
+                // Nothing needs it; it is being deleted.
+                None if condemned.contains_key(id) => {}
                 Some(listed) => problems.push(format!("{}: {}: it is {listed} bytes long, not {size}", self.location(), pack_name(id))),
                 None => problems.push(format!("{}: {}: it is missing", self.location(), pack_name(id))),
             }
@@ -217,6 +221,8 @@ impl Repository {
             match self.read_footer(&id, size) {
                 Ok(contents) => self.local.add_unindexed(&IndexedPack { id, size, kind: contents.kind, chunks: contents.chunks })?,
                 Err(e @ RepositoryError::Storage(_)) => return Err(e),
+                // One that nobody can read, and it is known.
+                Err(_) if condemned.contains_key(&id) => {}
                 Err(e) => problems.push(e.to_string()),
             }
         }
@@ -258,6 +264,30 @@ impl Repository {
             true => Ok(object),
             false => Err(self.damaged(name, "its SHA-256 is not its name: the bytes are damaged or exchanged".into())),
         }
+    }
+
+    /// Reads and opens an object of one CBOR map.
+    pub(super) fn read_record<T: for<'b> minicbor::Decode<'b, ()>>(
+        &self,
+        name: &str,
+        id: &[u8; 32],
+        kind: ObjectKind,
+        limit: u64,
+    ) -> Result<T> {
+        let object = self.read_named(name, id, limit)?;
+        let body = open_object(&self.master, &self.id, kind, &object, limit as usize).map_err(|e| self.sealed_error(name, e))?;
+        minicbor::decode(&body).map_err(|e| self.sealed_error(name, SealedError::Cbor(e.to_string())))
+    }
+
+    /// Seals and publishes an object of one CBOR map in a directory (`marks/`); returns its id. Durable when it returns.
+    pub(super) fn write_record<T: minicbor::Encode<()>>(&self, directory: &str, kind: ObjectKind, record: &T) -> Result<[u8; 32]> {
+        let sealed = minicbor::to_vec(record)
+            .map_err(|e| SealedError::Cbor(e.to_string()))
+            .and_then(|body| seal_object(&self.master, &self.id, kind, &body));
+        let object = sealed.map_err(|e| self.sealed_error(kind.word(), e))?;
+        let id: [u8; 32] = Sha256::digest(&object).into();
+        self.storage.put_new(&format!("{directory}{}", HEXLOWER.encode(&id)), object)?;
+        Ok(id)
     }
 
     pub fn read_manifest(&self, id: &[u8; 32]) -> Result<Manifest> {

@@ -289,6 +289,11 @@ pub fn chunk_id(key: &[u8; 32], raw: &[u8]) -> ChunkId {
     ChunkId(*blake3::keyed_hash(key, raw).as_bytes())
 }
 
+/// What follows the chunks of a pack: the sealed footer and its length.
+pub(super) fn footer_bytes(chunks: &[PackedChunk]) -> u64 {
+    (encode_footer(chunks).len() + TAG_BYTES + 4) as u64
+}
+
 fn encode_footer(chunks: &[PackedChunk]) -> Vec<u8> {
     let mut out = Vec::with_capacity(16 + chunks.len() * 48);
     let mut e = Encoder::new(&mut out);

@@ -1,15 +1,21 @@
-//! Prune: removes what no backup needs, and rewrites packs that are mostly dead.
+//! Prune: removes what no backup needs, and rewrites packs that are mostly dead, in two steps with a grace period between.
 //!
-//! The caller holds the lease and keeps readers away. Order: new packs, new index (which names what it supersedes), then
-//! the old index objects go, then the packs: whatever interrupts it, every backup stays whole and the next prune ends it.
-//! Nothing is removed when a manifest or a page cannot be read, for then nobody knows what is needed.
+//! The caller holds the lease. First, packs that nothing needs are condemned (see [`super::condemned`]) and leave the index; packs that are
+//! mostly dead are rewritten and condemned too. A prune after the grace period deletes what is condemned for long enough and still not
+//! needed; what a backup of somebody else has come to need is taken back. So a prune can run beside restores: only deleting waits for them.
+//! Order: new packs, list of the condemned, new index objects (which name what they supersede), then the old index objects go, then expired
+//! packs: whatever interrupts it, every backup stays whole and the next prune ends it. Nothing is condemned or deleted when a listing, a
+//! manifest or a page cannot be read, for then nobody knows what is needed.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use data_encoding::HEXLOWER;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use super::condemned::{is_over, since};
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::index::{INDEX_CHUNKS, Index, IndexedPack};
@@ -23,100 +29,263 @@ use crate::crypto::{HEADER_BYTES, ObjectCipher, ObjectHeader, ObjectKind};
 
 /// A pack is rewritten when less than this share of it, in percent, is needed.
 const REPACK_BELOW_PERCENT: u64 = 70;
-/// Index objects are merged when there are more.
+/// Small index objects are merged when there are more of them.
 const MAX_INDEX_OBJECTS: usize = 32;
+
+/// A number of packs and their bytes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Amount {
+    pub packs: u64,
+    pub bytes: u64,
+}
+
+impl Amount {
+    fn add(&mut self, bytes: u64) {
+        self.packs += 1;
+        self.bytes += bytes;
+    }
+}
 
 /// What a prune did, or would do.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct PruneReport {
-    pub packs: u64,
-    pub packs_removed: u64,
-    pub packs_rewritten: u64,
-    pub bytes_before: u64,
-    pub bytes_freed: u64,
-    pub temporaries_removed: u64,
+    /// All that the storage held.
+    pub before: Amount,
+    /// Needed by nothing, found now; the rewritten ones are not among them.
+    pub condemned: Amount,
+    /// Rewritten because most of them is needed by nothing, with the bytes that are saved.
+    pub rewritten: Amount,
+    /// Condemned before; their grace period is not over.
+    pub waiting: Amount,
+    /// Condemned before and needed again.
+    pub taken_back: Amount,
+    pub deleted: Amount,
+    /// Their grace period is over, but a restore is reading.
+    pub held: Amount,
+    pub temporaries_deleted: u64,
 }
 
-/// Removes what nothing needs; with `dry_run` only tells.
-pub fn prune(repository: &Arc<Repository>, dry_run: bool, step: &dyn Fn(&str), cancel: &CancellationToken) -> Result<PruneReport> {
+/// How to prune.
+pub struct PruneOptions<'a> {
+    /// Only tell.
+    pub dry_run: bool,
+    /// Between condemning and deleting.
+    pub grace: Duration,
+    /// Keeps readers away while packs are deleted; None when there are some just now.
+    pub alone: &'a dyn Fn() -> Option<Box<dyn Send>>,
+}
+
+/// Removes what nothing needs.
+pub fn prune(
+    repository: &Arc<Repository>,
+    options: &PruneOptions<'_>,
+    step: &dyn Fn(&str),
+    cancel: &CancellationToken,
+) -> Result<PruneReport> {
     step("looking for what is in use");
     repository.sync_index()?;
+    // Here a list that cannot be read is an error, for it says what is to be deleted.
+    let lists = repository.condemned_lists().map_err(refuse)?;
+    let known_since = since(&lists);
     let round = mark_used(repository, cancel)?;
     let usage = repository.local.usage(round)?;
     let listed = repository.listed_packs()?;
-    let known: HashSet<[u8; 32]> = usage.iter().map(|u| u.id).collect();
-    // Packs that no index lists and whose footer does not open: nobody can read them.
-    let strange: Vec<[u8; 32]> = listed.keys().filter(|id| !known.contains(*id)).copied().collect();
-    let (dead, alive): (Vec<PackUsage>, Vec<PackUsage>) = usage.into_iter().partition(|u| u.used_chunks == 0);
-    let sparse: Vec<PackUsage> = alive.iter().filter(|u| u.used_bytes * 100 < u.size * REPACK_BELOW_PERCENT).cloned().collect();
-    // One small pack left over is not worth rewriting by itself.
-    let gain: u64 = sparse.iter().map(|u| u.size - u.used_bytes.min(u.size)).sum();
-    let small = sparse.iter().all(|u| u.size < PACK_TARGET_BYTES as u64 / 8) && sparse.len() < 8;
-    let rewrite = if small && gain < 1 << 20 { Vec::new() } else { sparse };
-    let mut report = PruneReport {
-        packs: listed.len() as u64,
-        packs_removed: (dead.len() + strange.len()) as u64,
-        packs_rewritten: rewrite.len() as u64,
-        bytes_before: listed.values().sum(),
-        bytes_freed: dead.iter().map(|u| u.size).sum::<u64>()
-            + strange.iter().filter_map(|id| listed.get(id)).sum::<u64>()
-            + rewrite.iter().map(|u| u.size - u.used_bytes.min(u.size)).sum::<u64>(),
-        temporaries_removed: 0,
-    };
-    if dry_run {
-        return Ok(report);
-    }
-    report.temporaries_removed = repository.storage.sweep_temporaries()?;
-    let old_indexes: Vec<[u8; 32]> = repository.listed_indexes()?.into_iter().collect();
-    let doomed: Vec<[u8; 32]> = dead.iter().chain(&rewrite).map(|u| u.id).chain(strange.iter().copied()).collect();
-    if doomed.is_empty() && old_indexes.len() <= MAX_INDEX_OBJECTS {
-        return Ok(report);
-    }
-    step("rewriting packs that are mostly dead");
-    let rewritten = repack(repository, round, &rewrite, cancel)?;
-    step("writing the index");
-    let gone: HashSet<[u8; 32]> = doomed.iter().copied().collect();
-    let kept: Vec<[u8; 32]> = repository.local.all_packs()?.into_iter().filter(|id| !gone.contains(id)).collect();
-    let mut new_indexes = Vec::new();
-    let mut index = Index { packs: Vec::new(), supersedes: old_indexes.clone() };
-    let mut chunks = 0;
-    let packs = kept.iter().map(|id| repository.whole_pack(id)).chain(rewritten.into_iter().map(Ok));
-    for pack in packs {
-        let pack = pack?;
-        chunks += pack.chunks.len();
-        index.packs.push(pack);
-        if chunks >= INDEX_CHUNKS {
-            new_indexes.push(std::mem::take(&mut index));
-            chunks = 0;
+    let now = Timestamp::now().as_second();
+    let mut plan = Plan::make(&usage, &listed, &known_since, now, options.grace);
+    if options.dry_run {
+        if options.grace.is_zero() {
+            plan.report.deleted.packs += plan.report.condemned.packs + plan.report.rewritten.packs;
+            plan.report.deleted.bytes += plan.report.condemned.bytes + plan.report.rewritten.bytes;
         }
+        return Ok(plan.report);
     }
-    if !index.packs.is_empty() || (new_indexes.is_empty() && !old_indexes.is_empty()) {
-        new_indexes.push(index);
+    plan.report.temporaries_deleted = repository.storage.sweep_temporaries()?;
+    if !plan.rewrite.is_empty() {
+        step("rewriting packs that are mostly dead");
     }
+    let rewritten = repack(repository, round, &plan.rewrite, cancel)?;
+    let mut condemned: Vec<[u8; 32]> = plan.condemn.clone();
+    condemned.extend(plan.rewrite.iter().map(|u| u.id));
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);
     }
+    if !condemned.is_empty() {
+        repository.condemn(now, &condemned)?;
+    }
+    // The local index learns it at once: chunks that were rewritten are found in their new packs.
+    let mut in_force = known_since.clone();
+    for id in &condemned {
+        in_force.entry(*id).or_insert(now);
+    }
+    in_force.retain(|id, _| !plan.taken_back.contains(id));
+    repository.local.set_condemned(&in_force)?;
+    for pack in &rewritten {
+        repository.local.add_unindexed(pack)?;
+    }
+    write_index(repository, &usage, &in_force, step)?;
+    delete_expired(repository, &mut plan, &in_force, now, options, step, cancel)?;
+    mend_lists(repository, &in_force, &plan.gone)?;
+    Ok(plan.report)
+}
+
+/// What is to be done with which packs.
+#[derive(Default)]
+struct Plan {
+    condemn: Vec<[u8; 32]>,
+    rewrite: Vec<PackUsage>,
+    taken_back: Vec<[u8; 32]>,
+    /// Condemned before; with their sizes.
+    old: Vec<([u8; 32], u64)>,
+    /// Condemned, and no longer there.
+    gone: HashSet<[u8; 32]>,
+    report: PruneReport,
+}
+
+impl Plan {
+    fn make(
+        usage: &[PackUsage],
+        listed: &BTreeMap<[u8; 32], u64>,
+        known_since: &BTreeMap<[u8; 32], i64>,
+        now: i64,
+        grace: Duration,
+    ) -> Self {
+        let mut plan = Plan::default();
+        listed.values().for_each(|size| plan.report.before.add(*size));
+        let known: HashSet<[u8; 32]> = usage.iter().map(|u| u.id).collect();
+        let (dead, alive): (Vec<&PackUsage>, Vec<&PackUsage>) = usage.iter().partition(|u| u.used_chunks == 0);
+        // Packs that no index lists and whose footer does not open: nobody can read them.
+        let strange = listed.iter().filter(|(id, _)| !known.contains(*id)).map(|(id, size)| (*id, *size));
+        for (id, size) in dead.iter().map(|u| (u.id, u.size)).chain(strange) {
+            match known_since.get(&id) {
+                None => {
+                    plan.report.condemned.add(size);
+                    plan.condemn.push(id);
+                }
+                Some(time) => {
+                    let report = &mut plan.report;
+                    let amount = if is_over(*time, now, grace) { &mut report.deleted } else { &mut report.waiting };
+                    amount.add(size);
+                    plan.old.push((id, size));
+                }
+            }
+        }
+        for u in alive.iter().filter(|u| u.condemned) {
+            plan.report.taken_back.add(u.size);
+            plan.taken_back.push(u.id);
+        }
+        let sparse: Vec<PackUsage> =
+            alive.into_iter().filter(|u| !u.condemned && u.used_bytes * 100 < u.size * REPACK_BELOW_PERCENT).cloned().collect();
+        // One small pack left over is not worth rewriting by itself.
+        let saved = |u: &PackUsage| u.size - u.used_bytes.min(u.size);
+        let small = sparse.iter().all(|u| u.size < PACK_TARGET_BYTES as u64 / 8) && sparse.len() < 8;
+        if !small || sparse.iter().map(saved).sum::<u64>() >= 1 << 20 {
+            sparse.iter().for_each(|u| plan.report.rewritten.add(saved(u)));
+            plan.rewrite = sparse;
+        }
+        plan.gone = known_since.keys().filter(|id| !listed.contains_key(*id)).copied().collect();
+        plan
+    }
+}
+
+/// Writes new index objects in place of those that list condemned packs (and of small ones, when there are many): their other packs, the
+/// rewritten ones, and what stands in none yet.
+fn write_index(repository: &Repository, usage: &[PackUsage], condemned: &BTreeMap<[u8; 32], i64>, step: &dyn Fn(&str)) -> Result<()> {
+    // Also one that an interrupted prune condemned and left in its index.
+    let mut old: BTreeSet<[u8; 32]> = usage.iter().filter(|u| condemned.contains_key(&u.id)).filter_map(|u| u.listed).collect();
+    let all = repository.listed_indexes()?;
+    if all.len() > MAX_INDEX_OBJECTS {
+        let sizes = repository.local.index_sizes()?;
+        let small = |id: &&[u8; 32]| sizes.get(*id).is_some_and(|chunks| *chunks < INDEX_CHUNKS as u64 / 2);
+        let small: Vec<[u8; 32]> = all.iter().filter(small).copied().collect();
+        if small.len() > MAX_INDEX_OBJECTS {
+            old.extend(small);
+        }
+    }
+    if !old.is_empty() || !repository.local.unindexed()?.is_empty() {
+        step("writing the index");
+    }
+    let mut packs: Vec<[u8; 32]> = Vec::new();
+    for id in &old {
+        packs.extend(repository.local.listed_in(id)?.into_iter().filter(|p| !condemned.contains_key(p)));
+    }
+    packs.extend(repository.local.unindexed()?);
+    if packs.is_empty() && old.is_empty() {
+        return Ok(());
+    }
+    let mut written: Vec<Index> = Vec::new();
+    let mut index = Index { packs: Vec::new(), supersedes: old.iter().copied().collect() };
+    let mut chunks = 0;
+    for id in packs {
+        let pack = repository.whole_pack(&id)?;
+        chunks += pack.chunks.len();
+        index.packs.push(pack);
+        if chunks >= INDEX_CHUNKS {
+            written.push(std::mem::take(&mut index));
+            chunks = 0;
+        }
+    }
+    if !index.packs.is_empty() || written.is_empty() {
+        written.push(index);
+    }
     // The one that supersedes goes last: until it is there the old ones hold, and then the new ones are complete.
-    let mut written = Vec::new();
-    for index in new_indexes.into_iter().rev() {
-        written.push((repository.write_index(&index)?, index));
+    for index in written.into_iter().rev() {
+        let id = repository.write_index(&index)?;
+        repository.local.mark_indexed(&id, &index.packs.iter().map(|p| p.id).collect::<Vec<_>>())?;
     }
-    step("removing");
-    repository.local.clear()?;
-    for (id, index) in &written {
-        repository.local.load(id, &index.packs)?;
-    }
-    let kept_names: HashSet<[u8; 32]> = written.iter().map(|(id, _)| *id).collect();
-    for id in old_indexes.iter().filter(|id| !kept_names.contains(*id)) {
+    for id in &old {
         repository.storage.delete(&format!("index/{}", HEXLOWER.encode(id)))?;
     }
-    for id in &doomed {
+    repository.local.unload(&old.into_iter().collect::<Vec<_>>())
+}
+
+fn delete_expired(
+    repository: &Repository,
+    plan: &mut Plan,
+    in_force: &BTreeMap<[u8; 32], i64>,
+    now: i64,
+    options: &PruneOptions<'_>,
+    step: &dyn Fn(&str),
+    cancel: &CancellationToken,
+) -> Result<()> {
+    // With no grace at all what was condemned just now is deleted at once.
+    let sizes: BTreeMap<[u8; 32], u64> = repository.listed_packs()?;
+    let new = plan.condemn.iter().chain(plan.rewrite.iter().map(|u| &u.id)).filter_map(|id| Some((*id, *sizes.get(id)?)));
+    let all: Vec<([u8; 32], u64)> = plan.old.iter().copied().chain(new).collect();
+    let expired: Vec<([u8; 32], u64)> =
+        all.into_iter().filter(|(id, _)| in_force.get(id).is_some_and(|since| is_over(*since, now, options.grace))).collect();
+    plan.report.deleted = Amount::default();
+    if expired.is_empty() {
+        return Ok(());
+    }
+    let Some(_alone) = (options.alone)() else {
+        expired.iter().for_each(|(_, size)| plan.report.held.add(*size));
+        return Ok(());
+    };
+    step("deleting");
+    for (id, size) in expired {
         if cancel.is_cancelled() {
             return Err(RepositoryError::Cancelled);
         }
-        repository.storage.delete(&pack_name(id))?;
+        repository.storage.delete(&pack_name(&id))?;
+        repository.local.forget(&[id])?;
+        plan.gone.insert(id);
+        plan.report.deleted.add(size);
     }
-    Ok(report)
+    Ok(())
+}
+
+/// Lists whose packs are gone or were taken back are written anew without them, or removed.
+fn mend_lists(repository: &Repository, in_force: &BTreeMap<[u8; 32], i64>, gone: &HashSet<[u8; 32]>) -> Result<()> {
+    let mut seen = HashSet::new();
+    for list in repository.condemned_lists()? {
+        let left: Vec<[u8; 32]> =
+            list.packs.iter().filter(|p| in_force.contains_key(*p) && !gone.contains(*p) && seen.insert(**p)).copied().collect();
+        if left.len() < list.packs.len() {
+            repository.condemn(list.time, &left)?;
+            repository.delete_condemned_list(&list.id)?;
+        }
+    }
+    repository.local.set_condemned(&since(&repository.condemned_lists()?))
 }
 
 /// Marks every chunk that a backup needs; returns the round's number.

@@ -5,7 +5,7 @@
 //! The queue is bounded in bytes, so memory does not depend on what is captured; the memory of chunks and packs is used
 //! again, for clearing new pages cost the kernel as much as encrypting them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -17,8 +17,9 @@ use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::error::{RepositoryError, Result};
 use super::index::{INDEX_CHUNKS, Index};
 use super::manifest::Manifest;
-use super::open::Repository;
+use super::open::{Repository, ids};
 use super::pack::{BuiltPack, PACK_TARGET_BYTES, PackBuilder, PackMemory, Place, Prover, chunk_id};
+use super::page;
 use super::payload::{Compressor, Texture};
 use crate::crypto::{CryptoError, ObjectKind};
 
@@ -33,6 +34,8 @@ pub struct Writer {
     workers: Vec<JoinHandle<()>>,
     storers: Vec<JoinHandle<()>>,
     memo: HashMap<ChunkId, u32>,
+    /// What was condemned when it began.
+    condemned: BTreeMap<[u8; 32], i64>,
 }
 
 struct Job {
@@ -130,6 +133,7 @@ impl Writer {
             added: AtomicU64::new(0),
             new: AtomicU64::new(0),
         });
+        let condemned = shared.repository.local.condemned()?;
         let (jobs, job_queue) = unbounded::<Job>();
         let (packs, pack_queue) = bounded::<BuiltPack>(1);
         let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8);
@@ -146,6 +150,7 @@ impl Writer {
             workers: Vec::new(),
             storers: Vec::new(),
             memo: HashMap::new(),
+            condemned,
         };
         for _ in 0..threads {
             let (shared, job_queue, packs) = (shared.clone(), job_queue.clone(), packs.clone());
@@ -197,7 +202,7 @@ impl Writer {
         }
         let mut len = lock(&self.shared.pending).get(id).copied();
         if len.is_none() {
-            len = self.shared.repository.lookup(id)?.map(|l| l.len);
+            len = self.shared.repository.local.lens(std::slice::from_ref(id))?.into_iter().next().flatten();
         }
         if let Some(len) = len {
             self.remember(*id, len);
@@ -254,7 +259,11 @@ impl Writer {
             return Err(RepositoryError::Other("chunks were lost on their way to the storage; this is a bug".into()));
         }
         write_missing_index(&self.shared.repository)?;
-        Ok(Flushed { added_bytes: self.added_bytes(), new_bytes: self.shared.new.load(Ordering::Relaxed) })
+        Ok(Flushed {
+            added_bytes: self.added_bytes(),
+            new_bytes: self.shared.new.load(Ordering::Relaxed),
+            condemned: std::mem::take(&mut self.condemned),
+        })
     }
 
     /// Lets the queue run empty, closes the open packs, and waits until all is stored (or has failed).
@@ -287,6 +296,8 @@ pub struct Flushed {
     pub added_bytes: u64,
     /// Plaintext of the chunks that were new.
     pub new_bytes: u64,
+    /// What was condemned when it began.
+    condemned: BTreeMap<[u8; 32], i64>,
 }
 
 /// Lists packs that stand in no index object in new ones.
@@ -314,8 +325,47 @@ fn publish(repository: &Repository, index: &Index) -> Result<()> {
 }
 
 /// Commits a backup: after this it is there for good.
-pub fn commit(repository: &Repository, manifest: &Manifest) -> Result<[u8; 32]> {
+///
+/// Another writer (which should not be there) may have condemned or deleted meanwhile what this backup builds upon. Such a backup is not committed.
+/// Whatever is condemned after this look is deleted a grace period later, and by then the manifest says that it is needed.
+pub fn commit(repository: &Repository, manifest: &Manifest, flushed: &Flushed) -> Result<[u8; 32]> {
+    let mut problems = Vec::new();
+    repository.sync_condemned(&mut problems)?;
+    let there: HashSet<[u8; 32]> = ids(repository.storage.names("packs/")?);
+    let gone: Vec<[u8; 32]> = repository.local.packs(true)?.into_iter().map(|(id, _)| id).filter(|id| !there.contains(id)).collect();
+    if !gone.is_empty() || !problems.is_empty() || repository.local.condemned()? != flushed.condemned {
+        repository.local.forget(&gone)?;
+        needs_nothing_condemned(repository, manifest)?;
+    }
     repository.write_manifest(manifest)
+}
+
+fn needs_nothing_condemned(repository: &Repository, manifest: &Manifest) -> Result<()> {
+    let mut todo: Vec<ChunkId> = manifest.sources.iter().flat_map(|s| s.pages.iter().map(|p| ChunkId(*p.chunk))).collect();
+    let pages = todo.len();
+    let mut looked = 0;
+    while looked < todo.len() {
+        let ids = todo.get(looked..).unwrap_or_default().to_vec();
+        if repository.local.lens(&ids)?.contains(&None) {
+            return Err(RepositoryError::Other(
+                "another keepd pruned the repository while this backup was made, and it would build upon what is to be deleted; nothing is \
+                 lost, run it again"
+                    .into(),
+            ));
+        }
+        for (n, id) in ids.iter().enumerate() {
+            // Pages name chunks and lists; lists lie in metadata packs and name chunks.
+            let is_page = looked + n < pages;
+            if is_page || repository.locate(id)?.kind == ObjectKind::MetaPack {
+                let bytes = repository.read_chunk(id)?;
+                let table =
+                    page::references(&bytes).map_err(|e| repository.damaged(&format!("page {id}"), format!("it is no valid page: {e}")))?;
+                todo.extend(table);
+            }
+        }
+        looked += ids.len();
+    }
+    Ok(())
 }
 
 impl Drop for Writer {
@@ -427,6 +477,8 @@ impl Shared {
     fn store_pack(&self, pack: BuiltPack) -> Result<()> {
         let stored = self.repository.store_pack(pack, &self.pack_memory)?;
         self.repository.local.add_unindexed(&stored)?;
+        // Its chunks were proven when they were sealed.
+        self.repository.local.mark_read(&[stored.id], jiff::Timestamp::now().as_second())?;
         self.added.fetch_add(stored.size, Ordering::Relaxed);
         let mut pending = lock(&self.pending);
         for c in &stored.chunks {

@@ -3,23 +3,49 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use std::time::Duration;
+
+use jiff::Timestamp;
 use keepd_protocol::model::Level;
 
-use super::backup::{Environment, short, unhex};
+use super::backup::{Environment, ReaderGate, short, unhex};
 use super::live::{Failure, Finish, LiveRun};
-use super::{catalogue, destination};
+use super::{catalogue, destination, rolling};
 use crate::config::Destination;
+use crate::repository::check::Reading;
 use crate::repository::lease::{Lease, TERM};
-use crate::repository::{Repository, check, prune};
+use crate::repository::prune::{self, Amount, PruneOptions, PruneReport};
+use crate::repository::{Repository, check};
 
 /// Problems told one by one.
 const MAX_TOLD: usize = 100;
 
+/// What is to be checked.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted {
+    /// The structure, and so many percent of the packs.
+    Percent(u32),
+    /// The next packs of a rolling check with this period.
+    Rolling(Duration),
+}
+
 /// Checks a destination; damage makes the run fail.
-pub fn check_destination(env: &Environment, target: &Destination, read_data: u32, live: &LiveRun) -> Result<Finish, Failure> {
+pub fn check_destination(env: &Environment, target: &Destination, wanted: Wanted, live: &LiveRun) -> Result<Finish, Failure> {
     live.step("opening the repository");
     let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
-    live.step(if read_data > 0 { "reading packs and structure" } else { "reading the structure" });
+    let reading = match wanted {
+        Wanted::Percent(percent) => Reading::Percent(percent),
+        Wanted::Rolling(period) => {
+            let due = period.saturating_sub(rolling::pause(period));
+            let before = Timestamp::now().as_second().saturating_sub_unsigned(due.as_secs());
+            Reading::Next { before, most: rolling::share(repository.listed_packs()?.len(), period) }
+        }
+    };
+    live.step(match wanted {
+        Wanted::Percent(0) => "reading the structure",
+        Wanted::Percent(_) => "reading packs and structure",
+        Wanted::Rolling(_) => "reading the next packs",
+    });
     let seen = AtomicU64::new(0);
     let progress = |done: usize, all: usize, bytes: u64| {
         let before = seen.swap(bytes, Ordering::Relaxed);
@@ -29,7 +55,7 @@ pub fn check_destination(env: &Environment, target: &Destination, read_data: u32
             live.update(|run| run.progress.percent = Some((done * 1000 / all) as f64 / 10.0));
         }
     };
-    let report = check::check(&repository, read_data, &progress, &live.cancel)?;
+    let report = check::check(&repository, reading, &progress, &live.cancel)?;
     let lost = missing_from_storage(env, &repository, &target.name)?;
     for problem in report.problems.iter().chain(&lost).take(MAX_TOLD) {
         live.message(Level::Error, problem.clone());
@@ -41,7 +67,8 @@ pub fn check_destination(env: &Environment, target: &Destination, read_data: u32
     catalogue::sync(&repository, &target.name, &env.ledger)?;
     let read = format!("{} of {} packs read, {} bytes", report.packs_read, report.packs, report.bytes_read);
     if report.problems.is_empty() && report.hurt.is_empty() && lost.is_empty() {
-        live.message(Level::Info, format!("no damage found: {} backups, {read}", report.backups));
+        let backups = if matches!(wanted, Wanted::Rolling(_)) { String::new() } else { format!("{} backups, ", report.backups) };
+        live.message(Level::Info, format!("no damage found: {backups}{read}"));
         return Ok(Finish::Good);
     }
     let problems = report.problems.len() + lost.len();
@@ -59,21 +86,59 @@ fn missing_from_storage(env: &Environment, repository: &Repository, name: &str) 
     Ok(gone.map(|id| format!("{}: backups/{id}: it is missing", repository.location())).collect())
 }
 
+/// Makes this machine the writer of a destination's repository.
+pub fn take_over(env: &Environment, target: &Destination) -> Result<String, Failure> {
+    let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
+    let holder = destination::holder(&env.config.daemon.state_dir)?;
+    let before = Lease::take_over(&repository, &holder)?;
+    for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
+        tracing::warn!(destination = %target.name, "{problem}");
+    }
+    Ok(match before {
+        Some(who) => format!("this machine writes to {} now; before it was {who}", target.name),
+        None => format!("this machine writes to {} now; nobody did before", target.name),
+    })
+}
+
 /// Prunes a destination.
-pub fn prune_destination(env: &Environment, target: &Destination, dry_run: bool, live: &LiveRun) -> Result<Finish, Failure> {
+pub fn prune_destination(
+    env: &Environment,
+    target: &Destination,
+    dry_run: bool,
+    live: &LiveRun,
+    gate: ReaderGate<'_>,
+) -> Result<Finish, Failure> {
     live.step("opening the repository");
     let (repository, lease) = open_for_writing(env, target, live)?;
-    let report = prune::prune(&repository, dry_run, &|step| live.step(step), &live.cancel)?;
+    let alone = || gate(&target.name);
+    let options = PruneOptions { dry_run, grace: target.prune_grace, alone: &alone };
+    let report = prune::prune(&repository, &options, &|step| live.step(step), &live.cancel)?;
     lease.check()?;
-    let verb = if dry_run { "would be" } else { "were" };
+    tell_prune(&report, &options, live);
+    Ok(Finish::Good)
+}
+
+/// What a prune did, a message for each thing.
+pub fn tell_prune(report: &PruneReport, options: &PruneOptions<'_>, live: &LiveRun) {
+    let verb = if options.dry_run { "would be" } else { "were" };
+    let tell = |amount: Amount, what: &str| {
+        if amount.packs > 0 {
+            live.message(Level::Info, format!("{} packs, {} bytes, {what}", amount.packs, amount.bytes));
+        }
+    };
+    let grace = crate::config::show_duration(options.grace);
+    tell(report.condemned, &format!("{verb} condemned: nothing needs them; they are deleted after {grace}"));
+    tell(report.rewritten, &format!("{verb} rewritten: most of them is needed by nothing (the bytes are what that saves)"));
+    tell(report.taken_back, &format!("{verb} condemned and are needed again"));
+    tell(report.waiting, &format!("are condemned and wait until {grace} are over"));
+    tell(report.held, "are to be deleted when the restore that is reading has ended, by the next prune");
     live.message(
         Level::Info,
         format!(
-            "{} of {} packs {verb} removed, {} rewritten; {} of {} bytes {verb} freed",
-            report.packs_removed, report.packs, report.packs_rewritten, report.bytes_freed, report.bytes_before
+            "{} of {} packs {verb} deleted, {} of {} bytes freed",
+            report.deleted.packs, report.before.packs, report.deleted.bytes, report.before.bytes
         ),
     );
-    Ok(Finish::Good)
 }
 
 /// Removes a backup from a destination; its data goes with the next prune.

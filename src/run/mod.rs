@@ -15,6 +15,7 @@ mod outcome;
 mod registry;
 mod restore;
 mod retain;
+pub mod rolling;
 mod selection;
 
 pub use live::LiveRun;

@@ -94,7 +94,8 @@ pub struct Runs {
     stopping: AtomicBool,
     counter: Mutex<(String, u32)>,
     on_finish: Mutex<Option<OnFinish>>,
-    problems: Mutex<HashMap<String, String>>,
+    /// What was wrong with a destination last, and what kind of run saw it.
+    problems: Mutex<HashMap<String, (RunKind, String)>>,
 }
 
 /// Of one destination: who writes, and who reads what a prune would remove.
@@ -185,18 +186,44 @@ impl Runs {
         let readers = self.locks(destination).readers;
         self.start(Work::on(RunKind::Check, destination, by), move |live| {
             let _reading = readers.blocking_read();
-            check::check_destination(&env, &target, read_data, live)
+            check::check_destination(&env, &target, check::Wanted::Percent(read_data), live)
+        })
+    }
+
+    /// Destinations that are checked a few packs at a time, with the period.
+    pub fn rolling_checks(&self) -> BTreeMap<String, Duration> {
+        let config = self.config.get();
+        config.destinations.iter().filter_map(|(name, d)| Some((name.clone(), d.check_every?))).collect()
+    }
+
+    /// Queues the next part of a destination's rolling check, unless something works on the destination.
+    pub fn start_rolling_check(self: &Arc<Self>, destination: &str) -> Result<String> {
+        let env = self.environment();
+        let target = self.destination(&env.config, destination)?.clone();
+        let Some(period) = target.check_every else { return Err(Error::Busy("it has no rolling check".into())) };
+        if lock(&self.live).values().any(|l| l.snapshot().destination.as_deref() == Some(destination)) {
+            return Err(Error::Busy(format!("something works on {destination}")));
+        }
+        let (note, now) = (format!("rolling check of {destination}"), Timestamp::now().as_second());
+        let last: i64 = self.ledger.note(&note)?.and_then(|t| t.parse().ok()).unwrap_or(0);
+        // A time in the future was written by a clock that was wrong.
+        if now.abs_diff(last) < super::rolling::pause(period).as_secs() {
+            return Err(Error::Busy("the next part is not due yet".into()));
+        }
+        self.ledger.set_note(&note, &now.to_string())?;
+        let readers = self.locks(destination).readers;
+        self.start(Work::on(RunKind::Check, destination, "schedule"), move |live| {
+            let _reading = readers.blocking_read();
+            check::check_destination(&env, &target, check::Wanted::Rolling(period), live)
         })
     }
 
     pub fn start_prune(self: &Arc<Self>, destination: &str, dry_run: bool, by: &str) -> Result<String> {
         let env = self.environment();
         let target = self.destination(&env.config, destination)?.clone();
-        let readers = self.locks(destination).readers;
+        let runs = self.clone();
         self.start(Work::on(RunKind::Prune, destination, by), move |live| {
-            live.step("waiting for restores to end");
-            let _alone = readers.blocking_write();
-            check::prune_destination(&env, &target, dry_run, live)
+            check::prune_destination(&env, &target, dry_run, live, &|name| runs.readers_gone(name))
         })
     }
 
@@ -268,6 +295,14 @@ impl Runs {
         }
         tracing::info!(backup = %found.id, by, "{mark}");
         self.resolve(&found.id, None)
+    }
+
+    /// Makes this machine the writer of a destination's repository; says who it was before. Blocks.
+    pub fn take_over(&self, destination: &str, by: &str) -> Result<String> {
+        let env = self.environment();
+        let message = check::take_over(&env, self.destination(&env.config, destination)?)?;
+        tracing::warn!(destination, by, "{message}");
+        Ok(message)
     }
 
     /// The job and those of its destinations that are meant.
@@ -523,7 +558,7 @@ impl Runs {
                 compression: format!("{:?}", target.compression).to_lowercase(),
                 backups: self.ledger.count_backups(name).unwrap_or_default(),
                 last_good: self.ledger.last_good(None, Some(name)).ok().flatten().map(|t| t.to_string()),
-                error: problems.get(name).cloned(),
+                error: problems.get(name).map(|(_, text)| text.clone()),
             });
         }
         list
@@ -543,7 +578,7 @@ impl Runs {
                     Err(e) if e.to_string().contains("nothing was backed up to it yet") => {}
                     Err(e) => {
                         tracing::warn!(destination = %name, "the catalogue could not be brought up to date: {e}");
-                        lock(&runs.problems).insert(name.clone(), e.to_string());
+                        lock(&runs.problems).insert(name.clone(), (RunKind::Backup, e.to_string()));
                     }
                 }
             }
@@ -699,11 +734,13 @@ impl Runs {
         }
         if let Some(destination) = &run.destination {
             let mut problems = lock(&self.problems);
+            // Damage is forgotten when a check found none, other trouble when anything went well.
+            let damaged = problems.get(destination).is_some_and(|(kind, _)| *kind == RunKind::Check);
             match (&run.error, run.state) {
-                (Some(error), RunState::Failed) if error.contains(destination.as_str()) => {
-                    drop(problems.insert(destination.clone(), error.clone()))
+                (Some(error), RunState::Failed) if run.kind == RunKind::Check || error.contains(destination.as_str()) => {
+                    drop(problems.insert(destination.clone(), (run.kind, error.clone())))
                 }
-                (None, RunState::Good) => drop(problems.remove(destination)),
+                (None, RunState::Good) if !damaged || run.kind == RunKind::Check => drop(problems.remove(destination)),
                 _ => {}
             }
         }

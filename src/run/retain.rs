@@ -6,13 +6,13 @@ use jiff::Timestamp;
 use keepd_protocol::model::{Level, Outcome, RetentionPlan, RetentionVerdict};
 
 use super::backup::{Environment, ReaderGate, short};
-use super::catalogue;
 use super::live::{Failure, LiveRun};
+use super::{catalogue, check};
 use crate::config::{Destination, Job, Retention};
 use crate::ledger::Ledger;
 use crate::repository::Repository;
 use crate::repository::lease::Lease;
-use crate::repository::prune;
+use crate::repository::prune::{self, PruneOptions};
 use crate::retention::{self, Candidate, Verdict};
 
 /// The rules that hold for a job at a destination.
@@ -136,7 +136,8 @@ pub fn apply(
     } else if before != *policy {
         confirm(&env.ledger, job, target)?;
     }
-    if remove.is_empty() {
+    // What was condemned earlier is deleted when its time has come.
+    if remove.is_empty() && !repository.has_expired(target.prune_grace)? {
         return Ok(());
     }
     live.step("retention");
@@ -148,12 +149,9 @@ pub fn apply(
         catalogue::remove(repository, &target.name, &env.ledger, id)?;
         live.message(Level::Info, format!("retention removed backup {} from {}", short(id), target.name));
     }
-    match gate(&target.name) {
-        None => live.message(Level::Info, "a restore is reading; what was removed is pruned after the next backup".into()),
-        Some(_alone) => {
-            let report = prune::prune(repository, false, &|step| live.step(step), &live.cancel)?;
-            live.message(Level::Info, format!("pruned {} bytes", report.bytes_freed));
-        }
-    }
+    let alone = || gate(&target.name);
+    let options = PruneOptions { dry_run: false, grace: target.prune_grace, alone: &alone };
+    let report = prune::prune(repository, &options, &|step| live.step(step), &live.cancel)?;
+    check::tell_prune(&report, &options, live);
     Ok(())
 }

@@ -302,6 +302,8 @@ mod tests {
             encryption: None,
             compression: Compression::None,
             retention: None,
+            prune_grace: Duration::ZERO,
+            check_every: None,
         };
         let config = Config {
             files: vec![],

@@ -51,6 +51,9 @@ pub struct Storage {
     /// The directory of an `fs` destination, for what OpenDAL does not do.
     root: Option<PathBuf>,
     location: String,
+    /// Told before each operation, by tests that have something happen between two of them.
+    #[cfg(test)]
+    pub before_each: Option<std::sync::Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Storage {
@@ -64,7 +67,21 @@ impl Storage {
         let root = destination.options.get("root").map(PathBuf::from).ok_or_else(|| failed("the option root is missing".into()))?;
         let builder = opendal::services::Fs::default().root(&root.to_string_lossy());
         let operator = Operator::new(builder).map_err(|e| failed(reason(&e)))?;
-        Ok(Self { operator, runtime, root: Some(root), location })
+        Ok(Self {
+            operator,
+            runtime,
+            root: Some(root),
+            location,
+            #[cfg(test)]
+            before_each: None,
+        })
+    }
+
+    fn begin_operation(&self) {
+        #[cfg(test)]
+        if let Some(told) = &self.before_each {
+            told();
+        }
     }
 
     /// Where it is, without secrets, for messages.
@@ -75,6 +92,7 @@ impl Storage {
     /// Publishes an object under a name that must be free. When it returns, the object is durable.
     pub fn put_new(&self, name: &str, bytes: impl Into<Bytes>) -> Result<()> {
         let bytes = bytes.into();
+        self.begin_operation();
         match &self.root {
             Some(root) => fs::publish(self, root, name, &bytes, fs::Publish::New),
             None => {
@@ -86,6 +104,7 @@ impl Storage {
 
     /// Writes an object, replacing what is there (the lease only).
     pub fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
+        self.begin_operation();
         match &self.root {
             Some(root) => fs::publish(self, root, name, &bytes, fs::Publish::Replace),
             None => self.write(name, bytes),
@@ -117,6 +136,7 @@ impl Storage {
 
     /// As [`Storage::range`], into memory that is used again.
     pub fn range_into(&self, name: &str, offset: u64, len: u64, into: &mut ReadBuffer) -> Result<()> {
+        self.begin_operation();
         let end = offset.checked_add(len).ok_or_else(|| self.failed("read", name, "the range is beyond any object".into()))?;
         if let Some(root) = &self.root {
             return fs::read(self, root, name, offset, len, into);
@@ -149,6 +169,7 @@ impl Storage {
     /// All objects whose name starts with `prefix` (a directory name with its slash), sorted by name: the complete list or
     /// an error.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        self.begin_operation();
         if let Some(root) = &self.root {
             return fs::list(self, root, prefix);
         }
@@ -171,6 +192,7 @@ impl Storage {
 
     /// As [`Storage::list`], the names only, which may cost much less.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        self.begin_operation();
         match &self.root {
             Some(root) => fs::names(self, root, prefix),
             None => Ok(self.lister(prefix)?.into_iter().map(|(name, _)| name).collect()),
@@ -202,6 +224,7 @@ impl Storage {
 
     /// Removes an object; one that is not there is fine.
     pub fn delete(&self, name: &str) -> Result<()> {
+        self.begin_operation();
         self.runtime.block_on(self.operator.delete(name)).map_err(|e| self.error("delete", name, &e))
     }
 

@@ -1,0 +1,42 @@
+//! The rolling check: where a destination has `check_every`, each of its packs is read once in that time, a few at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, Runs};
+
+/// Parts that a period is divided into; each reads its share.
+const PARTS: u32 = 24;
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Between looks whether a part is due.
+const LOOK_EVERY: Duration = Duration::from_secs(3600);
+
+/// Between two parts of a period.
+pub fn pause(period: Duration) -> Duration {
+    (period / PARTS).max(SHORTEST)
+}
+
+/// How many of `all` packs a part reads: a little more than its share, so that the last are not late.
+pub fn share(all: usize, period: Duration) -> usize {
+    let parts = (period.as_secs_f64() / pause(period).as_secs_f64()).max(1.0);
+    (all as f64 * 1.25 / parts).ceil() as usize
+}
+
+/// Starts a part where one is due, until cancelled.
+pub async fn keep_checking(runs: Arc<Runs>, cancel: CancellationToken) {
+    loop {
+        let wait = runs.rolling_checks().values().map(|period| pause(*period)).min().unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = cancel.cancelled() => return,
+        }
+        for destination in runs.rolling_checks().into_keys() {
+            match runs.start_rolling_check(&destination) {
+                Ok(_) | Err(Error::Busy(_) | Error::ShuttingDown) => {}
+                Err(e) => tracing::warn!(destination, "the rolling check could not be started: {e}"),
+            }
+        }
+    }
+}

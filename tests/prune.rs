@@ -1,0 +1,231 @@
+//! Prune takes two steps with a grace period between, and deletes nothing that anybody needs.
+
+mod common;
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::*;
+
+fn stored(keepd: &Keepd) -> u64 {
+    keepd.packs().iter().map(|p| fs::metadata(p).unwrap().len()).sum()
+}
+
+fn condemned(keepd: &Keepd) -> usize {
+    files_below(&keepd.path("repository/condemned")).len()
+}
+
+/// Two backups; between them there was one that alone held four megabytes.
+fn with_something_dead(grace: &str) -> (Keepd, Vec<u8>) {
+    let mut keepd = Keepd::prepared();
+    keepd.configure(&format!("prune_grace = \"{grace}\""), "suspect = { smaller = 0 }");
+    make_database(&keepd.path("shop.db"), 200);
+    let blob = noise(4 << 20, 7);
+    keepd.start();
+    keepd.ok(&["backup", "shop"]);
+    fs::write(keepd.path("files/blob"), &blob).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    fs::remove_file(keepd.path("files/blob")).unwrap();
+    fs::write(keepd.path("files/small"), noise(50_000, 8)).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let middle = keepd.backups().remove(1);
+    keepd.ok(&["delete", &middle, "--yes"]);
+    (keepd, blob)
+}
+
+#[test]
+fn what_nothing_needs_is_condemned_first_and_deleted_later() {
+    let (keepd, blob) = with_something_dead("3s");
+    let before = stored(&keepd);
+    assert!(keepd.ok(&["prune", "local", "--dry-run"]).contains("would be condemned"));
+    assert_eq!(condemned(&keepd), 0, "a dry run changes nothing");
+    let told = keepd.ok(&["prune", "local"]);
+    assert!(told.contains("were condemned") && told.contains("0 of"), "{told}");
+    assert!(stored(&keepd) >= before && condemned(&keepd) == 1);
+    // New backups do not build upon what is condemned; a check does not count it as damage; everything is still there.
+    let waiting = keepd.ok(&["prune", "local"]);
+    assert!(waiting.contains("wait until 3s are over"), "{waiting}");
+    keepd.ok(&["check", "local", "--read-data"]);
+    fs::write(keepd.path("files/blob2"), &blob).unwrap();
+    let run: serde_json::Value = serde_json::from_str(&keepd.ok(&["backup", "shop", "--json"])).unwrap();
+    assert!(run["progress"]["added_bytes"].as_u64().unwrap() > 3 << 20, "{run}");
+    std::thread::sleep(Duration::from_secs(3));
+    let told = keepd.ok(&["prune", "local"]);
+    assert!(told.contains("were deleted") && !told.contains("0 of"), "{told}");
+    assert!(stored(&keepd) < before + (1 << 20) && condemned(&keepd) == 0);
+    keepd.ok(&["check", "local", "--read-data"]);
+    assert_same(&keepd.path("files"), &keepd.restored("latest").join("files"));
+    assert!(keepd.ok(&["prune", "local"]).contains("0 of"));
+}
+
+#[test]
+fn a_rewritten_pack_stays_until_its_time_and_a_lost_state_knows_all_of_it() {
+    let mut keepd = Keepd::prepared();
+    keepd.configure("prune_grace = \"2s\"", "suspect = { smaller = 0, fewer_files = 0 }");
+    make_database(&keepd.path("shop.db"), 200);
+    for n in 0..8 {
+        fs::write(keepd.path(&format!("files/f{n}")), noise(1_500_000, n + 1)).unwrap();
+    }
+    keepd.start();
+    keepd.ok(&["backup", "shop"]);
+    for n in 2..8 {
+        fs::remove_file(keepd.path(&format!("files/f{n}"))).unwrap();
+    }
+    keepd.ok(&["backup", "shop"]);
+    let first = keepd.backups().remove(1);
+    keepd.ok(&["delete", &first, "--yes"]);
+    let before = stored(&keepd);
+    assert!(keepd.ok(&["prune", "local"]).contains("were rewritten"));
+    assert!(stored(&keepd) > before, "the old pack is still there");
+    // Forgets all: index, condemned packs and those that stand in no index are learnt from the repository.
+    keepd.stop();
+    fs::remove_dir_all(keepd.path("state")).unwrap();
+    keepd.start();
+    keepd.ok(&["check", "local", "--read-data"]);
+    std::thread::sleep(Duration::from_secs(2));
+    // A backup deletes what is over, too, when the job has rules.
+    keepd.configure("prune_grace = \"2s\"", "suspect = { smaller = 0, fewer_files = 0 }\nretention = { keep_last = 9 }");
+    keepd.ok(&["reload"]);
+    keepd.ok(&["backup", "shop"]);
+    assert!(stored(&keepd) < before / 2 && condemned(&keepd) == 0, "{} of {before}", stored(&keepd));
+    keepd.ok(&["check", "local", "--read-data"]);
+    for backup in keepd.backups() {
+        assert_same(&keepd.path("files"), &keepd.restored(&backup).join("files"));
+    }
+}
+
+#[test]
+fn a_restore_that_reads_holds_deleting_and_nothing_else() {
+    let (keepd, _) = with_something_dead("0s");
+    // Its pipe is never read, so it stands in the middle. More than a pipe and what is fetched ahead.
+    fs::write(keepd.path("files/large"), noise(160 << 20, 3)).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let mut reader = keepd.ctl_command(&["cat", "latest", "files/large"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut begun = false;
+    for _ in 0..500 {
+        begun |= keepd.json(&["status"])["running"].as_array().unwrap().iter().any(|r| r["kind"] == "cat" && r["step"] == "reading");
+        if begun {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(begun);
+    let before = stored(&keepd);
+    let told = keepd.ok(&["prune", "local"]);
+    assert!(told.contains("when the restore that is reading has ended"), "{told}");
+    assert_eq!(stored(&keepd), before);
+    drop(reader.stdout.take());
+    reader.wait().unwrap();
+    while keepd.json(&["status"])["running"].as_array().unwrap().iter().any(|r| r["kind"] == "cat") {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    keepd.ok(&["prune", "local"]);
+    assert!(stored(&keepd) < before);
+    keepd.ok(&["check", "local", "--read-data"]);
+}
+
+#[test]
+fn a_prune_that_does_not_know_everything_does_nothing() {
+    let (mut keepd, _) = with_something_dead("1h");
+    keepd.ok(&["prune", "local"]);
+    let list = files_below(&keepd.path("repository/condemned")).remove(0);
+    let whole = fs::read(&list).unwrap();
+    let mut bad = whole.clone();
+    bad[100] ^= 1;
+    fs::write(&list, &bad).unwrap();
+    let before = stored(&keepd);
+    assert!(keepd.fails(1, &["prune", "local"]).contains("nothing was pruned"));
+    assert!(keepd.fails(1, &["check", "local"]).contains("condemned/"));
+    keepd.ok(&["backup", "shop"]);
+    fs::write(&list, &whole).unwrap();
+    // A manifest that does not open: nobody knows what it needs.
+    let manifest = files_below(&keepd.path("repository/backups")).remove(0);
+    let good = fs::read(&manifest).unwrap();
+    fs::write(&manifest, &good[..good.len() - 1]).unwrap();
+    assert!(keepd.fails(1, &["prune", "local"]).contains("nothing was pruned"));
+    assert!(stored(&keepd) >= before);
+    fs::write(&manifest, &good).unwrap();
+    // What an interrupted prune leaves: the old index is still there, and lists what is condemned.
+    keepd.stop();
+    fs::remove_dir_all(keepd.path("state")).unwrap();
+    keepd.configure("prune_grace = \"0s\"", "");
+    keepd.start();
+    keepd.ok(&["prune", "local"]);
+    assert!(stored(&keepd) < before);
+    keepd.ok(&["check", "local", "--read-data"]);
+    keepd.restored("latest");
+}
+
+#[test]
+fn the_repository_names_its_writer() {
+    let keepd = Keepd::started();
+    keepd.ok(&["backup", "shop"]);
+    let path = keepd.path("repository/writer.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(record["released"], true);
+    for (key, value) in [("instance", "another"), ("host", "the-clone"), ("machine", "0123456789abcdef")] {
+        record[key] = value.into();
+    }
+    fs::write(&path, record.to_string()).unwrap();
+    for command in [&["backup", "shop"][..], &["prune", "local"], &["delete", "latest", "--yes"]] {
+        let told = keepd.fails(1, command);
+        assert!(told.contains("the-clone") && told.contains("keepctl destination take-over"), "{told}");
+    }
+    keepd.restored("latest");
+    assert!(keepd.ok(&["destination", "take-over", "local"]).contains("before it was the-clone"));
+    keepd.ok(&["backup", "shop"]);
+    assert!(keepd.ok(&["destination", "list"]).contains("local"));
+    assert!(keepd.fails(1, &["destination", "take-over", "moon"]).contains("configured are: local"));
+}
+
+#[test]
+fn a_rolling_check_reads_every_pack_in_its_time_and_finds_damage_by_itself() {
+    let mut keepd = Keepd::prepared();
+    make_database(&keepd.path("shop.db"), 200);
+    keepd.start();
+    for n in 0..4 {
+        fs::write(keepd.path("files/blob"), noise(300_000, n + 1)).unwrap();
+        keepd.ok(&["backup", "shop"]);
+    }
+    keepd.stop();
+    // Forgotten when it was read: everything is due.
+    fs::remove_dir_all(keepd.path("state")).unwrap();
+    keepd.configure("check_every = \"4s\"", "");
+    keepd.start();
+    let rolling = |keepd: &Keepd| -> Vec<String> {
+        let runs = keepd.json(&["run", "list", "--limit", "100"]);
+        let parts = runs.as_array().unwrap().iter().filter(|r| r["kind"] == "check" && r["by"] == "schedule" && r["finished"].is_string());
+        parts.map(|r| r["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let since = std::time::Instant::now();
+    let packs = keepd.packs().len();
+    let mut read = 0;
+    let mut seen: Vec<String> = Vec::new();
+    while read < packs {
+        assert!(since.elapsed() < Duration::from_secs(20), "{read} of {packs} packs read: {}", keepd.log());
+        for run in rolling(&keepd) {
+            if !seen.contains(&run) {
+                let told = keepd.ok(&["run", "show", &run]);
+                let (before, _) = told.split_once(&format!(" of {packs} packs read")).unwrap_or_else(|| panic!("{told}"));
+                let now: usize = before.rsplit(' ').next().unwrap().parse().unwrap();
+                assert!(now < packs, "a part is not all: {told}");
+                read += now;
+                seen.push(run);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let pack = keepd.packs().remove(0);
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let since = std::time::Instant::now();
+    while !keepd.log().contains("run failed") {
+        assert!(since.elapsed() < Duration::from_secs(20), "{}", keepd.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(keepd.log().contains("its SHA-256 is not its name"), "{}", keepd.log());
+    assert!(!keepd.json(&["destination", "list"])[0]["error"].is_null(), "the destination says so");
+}
