@@ -158,6 +158,79 @@ fn a_prune_that_does_not_know_everything_does_nothing() {
 }
 
 #[test]
+fn what_is_damaged_is_stored_anew_and_that_heals_older_backups() {
+    let mut keepd = Keepd::prepared();
+    keepd.configure("prune_grace = \"0s\"", "");
+    make_database(&keepd.path("shop.db"), 200);
+    fs::write(keepd.path("files/blob"), noise(3 << 20, 3)).unwrap();
+    keepd.start();
+    keepd.ok(&["backup", "shop"]);
+    fs::write(keepd.path("files/other"), noise(5000, 4)).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let largest = keepd.packs().into_iter().max_by_key(|p| fs::metadata(p).unwrap().len()).unwrap();
+    let good = fs::read(&largest).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(&largest, &bad).unwrap();
+    let told = keepd.fails(1, &["check", "local", "--read-data"]);
+    assert!(told.contains("files/blob") && told.contains("2 of 2 backups hurt"), "{told}");
+    let target = keepd.path("broken");
+    assert!(keepd.fails(1, &["restore", "latest", "--to", target.to_str().unwrap()]).contains("no pack of the repository holds it"));
+    // It is needed and nowhere else: prune leaves it, for somebody may have a good copy.
+    keepd.ok(&["prune", "local"]);
+    assert!(largest.exists());
+    // A good copy put in its place is noticed, too.
+    fs::write(&largest, &good).unwrap();
+    keepd.ok(&["check", "local", "--read-data"]);
+    keepd.restored("latest");
+    fs::write(&largest, &bad).unwrap();
+    keepd.fails(1, &["check", "local", "--read-data"]);
+    let run: serde_json::Value = serde_json::from_str(&keepd.ok(&["backup", "shop", "--json"])).unwrap();
+    let added = run["progress"]["added_bytes"].as_u64().unwrap();
+    assert!((100_000..4 << 20).contains(&added), "only what was lost is stored anew: {added}");
+    for backup in keepd.backups() {
+        let back = keepd.restored(&backup);
+        assert!(fs::read(back.join("files/blob")).unwrap() == noise(3 << 20, 3));
+    }
+    let told = keepd.fails(1, &["check", "local", "--read-data"]);
+    assert!(told.contains("0 of 3 backups hurt"), "{told}");
+    assert!(keepd.ok(&["prune", "local"]).contains("rewritten"));
+    assert!(!largest.exists());
+    keepd.stop();
+    fs::remove_dir_all(keepd.path("state")).unwrap();
+    keepd.start();
+    keepd.ok(&["check", "local", "--read-data"]);
+    for backup in keepd.backups() {
+        keepd.restored(&backup);
+    }
+}
+
+#[test]
+fn a_storage_set_back_to_an_older_state_is_noticed() {
+    let keepd = Keepd::started();
+    keepd.ok(&["backup", "shop"]);
+    let copy = keepd.path("copy");
+    assert!(std::process::Command::new("cp").arg("-a").arg(keepd.path("repository")).arg(&copy).status().unwrap().success());
+    for n in 0..2 {
+        fs::write(keepd.path("files/new"), format!("{n}")).unwrap();
+        keepd.ok(&["backup", "shop"]);
+    }
+    let sequence = |backup: &str| keepd.json(&["show", backup])["sequence"].as_u64().unwrap();
+    let last = sequence("latest");
+    fs::remove_dir_all(keepd.path("repository")).unwrap();
+    fs::rename(&copy, keepd.path("repository")).unwrap();
+    let out = keepd.ctl(&["backup", "shop"]);
+    assert!(out.status.success() && text(&out).contains("was set back to an older state"), "{}", text(&out));
+    assert!(sequence("latest") > last, "numbers are used once");
+    assert!(!text(&keepd.ctl(&["backup", "shop"])).contains("set back"));
+    keepd.ok(&["check", "local", "--read-data"]);
+    assert_same(&keepd.path("files"), &keepd.restored("latest").join("files"));
+    // One that somebody removed is told, too.
+    fs::remove_file(files_below(&keepd.path("repository/backups")).remove(0)).unwrap();
+    assert!(keepd.fails(1, &["check", "local"]).contains("it is missing"));
+}
+
+#[test]
 fn the_repository_names_its_writer() {
     let keepd = Keepd::started();
     keepd.ok(&["backup", "shop"]);

@@ -118,7 +118,7 @@ fn read_packs(
     report: &mut CheckReport,
 ) -> Result<HashSet<ChunkId>> {
     let next = AtomicUsize::new(0);
-    let found = Mutex::new((Vec::<String>::new(), HashSet::<ChunkId>::new(), 0u64, 0usize, Vec::<[u8; 32]>::new()));
+    let found = Mutex::new((Vec::<String>::new(), HashSet::<ChunkId>::new(), 0u64, 0usize, Vec::<[u8; 32]>::new(), Vec::new()));
     let failed = Mutex::new(None::<RepositoryError>);
     // More than there are processors: some of them wait for the storage.
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get() * 2).clamp(2, 4);
@@ -137,7 +137,8 @@ fn read_packs(
                                 Ok(()) => found.4.push(*id),
                                 Err((problem, chunks)) => {
                                     found.0.push(problem);
-                                    found.1.extend(chunks);
+                                    found.1.extend(chunks.iter().copied());
+                                    found.5.push((*id, chunks));
                                 }
                             }
                             found.2 += size;
@@ -156,8 +157,25 @@ fn read_packs(
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);
     }
-    let (problems, bad, bytes, count, good) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (problems, mut bad, bytes, count, good, damaged) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     repository.local.mark_read(&good, jiff::Timestamp::now().as_second())?;
+    for pack in good {
+        if repository.local.unmark_lost(&pack)? {
+            let whole = repository.whole_pack(&pack)?;
+            repository.local.add_unindexed(&whole)?;
+        }
+    }
+    for (pack, chunks) in damaged {
+        repository.local.mark_lost(&pack, &chunks)?;
+    }
+    // What was stored anew since is not lost.
+    let mut lost = HashSet::new();
+    for id in bad.drain() {
+        if repository.local.lookup(&id)?.is_none() {
+            lost.insert(id);
+        }
+    }
+    let bad = lost;
     report.problems.extend(problems);
     report.bytes_read = bytes;
     report.packs_read = count as u64;

@@ -33,12 +33,14 @@ pub struct LocalIndex {
 }
 
 /// Of the layout; a cache of another one is thrown away.
-const VERSION: i64 = 2;
-/// `listed`: the index object that a pack stands in. `condemned`: nothing needs it, and new backups must not build upon it. `read`: when it was
+const VERSION: i64 = 3;
+/// `lost`: chunks that do not open any more, and where that was. `listed`: the index object that a pack stands in. `condemned`: nothing needs it, and new backups must not build upon it. `read`: when it was
 /// read whole and found good, in seconds since 1970.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX IF NOT EXISTS pack_listed ON pack (listed);
+    CREATE TABLE IF NOT EXISTS lost (id BLOB NOT NULL, pack BLOB NOT NULL, mark INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (id, pack)) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS lost_pack ON lost (pack);
     CREATE TABLE IF NOT EXISTS condemned (id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL, mark INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
@@ -54,7 +56,7 @@ impl LocalIndex {
             let version: i64 = db.query_row("PRAGMA user_version", [], |r| r.get(0))?;
             if version != VERSION {
                 db.execute_batch(
-                    "DROP TABLE IF EXISTS pack; DROP TABLE IF EXISTS chunk; DROP TABLE IF EXISTS loaded; DROP TABLE IF EXISTS note; DROP TABLE IF EXISTS condemned;",
+                    "DROP TABLE IF EXISTS pack; DROP TABLE IF EXISTS chunk; DROP TABLE IF EXISTS loaded; DROP TABLE IF EXISTS note; DROP TABLE IF EXISTS condemned; DROP TABLE IF EXISTS lost;",
                 )?;
                 db.pragma_update(None, "user_version", VERSION)?;
             }
@@ -123,7 +125,8 @@ impl LocalIndex {
                      ON CONFLICT (id) DO UPDATE SET listed = coalesce(excluded.listed, listed) RETURNING n",
                 )?;
                 let mut add_chunk = tx.prepare_cached(
-                    "INSERT INTO chunk (id, pack, ordinal, start, sealed, len) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (id) DO UPDATE
+                    "INSERT INTO chunk (id, pack, ordinal, start, sealed, len) SELECT ?1, ?2, ?3, ?4, ?5, ?6
+                     WHERE NOT EXISTS (SELECT 1 FROM lost WHERE id = ?1 AND pack = ?7) ON CONFLICT (id) DO UPDATE
                      SET pack = excluded.pack, ordinal = excluded.ordinal, start = excluded.start, sealed = excluded.sealed, len = excluded.len
                      WHERE (SELECT condemned FROM pack WHERE n = chunk.pack) > (SELECT condemned FROM pack WHERE n = excluded.pack)",
                 )?;
@@ -131,7 +134,7 @@ impl LocalIndex {
                     let kind = i64::from(pack.kind == ObjectKind::MetaPack) + 1;
                     let n: i64 = add_pack.query_row(params![pack.id, pack.size as i64, kind, index_id], |r| r.get(0))?;
                     for (ordinal, c) in pack.chunks.iter().enumerate() {
-                        add_chunk.execute(params![c.id.0, n, ordinal as i64, c.offset, c.sealed_len, c.len])?;
+                        add_chunk.execute(params![c.id.0, n, ordinal as i64, c.offset, c.sealed_len, c.len, pack.id])?;
                     }
                 }
                 if let Some(id) = index_id {
@@ -182,6 +185,36 @@ impl LocalIndex {
         rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
     }
 
+    /// Chunks of a pack do not open any more: from now on they are not there, so that a backup that has their content stores it anew.
+    pub fn mark_lost(&self, pack: &[u8; 32], chunks: &[ChunkId]) -> Result<()> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            for id in chunks {
+                tx.prepare_cached("INSERT OR IGNORE INTO lost (id, pack) VALUES (?1, ?2)")?.execute(params![id.0, pack])?;
+                tx.prepare_cached("DELETE FROM chunk WHERE id = ?1 AND pack = (SELECT n FROM pack WHERE id = ?2)")?
+                    .execute(params![id.0, pack])?;
+            }
+            tx.commit()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// A pack is whole again (somebody put a good copy in its place); true when it was not before. Its chunks must be added again.
+    pub fn unmark_lost(&self, pack: &[u8; 32]) -> Result<bool> {
+        Ok(self.db().execute("DELETE FROM lost WHERE pack = ?1", [pack]).map_err(|e| self.fail(e))? > 0)
+    }
+
+    /// Packs with lost chunks, and how many of these are needed (marked in this round) and in no other pack.
+    pub fn lost(&self, round: i64) -> Result<BTreeMap<[u8; 32], u64>> {
+        let db = self.db();
+        let sql = "SELECT pack, count(*) FILTER (WHERE mark = ?1 AND NOT EXISTS (SELECT 1 FROM chunk WHERE chunk.id = lost.id)) FROM lost GROUP BY pack";
+        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
+        let rows =
+            statement.query_map([round], |r| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)? as u64))).map_err(|e| self.fail(e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
     /// Packs that are not condemned and were not read whole since `before` (seconds since 1970), those first that wait longest; at
     /// most `most`.
     pub fn unread(&self, before: i64, most: usize) -> Result<Vec<([u8; 32], u64)>> {
@@ -214,6 +247,7 @@ impl LocalIndex {
             for id in packs {
                 tx.execute("DELETE FROM chunk WHERE pack = (SELECT n FROM pack WHERE id = ?1)", [id])?;
                 tx.execute("DELETE FROM pack WHERE id = ?1", [id])?;
+                tx.execute("DELETE FROM lost WHERE pack = ?1", [id])?;
             }
             tx.commit()
         };
@@ -346,8 +380,11 @@ impl LocalIndex {
             {
                 let mut look = tx.prepare_cached("SELECT mark FROM chunk WHERE id = ?1")?;
                 let mut set = tx.prepare_cached("UPDATE chunk SET mark = ?2 WHERE id = ?1")?;
+                let mut set_lost =
+                    tx.prepare_cached("UPDATE lost SET mark = ?2 WHERE id = ?1 AND pack IN (SELECT id FROM pack WHERE kind = 1)")?;
                 for id in ids {
                     marks.push(match look.query_row([id.0], |r| r.get::<_, i64>(0)).optional()? {
+                        None if set_lost.execute(params![id.0, round])? > 0 => Mark::Lost,
                         None => Mark::Unknown,
                         Some(mark) if mark == round => Mark::Again,
                         Some(_) => {
@@ -408,6 +445,8 @@ impl LocalIndex {
 pub enum Mark {
     /// Not in the index: what refers to it is damaged.
     Unknown,
+    /// It is in a data pack and does not open any more, and that is known.
+    Lost,
     First,
     Again,
 }

@@ -91,7 +91,8 @@ pub fn prune(
     let usage = repository.local.usage(round)?;
     let listed = repository.listed_packs()?;
     let now = Timestamp::now().as_second();
-    let mut plan = Plan::make(&usage, &listed, &known_since, now, options.grace);
+    let lost = repository.local.lost(round)?;
+    let mut plan = Plan::make(&usage, &listed, &known_since, &lost, now, options.grace);
     if options.dry_run {
         if options.grace.is_zero() {
             plan.report.deleted.packs += plan.report.condemned.packs + plan.report.rewritten.packs;
@@ -146,13 +147,18 @@ impl Plan {
         usage: &[PackUsage],
         listed: &BTreeMap<[u8; 32], u64>,
         known_since: &BTreeMap<[u8; 32], i64>,
+        lost: &BTreeMap<[u8; 32], u64>,
         now: i64,
         grace: Duration,
     ) -> Self {
         let mut plan = Plan::default();
         listed.values().for_each(|size| plan.report.before.add(*size));
         let known: HashSet<[u8; 32]> = usage.iter().map(|u| u.id).collect();
-        let (dead, alive): (Vec<&PackUsage>, Vec<&PackUsage>) = usage.iter().partition(|u| u.used_chunks == 0);
+        // A damaged pack whose lost chunks are needed and nowhere else stays as it is: somebody may find a good copy of it. One whose
+        // lost chunks were stored anew is rewritten.
+        let hopeless = |id: &[u8; 32]| lost.get(id).is_some_and(|needed| *needed > 0);
+        let usage: Vec<&PackUsage> = usage.iter().filter(|u| !hopeless(&u.id)).collect();
+        let (dead, alive): (Vec<&PackUsage>, Vec<&PackUsage>) = usage.into_iter().partition(|u| u.used_chunks == 0);
         // Packs that no index lists and whose footer does not open: nobody can read them.
         let strange = listed.iter().filter(|(id, _)| !known.contains(*id)).map(|(id, size)| (*id, *size));
         for (id, size) in dead.iter().map(|u| (u.id, u.size)).chain(strange) {
@@ -173,12 +179,13 @@ impl Plan {
             plan.report.taken_back.add(u.size);
             plan.taken_back.push(u.id);
         }
-        let sparse: Vec<PackUsage> =
-            alive.into_iter().filter(|u| !u.condemned && u.used_bytes * 100 < u.size * REPACK_BELOW_PERCENT).cloned().collect();
+        let damaged = |u: &PackUsage| lost.contains_key(&u.id);
+        let is_sparse = |u: &&PackUsage| !u.condemned && (damaged(u) || u.used_bytes * 100 < u.size * REPACK_BELOW_PERCENT);
+        let sparse: Vec<PackUsage> = alive.into_iter().filter(is_sparse).cloned().collect();
         // One small pack left over is not worth rewriting by itself.
         let saved = |u: &PackUsage| u.size - u.used_bytes.min(u.size);
         let small = sparse.iter().all(|u| u.size < PACK_TARGET_BYTES as u64 / 8) && sparse.len() < 8;
-        if !small || sparse.iter().map(saved).sum::<u64>() >= 1 << 20 {
+        if !small || sparse.iter().any(damaged) || sparse.iter().map(saved).sum::<u64>() >= 1 << 20 {
             sparse.iter().for_each(|u| plan.report.rewritten.add(saved(u)));
             plan.rewrite = sparse;
         }
@@ -318,7 +325,7 @@ fn mark_new(repository: &Repository, round: i64, ids: &[ChunkId], pages: bool, t
             Mark::Unknown => {
                 return Err(refuse(repository.damaged(&format!("chunk {id}"), "no pack holds it, but a backup needs it".into())));
             }
-            Mark::Again => {}
+            Mark::Lost | Mark::Again => {}
             // A table names data chunks and lists; the lists lie in metadata packs.
             Mark::First => {
                 if pages || repository.locate(id)?.kind == ObjectKind::MetaPack {

@@ -107,7 +107,7 @@ fn to_destination(
     let mut manifest = Manifest {
         format: 1,
         repository: ByteArray::from(repository.raw_id()),
-        sequence: newest.as_ref().map_or(0, |d| d.sequence) + 1,
+        sequence: catalogue::next_sequence(&target.name, &env.ledger)?,
         predecessor: newest.as_ref().and_then(|d| unhex(&d.backup.id)).map(ByteArray::from),
         job: job.name.clone(),
         run: snapshot.id.clone(),

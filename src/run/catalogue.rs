@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use data_encoding::HEXLOWER;
 use keepd_protocol::model::{Backup, BackupDetail, BackupType, Level, Message, Outcome, SourceInfo};
 
-use super::backup::unhex;
+use super::backup::{short, unhex};
 use super::live::Failure;
 use crate::ledger::{KnownMark, Ledger};
 use crate::repository::{Manifest, Mark, Repository};
@@ -30,7 +30,11 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
         }
         present.insert(hex);
     }
-    for gone in known.difference(&present) {
+    let gone: Vec<&String> = known.difference(&present).collect();
+    if !gone.is_empty() {
+        problems.extend(set_back(destination, &gone, ledger)?);
+    }
+    for gone in gone {
         ledger.remove_backup(destination, gone)?;
     }
     let known: BTreeMap<String, String> = ledger.marks(destination, None)?.into_iter().map(|m| (m.id, m.backup)).collect();
@@ -58,6 +62,37 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
         apply_marks(destination, backup, ledger)?;
     }
     Ok(problems)
+}
+
+/// Backups that were here and that keepd did not remove are gone. When the newest is among them, the storage was most likely set back to an
+/// older state: what is there is whole in itself, and nothing else would tell.
+fn set_back(destination: &str, gone: &[&String], ledger: &Ledger) -> Result<Option<String>, Failure> {
+    let Some(newest) = ledger.newest_in_chain(destination)?.filter(|d| gone.iter().any(|id| **id == d.backup.id)) else {
+        return Ok(Some(format!("{} backups were removed from {destination}, and not by this keepd: {}", gone.len(), names(gone))));
+    };
+    Ok(Some(format!(
+        "{destination} was set back to an older state: the newest backup (number {}, of {}) is gone, and with it {} in all that this keepd did \
+         not remove: {}. Somebody restored the storage from a copy, or tampers with it",
+        newest.sequence,
+        newest.finished,
+        gone.len(),
+        names(gone)
+    )))
+}
+
+fn names(ids: &[&String]) -> String {
+    let some = ids.iter().take(10).map(|id| short(id)).collect::<Vec<_>>().join(", ");
+    if ids.len() > 10 { format!("{some} …") } else { some }
+}
+
+/// The number of the next backup: never one that was used before, also when the storage was set back.
+pub fn next_sequence(destination: &str, ledger: &Ledger) -> Result<u64, Failure> {
+    let note = format!("highest sequence at {destination}");
+    let noted: u64 = ledger.note(&note)?.and_then(|n| n.parse().ok()).unwrap_or(0);
+    let newest = ledger.newest_in_chain(destination)?.map_or(0, |d| d.sequence);
+    let next = noted.max(newest) + 1;
+    ledger.set_note(&note, &next.to_string())?;
+    Ok(next)
 }
 
 /// Says something of a backup, in the repository and in the catalogue.

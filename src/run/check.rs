@@ -64,7 +64,11 @@ pub fn check_destination(env: &Environment, target: &Destination, wanted: Wanted
         let job = env.ledger.backup_detail(id)?.map(|d| format!(" of job {} from {}", d.backup.job, d.started)).unwrap_or_default();
         live.message(Level::Error, format!("backup {}{job} is hurt: {}", short(id), paths.join(", ")));
     }
-    catalogue::sync(&repository, &target.name, &env.ledger)?;
+    for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
+        if !report.problems.contains(&problem) {
+            live.message(Level::Error, problem);
+        }
+    }
     let read = format!("{} of {} packs read, {} bytes", report.packs_read, report.packs, report.bytes_read);
     if report.problems.is_empty() && report.hurt.is_empty() && lost.is_empty() {
         let backups = if matches!(wanted, Wanted::Rolling(_)) { String::new() } else { format!("{} backups, ", report.backups) };
