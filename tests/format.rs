@@ -56,7 +56,7 @@ fn golden_repositories_open() {
         let mut keepd = Keepd::prepared();
         let toml = fs::read_to_string(keepd.path("keepd.toml"))
             .unwrap()
-            .replace("encryption = \"main\"", &format!("encryption = \"{encryption}\""));
+            .replace("encryption = \"main\"", &format!("encryption = \"{encryption}\"\nprune_grace = \"1s\""));
         fs::write(keepd.path("keepd.toml"), toml).unwrap();
         // Only what git keeps: contents and names; the key must be its owner's alone.
         assert!(
@@ -76,9 +76,17 @@ fn golden_repositories_open() {
             Command::new("sha256sum").args(["--check", "--quiet"]).arg(entry.path().join("SHA256SUMS")).current_dir(&out).output().unwrap();
         assert!(sums.status.success(), "{name}: {}", text(&sums));
         assert_eq!(proven_sum(&out.join("db/shop.db")), 50_100, "{name}");
+        if name.ends_with("-marks") {
+            let list = keepd.json(&["list"]);
+            assert_eq!((list[0]["pinned"].as_bool(), list[1]["pinned"].as_bool()), (Some(false), Some(true)), "{list}");
+            // Condemned long ago: its time is over.
+            let told = keepd.ok(&["prune", "local", "--dry-run"]);
+            let line = told.lines().find(|l| l.contains("packs would be deleted")).unwrap();
+            assert!(line.split(' ').next().unwrap().parse::<u64>().unwrap() > 0, "{told}");
+        }
         seen += 1;
     }
-    assert!(seen >= 3, "{seen} golden repositories");
+    assert!(seen >= 4, "{seen} golden repositories");
 }
 
 /// Makes new golden repositories: `GOLDEN=DIR cargo test --test format make_golden -- --ignored`.
@@ -86,7 +94,8 @@ fn golden_repositories_open() {
 #[ignore = "writes fixtures"]
 fn make_golden() {
     let target = std::env::var("GOLDEN").expect("GOLDEN names the directory");
-    for (name, encryption, compression) in [("1-zstd", "main", "zstd"), ("1-gzip", "main", "gzip"), ("1-plain", "none", "none")] {
+    let all = [("1-zstd", "main", "zstd"), ("1-gzip", "main", "gzip"), ("1-plain", "none", "none"), ("1-marks", "main", "zstd")];
+    for (name, encryption, compression) in all {
         let mut keepd = Keepd::prepared();
         let toml = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
         let settings = format!("encryption = \"{encryption}\"\ncompression = \"{compression}\"");
@@ -103,10 +112,19 @@ fn make_golden() {
         db.execute_batch("UPDATE account SET balance = 200 WHERE id = 7").unwrap();
         fs::write(keepd.path("files/new"), "new").unwrap();
         keepd.ok(&["backup", "shop"]);
+        if name == "1-marks" {
+            keepd.ok(&["pin", &keepd.backups()[1]]);
+            fs::write(keepd.path("files/dead"), noise(9000, 9)).unwrap();
+            keepd.ok(&["backup", "shop"]);
+            keepd.ok(&["delete", "latest", "--yes"]);
+            keepd.ok(&["prune", "local"]);
+        }
         let out = keepd.restored("latest");
         keepd.stop();
         let to = Path::new(&target).join(name);
         fs::create_dir_all(&to).unwrap();
+        // It names the machine it was made on.
+        fs::remove_file(keepd.path("repository/writer.json")).unwrap();
         assert!(Command::new("cp").arg("-r").arg(keepd.path("repository")).arg(&to).status().unwrap().success());
         fs::copy(keepd.path("main.key"), to.join("golden.key")).unwrap();
         let sums = Command::new("sh")

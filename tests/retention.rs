@@ -176,3 +176,27 @@ fn retention_tells_why_and_when_and_tries_other_rules() {
     keepd.fails(2, &["retention", "shop", "--keep-within", "soon"]);
     keepd.fails(2, &["retention", "shop", "--keep-last", "1", "--apply"]);
 }
+
+#[test]
+fn rules_that_count_time_are_applied_also_where_no_backup_comes() {
+    let mut keepd = Keepd::prepared();
+    keepd.configure("", "retention = { keep_within = \"4s\" }");
+    make_database(&keepd.path("shop.db"), 50);
+    keepd.start();
+    backup(&keepd, 0);
+    backup(&keepd, 1);
+    assert_eq!(keepd.backups().len(), 2);
+    keepd.stop();
+    std::thread::sleep(Duration::from_secs(4));
+    // The daemon looks after its house more often where a check is due often.
+    keepd.configure("prune_grace = \"0s\"\ncheck_every = \"10s\"", "retention = { keep_within = \"4s\" }");
+    keepd.start();
+    let since = Instant::now();
+    while keepd.backups().len() != 1 {
+        assert!(since.elapsed() < Duration::from_secs(10), "{}", keepd.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let runs = keepd.json(&["run", "list"]);
+    assert!(runs.as_array().unwrap().iter().any(|r| r["kind"] == "retention" && r["by"] == "schedule"), "{runs}");
+    keepd.restored("latest");
+}

@@ -35,7 +35,7 @@ use crate::config::{self, Config};
 use crate::control::listener;
 use crate::ledger::Ledger;
 use crate::ledger::lock::StateLock;
-use crate::run::{Runs, rolling};
+use crate::run::{Runs, housekeeping};
 use crate::schedule::{Scheduler, SystemClock};
 
 /// How long runs may take to reach a safe point at shutdown; below the unit's TimeoutStopSec.
@@ -156,7 +156,7 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
     spawn(&mut tasks, "the reloader", reloads);
 
     let stop_schedule = CancellationToken::new();
-    spawn(&mut tasks, "the rolling check", rolling::keep_checking(runs.clone(), stop_schedule.clone()));
+    spawn(&mut tasks, "housekeeping", housekeeping::keep_house(runs.clone(), stop_schedule.clone()));
     spawn(&mut tasks, "the scheduler", {
         let (scheduler, stop) = (scheduler.clone(), stop_schedule.clone());
         async move { scheduler.run(stop).await }

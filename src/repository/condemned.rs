@@ -83,6 +83,11 @@ impl Repository {
         self.local.set_condemned(&since(&lists))
     }
 
+    /// Since when something is condemned, in seconds since 1970. As the local index knows it.
+    pub fn earliest_condemned(&self) -> Result<Option<i64>> {
+        Ok(self.local.condemned()?.values().min().copied())
+    }
+
     /// Whether packs are condemned for longer than the grace period, so that a prune would delete them. As the local index knows it.
     pub fn has_expired(&self, grace: std::time::Duration) -> Result<bool> {
         let now = Timestamp::now().as_second();

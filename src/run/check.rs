@@ -10,7 +10,7 @@ use keepd_protocol::model::Level;
 
 use super::backup::{Environment, ReaderGate, short, unhex};
 use super::live::{Failure, Finish, LiveRun};
-use super::{catalogue, destination, rolling};
+use super::{catalogue, destination, housekeeping};
 use crate::config::Destination;
 use crate::repository::check::Reading;
 use crate::repository::lease::{Lease, TERM};
@@ -36,9 +36,9 @@ pub fn check_destination(env: &Environment, target: &Destination, wanted: Wanted
     let reading = match wanted {
         Wanted::Percent(percent) => Reading::Percent(percent),
         Wanted::Rolling(period) => {
-            let due = period.saturating_sub(rolling::pause(period));
+            let due = period.saturating_sub(housekeeping::pause(period));
             let before = Timestamp::now().as_second().saturating_sub_unsigned(due.as_secs());
-            Reading::Next { before, most: rolling::share(repository.listed_packs()?.len(), period) }
+            Reading::Next { before, most: housekeeping::share(repository.listed_packs()?.len(), period) }
         }
     };
     live.step(match wanted {
@@ -113,17 +113,41 @@ pub fn prune_destination(
     gate: ReaderGate<'_>,
 ) -> Result<Finish, Failure> {
     live.step("opening the repository");
+    if dry_run {
+        let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
+        prune(env, target, &repository, true, live, gate)?;
+        return Ok(Finish::Good);
+    }
     let (repository, lease) = open_for_writing(env, target, live)?;
-    let alone = || gate(&target.name);
-    let options = PruneOptions { dry_run, grace: target.prune_grace, alone: &alone };
-    let report = prune::prune(&repository, &options, &|step| live.step(step), &live.cancel)?;
+    prune(env, target, &repository, false, live, gate)?;
     lease.check()?;
-    tell_prune(&report, &options, live);
     Ok(Finish::Good)
 }
 
+/// Prunes an open repository and tells what that did. The caller has the lease.
+pub fn prune(
+    env: &Environment,
+    target: &Destination,
+    repository: &Arc<Repository>,
+    dry_run: bool,
+    live: &LiveRun,
+    gate: ReaderGate<'_>,
+) -> Result<(), Failure> {
+    let alone = || gate(&target.name);
+    let options = PruneOptions { dry_run, grace: target.prune_grace, alone: &alone };
+    let report = prune::prune(repository, &options, &|step| live.step(step), &live.cancel)?;
+    tell_prune(&report, &options, live);
+    let earliest = repository.earliest_condemned()?.map(|t| t.to_string()).unwrap_or_default();
+    Ok(env.ledger.set_note(&condemned_note(&target.name), &earliest)?)
+}
+
+/// Since when something is condemned at a destination, in seconds since 1970; empty when nothing is.
+pub fn condemned_note(destination: &str) -> String {
+    format!("condemned at {destination}")
+}
+
 /// What a prune did, a message for each thing.
-pub fn tell_prune(report: &PruneReport, options: &PruneOptions<'_>, live: &LiveRun) {
+fn tell_prune(report: &PruneReport, options: &PruneOptions<'_>, live: &LiveRun) {
     let verb = if options.dry_run { "would be" } else { "were" };
     let tell = |amount: Amount, what: &str| {
         if amount.packs > 0 {

@@ -8,6 +8,7 @@ mod browse;
 mod catalogue;
 mod check;
 mod destination;
+pub mod housekeeping;
 mod live;
 pub mod memory;
 mod names;
@@ -15,7 +16,6 @@ mod outcome;
 mod registry;
 mod restore;
 mod retain;
-pub mod rolling;
 mod selection;
 
 pub use live::LiveRun;

@@ -207,7 +207,7 @@ impl Runs {
         let (note, now) = (format!("rolling check of {destination}"), Timestamp::now().as_second());
         let last: i64 = self.ledger.note(&note)?.and_then(|t| t.parse().ok()).unwrap_or(0);
         // A time in the future was written by a clock that was wrong.
-        if now.abs_diff(last) < super::rolling::pause(period).as_secs() {
+        if now.abs_diff(last) < super::housekeeping::pause(period).as_secs() {
             return Err(Error::Busy("the next part is not due yet".into()));
         }
         self.ledger.set_note(&note, &now.to_string())?;
@@ -334,6 +334,29 @@ impl Runs {
 
     /// Queues a run that confirms the job's retention and removes what it removes.
     pub fn start_retention(self: &Arc<Self>, job: &str, destination: Option<&str>, by: &str) -> Result<String> {
+        self.start_cleanup(job, destination, by, true)
+    }
+
+    /// Starts a cleanup of every job for which the last one is longer ago than `every` and that has something to clean up.
+    pub fn start_due_cleanups(self: &Arc<Self>, every: Duration) -> Result<()> {
+        let env = self.environment();
+        for (name, job) in env.config.jobs.iter() {
+            let (note, now) = (format!("cleanup of {name}"), Timestamp::now().as_second());
+            let last: i64 = self.ledger.note(&note)?.and_then(|t| t.parse().ok()).unwrap_or(0);
+            if now.abs_diff(last) < every.as_secs() {
+                continue;
+            }
+            self.ledger.set_note(&note, &now.to_string())?;
+            for target in self.job_at(&env.config, name, None)?.1 {
+                if retain::has_work(&env.ledger, job, target)? {
+                    self.start_cleanup(name, Some(&target.name), "schedule", false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start_cleanup(self: &Arc<Self>, job: &str, destination: Option<&str>, by: &str, is_confirmed: bool) -> Result<String> {
         let env = self.environment();
         let (job, targets) = self.job_at(&env.config, job, destination)?;
         let (job, targets): (Job, Vec<Destination>) = (job.clone(), targets.into_iter().cloned().collect());
@@ -353,7 +376,9 @@ impl Runs {
                 for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
                     live.message(Level::Warning, problem);
                 }
-                retain::confirm(&env.ledger, &job, target)?;
+                if is_confirmed {
+                    retain::confirm(&env.ledger, &job, target)?;
+                }
                 retain::apply(&env, &job, target, &repository, &lease, live, &|name| runs.readers_gone(name))?;
             }
             Ok(Finish::Good)

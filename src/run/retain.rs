@@ -12,7 +12,6 @@ use crate::config::{Destination, Job, Retention};
 use crate::ledger::Ledger;
 use crate::repository::Repository;
 use crate::repository::lease::Lease;
-use crate::repository::prune::{self, PruneOptions};
 use crate::retention::{self, Candidate, Verdict};
 
 /// The rules that hold for a job at a destination.
@@ -149,9 +148,15 @@ pub fn apply(
         catalogue::remove(repository, &target.name, &env.ledger, id)?;
         live.message(Level::Info, format!("retention removed backup {} from {}", short(id), target.name));
     }
-    let alone = || gate(&target.name);
-    let options = PruneOptions { dry_run: false, grace: target.prune_grace, alone: &alone };
-    let report = prune::prune(repository, &options, &|step| live.step(step), &live.cancel)?;
-    check::tell_prune(&report, &options, live);
-    Ok(())
+    check::prune(env, target, repository, false, live, gate)
+}
+
+/// Whether a cleanup of a job at a destination would do anything, as far as the ledger knows.
+pub fn has_work(ledger: &Ledger, job: &Job, target: &Destination) -> Result<bool, Failure> {
+    let condemned: Option<i64> = ledger.note(&check::condemned_note(&target.name))?.and_then(|t| t.parse().ok());
+    if condemned.is_some_and(|since| Timestamp::now().as_second().abs_diff(since) >= target.prune_grace.as_secs()) {
+        return Ok(true);
+    }
+    let (policy, before) = (policy(job, target), confirmed(ledger, &job.name, &target.name)?);
+    Ok(!decision(ledger, job, target, policy, &before)?.remove.is_empty())
 }

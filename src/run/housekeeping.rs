@@ -1,4 +1,7 @@
-//! The rolling check: where a destination has `check_every`, each of its packs is read once in that time, a few at a time.
+//! What the daemon does by itself besides backups.
+//!
+//! The rolling check: where a destination has `check_every`, each of its packs is read once in that time, a few at a time. The cleanup:
+//! once a day retention is applied to each job, and what is condemned for long enough is deleted, if there is anything to do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +27,12 @@ pub fn share(all: usize, period: Duration) -> usize {
     (all as f64 * 1.25 / parts).ceil() as usize
 }
 
-/// Starts a part where one is due, until cancelled.
-pub async fn keep_checking(runs: Arc<Runs>, cancel: CancellationToken) {
+/// Between two cleanups of a job. Backups clean up after themselves; this is for rules that count days, and for what was condemned, where
+/// no backup comes.
+pub const CLEANUP_EVERY: Duration = Duration::from_secs(86_400);
+
+/// Starts what is due, until cancelled.
+pub async fn keep_house(runs: Arc<Runs>, cancel: CancellationToken) {
     loop {
         let wait = runs.rolling_checks().values().map(|period| pause(*period)).min().unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
         tokio::select! {
@@ -37,6 +44,13 @@ pub async fn keep_checking(runs: Arc<Runs>, cancel: CancellationToken) {
                 Ok(_) | Err(Error::Busy(_) | Error::ShuttingDown) => {}
                 Err(e) => tracing::warn!(destination, "the rolling check could not be started: {e}"),
             }
+        }
+        let asked = runs.clone();
+        let started = tokio::task::spawn_blocking(move || asked.start_due_cleanups(CLEANUP_EVERY)).await;
+        match started {
+            Ok(Ok(()) | Err(Error::Busy(_) | Error::ShuttingDown)) => {}
+            Ok(Err(e)) => tracing::warn!("the cleanup could not be started: {e}"),
+            Err(e) => tracing::warn!("the cleanup could not be started: {e}"),
         }
     }
 }
