@@ -116,7 +116,7 @@ fn a_changed_policy_that_removes_more_asks_first() {
     }
     assert_eq!(keepd.backups().len(), 4);
     keepd.configure("", "retention = { keep_last = 1 }");
-    keepd.ok(&["reload"]);
+    assert!(keepd.ok(&["reload"]).contains("would remove 3 more backups"), "also said at once");
     fs::write(keepd.path("files/blob"), noise(100_000, 77)).unwrap();
     let run: serde_json::Value = serde_json::from_str(&keepd.ok(&["backup", "shop", "--json"])).unwrap();
     assert!(messages(&run).contains("would remove 3 more backups"), "{run}");

@@ -144,10 +144,11 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
         notifier,
         refused,
         changed: {
-            let (scheduler, status_changed) = (scheduler.clone(), status_changed.clone());
+            let (runs, scheduler, status_changed) = (runs.clone(), scheduler.clone(), status_changed.clone());
             Box::new(move || {
                 scheduler.config_changed();
                 status_changed.notify_one();
+                runs.held_back()
             })
         },
         status: picture.clone(),

@@ -50,7 +50,7 @@ pub struct Reloader {
     /// Whether the configuration on disk was refused last time; the status line shows it.
     pub refused: Arc<AtomicBool>,
     /// Called after the swap.
-    pub changed: Box<dyn Fn() + Send + Sync>,
+    pub changed: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// The status line to tell when it is over.
     pub status: Arc<dyn Fn() -> Picture + Send + Sync>,
 }
@@ -103,9 +103,10 @@ impl Reloader {
         let notes = keep_what_cannot_change(&self.current.get(), &mut new);
         let jobs = new.jobs.len();
         self.current.set(new);
-        (self.changed)();
+        let held_back = (self.changed)();
+        held_back.iter().for_each(|note| tracing::warn!("{note}"));
         let mut message = format!("configuration reloaded: {}", count(jobs, "job", "jobs"));
-        for note in notes {
+        for note in notes.into_iter().chain(held_back) {
             message.push_str("; ");
             message.push_str(&note);
         }
@@ -179,6 +180,7 @@ mod tests {
             refused: refused.clone(),
             changed: Box::new(move || {
                 counted.fetch_add(1, Ordering::Relaxed);
+                Vec::new()
             }),
             status: Arc::new(Picture::default),
         }

@@ -8,13 +8,13 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{ChunkId, Segment};
+use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::manifest::Manifest;
 use super::open::{Repository, manifest_name, pack_name};
 use super::pack::{ChunkOpener, MAX_PACK_BYTES, PackedChunk, SealedChunk, contents};
 use super::page;
-use super::reader::SourceReader;
+use super::reader::{SourceReader, chunks_of};
 use crate::crypto::{ObjectCipher, ObjectHeader, ObjectKind};
 use crate::storage::direct::ReadBuffer;
 
@@ -280,11 +280,9 @@ impl Walker<'_> {
         // The table tells quickly whether anything is wrong; mostly nothing is.
         let Ok(references) = page::references(&bytes) else { return Ok(all()) };
         let mut suspicious = false;
-        for chunk in &references {
-            match self.repository.lookup(chunk)? {
-                None => suspicious = true,
-                Some(at) => suspicious |= at.kind == ObjectKind::MetaPack || self.bad.contains(chunk),
-            }
+        for (chunk, kind) in references.iter().zip(self.repository.local.kinds(&references)?) {
+            // A list's own references are looked at through the entry.
+            suspicious |= kind != Some(ObjectKind::DataPack) || self.bad.contains(chunk);
         }
         if !suspicious {
             return Ok(Vec::new());
@@ -302,16 +300,9 @@ impl Walker<'_> {
                     continue;
                 }
             };
-            let mut lost = false;
-            let mut last = None;
-            for segment in &entry.content.segments {
-                if let Segment::Data(x) = segment
-                    && last != Some(x.chunk)
-                {
-                    last = Some(x.chunk);
-                    lost |= self.bad.contains(&x.chunk) || self.repository.lookup(&x.chunk)?.is_none();
-                }
-            }
+            let chunks = chunks_of(&entry.content.segments);
+            let kinds = self.repository.local.kinds(&chunks)?;
+            let lost = chunks.iter().zip(kinds).any(|(chunk, kind)| kind.is_none() || self.bad.contains(chunk));
             if lost {
                 hurt.push(path);
             }

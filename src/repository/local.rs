@@ -154,10 +154,21 @@ impl LocalIndex {
             )
             .map_err(|e| self.fail(e))?;
         let row = statement.query_row([id.0], |r| {
-            let kind = if r.get::<_, i64>(1)? == 2 { ObjectKind::MetaPack } else { ObjectKind::DataPack };
+            let kind = kind_of(r.get(1)?);
             Ok(Location { pack: r.get(0)?, kind, ordinal: r.get(2)?, offset: r.get(3)?, sealed_len: r.get(4)?, len: r.get(5)? })
         });
         row.optional().map_err(|e| self.fail(e))
+    }
+
+    /// The kinds of the packs that chunks lie in, condemned ones too; None for chunks that are not there. All in one transaction.
+    pub fn kinds(&self, ids: &[ChunkId]) -> Result<Vec<Option<ObjectKind>>> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<Vec<Option<ObjectKind>>> {
+            let tx = db.transaction()?;
+            let mut look = tx.prepare_cached("SELECT p.kind FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1")?;
+            ids.iter().map(|id| look.query_row([id.0], |r| Ok(kind_of(r.get(0)?))).optional()).collect()
+        };
+        work().map_err(|e| self.fail(e))
     }
 
     /// The plaintext lengths of chunks, None for those that are not there or lie in a condemned pack. All in one transaction: it costs more to begin one
@@ -319,7 +330,7 @@ impl LocalIndex {
                 .query_row([id], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, i64>(2)?)))
                 .optional()?;
             let Some((n, size, kind)) = head else { return Ok(None) };
-            let kind = if kind == 2 { ObjectKind::MetaPack } else { ObjectKind::DataPack };
+            let kind = kind_of(kind);
             let mut statement = db.prepare_cached("SELECT id, start, sealed, len, ordinal FROM chunk WHERE pack = ?1 ORDER BY ordinal")?;
             let rows = statement.query_map([n], |r| {
                 Ok((PackedChunk { id: ChunkId(r.get(0)?), offset: r.get(1)?, sealed_len: r.get(2)?, len: r.get(3)? }, r.get::<_, i64>(4)?))
@@ -378,18 +389,18 @@ impl LocalIndex {
             let tx = db.transaction()?;
             let mut marks = Vec::with_capacity(ids.len());
             {
-                let mut look = tx.prepare_cached("SELECT mark FROM chunk WHERE id = ?1")?;
+                let mut look = tx.prepare_cached("SELECT c.mark, p.kind FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1")?;
                 let mut set = tx.prepare_cached("UPDATE chunk SET mark = ?2 WHERE id = ?1")?;
                 let mut set_lost =
                     tx.prepare_cached("UPDATE lost SET mark = ?2 WHERE id = ?1 AND pack IN (SELECT id FROM pack WHERE kind = 1)")?;
                 for id in ids {
-                    marks.push(match look.query_row([id.0], |r| r.get::<_, i64>(0)).optional()? {
+                    marks.push(match look.query_row([id.0], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?))).optional()? {
                         None if set_lost.execute(params![id.0, round])? > 0 => Mark::Lost,
                         None => Mark::Unknown,
-                        Some(mark) if mark == round => Mark::Again,
-                        Some(_) => {
+                        Some((mark, _)) if mark == round => Mark::Again,
+                        Some((_, kind)) => {
                             set.execute(params![id.0, round])?;
-                            Mark::First
+                            Mark::First(kind_of(kind))
                         }
                     });
                 }
@@ -409,7 +420,7 @@ impl LocalIndex {
                  FROM pack p LEFT JOIN chunk c ON c.pack = p.n GROUP BY p.n",
             )?;
             let rows = statement.query_map([round], |r| {
-                let kind = if r.get::<_, i64>(2)? == 2 { ObjectKind::MetaPack } else { ObjectKind::DataPack };
+                let kind = kind_of(r.get(2)?);
                 Ok(PackUsage {
                     id: r.get(0)?,
                     size: r.get::<_, i64>(1)? as u64,
@@ -441,13 +452,18 @@ impl LocalIndex {
     }
 }
 
+fn kind_of(kind: i64) -> ObjectKind {
+    if kind == 2 { ObjectKind::MetaPack } else { ObjectKind::DataPack }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
     /// Not in the index: what refers to it is damaged.
     Unknown,
     /// It is in a data pack and does not open any more, and that is known.
     Lost,
-    First,
+    /// In a pack of this kind.
+    First(ObjectKind),
     Again,
 }
 

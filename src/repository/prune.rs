@@ -327,8 +327,8 @@ fn mark_new(repository: &Repository, round: i64, ids: &[ChunkId], pages: bool, t
             }
             Mark::Lost | Mark::Again => {}
             // A table names data chunks and lists; the lists lie in metadata packs.
-            Mark::First => {
-                if pages || repository.locate(id)?.kind == ObjectKind::MetaPack {
+            Mark::First(kind) => {
+                if pages || kind == ObjectKind::MetaPack {
                     todo.push_back(*id);
                 }
             }

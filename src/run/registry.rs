@@ -337,6 +337,21 @@ impl Runs {
         self.start_cleanup(job, destination, by, true)
     }
 
+    /// Where a changed retention would remove more than before and is held back, in words. What cannot be told is logged.
+    pub fn held_back(&self) -> Vec<String> {
+        let config = self.config.get();
+        let mut notes = Vec::new();
+        for job in config.jobs.values() {
+            for target in job.destinations.iter().filter_map(|name| config.destinations.get(name)) {
+                match retain::held_back(&self.ledger, job, target) {
+                    Ok(note) => notes.extend(note),
+                    Err(e) => tracing::warn!(job = %job.name, "what its retention would remove is not known: {e}"),
+                }
+            }
+        }
+        notes
+    }
+
     /// Starts a cleanup of every job for which the last one is longer ago than `every` and that has something to clean up.
     pub fn start_due_cleanups(self: &Arc<Self>, every: Duration) -> Result<()> {
         let env = self.environment();

@@ -124,13 +124,8 @@ pub fn apply(
 ) -> Result<(), Failure> {
     let policy = policy(job, target);
     let before = confirmed(&env.ledger, &job.name, &target.name)?;
-    let Decision { remove, held_back, .. } = decision(&env.ledger, job, target, policy, &before)?;
-    if held_back > 0 {
-        let text = format!(
-            "retention of job {} at {} was changed and would remove {held_back} more backups than the rules before; they stay until \
-             'keepctl retention {} --apply' confirms it",
-            job.name, target.name, job.name
-        );
+    let Decision { remove, .. } = decision(&env.ledger, job, target, policy, &before)?;
+    if let Some(text) = held_back(&env.ledger, job, target)? {
         live.message(Level::Warning, text);
     } else if before != *policy {
         confirm(&env.ledger, job, target)?;
@@ -149,6 +144,19 @@ pub fn apply(
         live.message(Level::Info, format!("retention removed backup {} from {}", short(id), target.name));
     }
     check::prune(env, target, repository, false, live, gate)
+}
+
+/// What a changed policy would remove and does not until it is confirmed, in words.
+pub fn held_back(ledger: &Ledger, job: &Job, target: &Destination) -> Result<Option<String>, Failure> {
+    let (policy, before) = (policy(job, target), confirmed(ledger, &job.name, &target.name)?);
+    let held_back = decision(ledger, job, target, policy, &before)?.held_back;
+    Ok((held_back > 0).then(|| {
+        format!(
+            "retention of job {} at {} was changed and would remove {held_back} more backups than the rules before; they stay until \
+             'keepctl retention {} --apply' confirms it",
+            job.name, target.name, job.name
+        )
+    }))
 }
 
 /// Whether a cleanup of a job at a destination would do anything, as far as the ledger knows.
