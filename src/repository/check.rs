@@ -40,13 +40,13 @@ pub type Progress<'a> = &'a (dyn Fn(usize, usize, u64) + Sync);
 const MAX_PATHS: usize = 20;
 
 /// What a check reads of the packs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Reading {
     /// So many percent of them (0 to 100), by chance, and the whole structure.
     Percent(u32),
-    /// The next ones of a rolling check: at most `most` of those not read since `before` (seconds since 1970). The structure is looked at
-    /// only when something is wrong.
-    Next { before: i64, most: usize },
+    /// The next ones of a rolling check: of those not read since `before` (seconds since 1970) at most this share of all packs. The
+    /// structure is looked at only when something is wrong.
+    Next { before: i64, share: f64 },
 }
 
 /// Checks the structure, and packs byte by byte.
@@ -56,14 +56,14 @@ pub fn check(repository: &Arc<Repository>, reading: Reading, progress: Progress<
     report.packs = packs.len() as u64;
     let sample = match reading {
         Reading::Percent(percent) => chosen(&packs, percent)?,
-        Reading::Next { before, most } => repository.local.unread(before, most)?,
+        Reading::Next { before, share } => repository.local.unread(before, (packs.len() as f64 * share).ceil() as usize)?,
     };
     let bad = read_packs(repository, &sample, progress, cancel, &mut report)?;
     if matches!(reading, Reading::Next { .. }) && bad.is_empty() && report.problems.is_empty() {
         return Ok(report);
     }
     // The local index knows what they held when they were read; here they are read again.
-    for id in repository.listed_indexes()?.into_iter() {
+    for id in repository.listed_indexes()? {
         match repository.read_index(&id) {
             Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
             Err(e) if !report.problems.contains(&e.to_string()) => report.problems.push(e.to_string()),
@@ -71,7 +71,7 @@ pub fn check(repository: &Arc<Repository>, reading: Reading, progress: Progress<
         }
     }
     let mut manifests = Vec::new();
-    for id in repository.listed_backups()?.into_iter() {
+    for id in repository.listed_backups()? {
         match repository.read_manifest(&id) {
             Ok(manifest) => manifests.push((id, manifest)),
             Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
@@ -109,6 +109,16 @@ fn chosen(packs: &[([u8; 32], u64)], percent: u32) -> Result<Vec<([u8; 32], u64)
     Ok(sample)
 }
 
+/// What threads that read packs found.
+#[derive(Default)]
+struct Found {
+    problems: Vec<String>,
+    bytes: u64,
+    good: Vec<[u8; 32]>,
+    /// With the chunks that do not open.
+    damaged: Vec<([u8; 32], Vec<ChunkId>)>,
+}
+
 /// Reads packs whole; returns the chunks that cannot be had.
 fn read_packs(
     repository: &Repository,
@@ -118,7 +128,7 @@ fn read_packs(
     report: &mut CheckReport,
 ) -> Result<HashSet<ChunkId>> {
     let next = AtomicUsize::new(0);
-    let found = Mutex::new((Vec::<String>::new(), HashSet::<ChunkId>::new(), 0u64, 0usize, Vec::<[u8; 32]>::new(), Vec::new()));
+    let found = Mutex::new(Found::default());
     let failed = Mutex::new(None::<RepositoryError>);
     // More than there are processors: some of them wait for the storage.
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get() * 2).clamp(2, 4);
@@ -134,16 +144,14 @@ fn read_packs(
                         Ok(verdict) => {
                             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                             match verdict {
-                                Ok(()) => found.4.push(*id),
+                                Ok(()) => found.good.push(*id),
                                 Err((problem, chunks)) => {
-                                    found.0.push(problem);
-                                    found.1.extend(chunks.iter().copied());
-                                    found.5.push((*id, chunks));
+                                    found.problems.push(problem);
+                                    found.damaged.push((*id, chunks));
                                 }
                             }
-                            found.2 += size;
-                            found.3 += 1;
-                            progress(found.3, sample.len(), found.2);
+                            found.bytes += size;
+                            progress(found.good.len() + found.damaged.len(), sample.len(), found.bytes);
                         }
                         Err(e) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e),
                     }
@@ -157,7 +165,8 @@ fn read_packs(
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);
     }
-    let (problems, mut bad, bytes, count, good, damaged) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Found { problems, bytes, good, damaged } = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.packs_read = (good.len() + damaged.len()) as u64;
     repository.local.mark_read(&good, jiff::Timestamp::now().as_second())?;
     for pack in good {
         if repository.local.unmark_lost(&pack)? {
@@ -165,21 +174,16 @@ fn read_packs(
             repository.local.add_unindexed(&whole)?;
         }
     }
+    let mut bad = Vec::new();
     for (pack, chunks) in damaged {
         repository.local.mark_lost(&pack, &chunks)?;
+        bad.extend(chunks);
     }
     // What was stored anew since is not lost.
-    let mut lost = HashSet::new();
-    for id in bad.drain() {
-        if repository.local.lookup(&id)?.is_none() {
-            lost.insert(id);
-        }
-    }
-    let bad = lost;
+    let kinds = repository.local.kinds(&bad)?;
     report.problems.extend(problems);
     report.bytes_read = bytes;
-    report.packs_read = count as u64;
-    Ok(bad)
+    Ok(bad.into_iter().zip(kinds).filter(|(_, kind)| kind.is_none()).map(|(id, _)| id).collect())
 }
 
 /// What a thread that proves packs uses again for each.

@@ -68,17 +68,13 @@ impl Repository {
 
     /// Tells the local index which packs are condemned, and since when. A list that does not open condemns nothing.
     pub(super) fn sync_condemned(&self, problems: &mut Vec<String>) -> Result<()> {
-        let listed: Vec<[u8; 32]> = ids(self.storage.names("condemned/")?);
-        let lists = match listed.is_empty() {
-            true => Vec::new(),
-            false => match self.condemned_lists() {
-                Ok(lists) => lists,
-                Err(e @ super::error::RepositoryError::Storage(_)) => return Err(e),
-                Err(e) => {
-                    problems.push(e.to_string());
-                    return Ok(());
-                }
-            },
+        let lists = match self.condemned_lists() {
+            Ok(lists) => lists,
+            Err(e @ super::error::RepositoryError::Storage(_)) => return Err(e),
+            Err(e) => {
+                problems.push(e.to_string());
+                return Ok(());
+            }
         };
         self.local.set_condemned(&since(&lists))
     }
@@ -108,7 +104,7 @@ pub(super) fn since(lists: &[CondemnedList]) -> BTreeMap<[u8; 32], i64> {
 
 /// A time far in the future was written by a clock that was wrong; it must not keep anything forever, and nothing is deleted that is
 /// needed at the time of deleting.
-pub(super) fn is_over(since: i64, now: i64, grace: std::time::Duration) -> bool {
+pub fn is_over(since: i64, now: i64, grace: std::time::Duration) -> bool {
     now.abs_diff(since) >= grace.as_secs()
 }
 

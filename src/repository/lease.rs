@@ -264,48 +264,10 @@ fn read(repository: &Repository) -> Result<Option<Record>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Compression, Destination};
-    use crate::repository::OpenOptions;
-    use crate::storage::Storage;
+    use crate::repository::test_world::World;
 
-    struct World {
-        dir: tempfile::TempDir,
-        runtime: tokio::runtime::Runtime,
-    }
-
-    fn world() -> World {
-        World { dir: tempfile::tempdir().unwrap(), runtime: tokio::runtime::Runtime::new().unwrap() }
-    }
-
-    impl World {
-        /// The repository as a daemon with a state directory of its own sees it.
-        fn seen_by(&self, daemon: &str) -> Arc<Repository> {
-            let root = self.dir.path().join("repository");
-            let destination = Destination {
-                name: "local".into(),
-                service: "fs".into(),
-                options: [("root".to_owned(), root.display().to_string())].into(),
-                encryption: None,
-                compression: Compression::None,
-                retention: None,
-                prune_grace: Duration::ZERO,
-                check_every: None,
-            };
-            let storage = Storage::open(&destination, self.runtime.handle().clone()).unwrap();
-            let options = OpenOptions {
-                key: None,
-                compression: Compression::None,
-                cache_root: &self.dir.path().join(daemon),
-                known_id: None,
-                create: true,
-                memory: 1 << 26,
-            };
-            Repository::open(storage, &options).unwrap()
-        }
-
-        fn record(&self) -> serde_json::Value {
-            serde_json::from_slice(&std::fs::read(self.dir.path().join("repository/writer.json")).unwrap()).unwrap()
-        }
+    fn written(world: &World) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(world.path().join("repository/writer.json")).unwrap()).unwrap()
     }
 
     fn holder(instance: &str, machine: &str, boot: &str) -> Holder {
@@ -320,15 +282,15 @@ mod tests {
 
     #[test]
     fn a_second_machine_is_refused_by_name_until_it_takes_over() {
-        let world = world();
-        let (a, b) = (world.seen_by("a"), world.seen_by("b"));
+        let world = World::new();
+        let (a, b) = (world.seen_by("a", None), world.seen_by("b", None));
         let (first, second) = (holder("one", "m1", "b1"), holder("two", "m2", "b2"));
         let lease = acquire(&a, &first, "run1").unwrap();
         let refused = acquire(&b, &second, "run2").err().unwrap().to_string();
         assert!(refused.contains("host-one") && refused.contains("one writer"), "{refused}");
         lease.check().unwrap();
         drop(lease);
-        assert_eq!(world.record()["released"], true);
+        assert_eq!(written(&world)["released"], true);
         let refused = acquire(&b, &second, "run3").err().unwrap().to_string();
         assert!(refused.contains("host-one") && refused.contains("take-over"), "{refused}");
         drop(acquire(&a, &first, "run4").unwrap());
@@ -339,8 +301,8 @@ mod tests {
 
     #[test]
     fn one_that_was_taken_over_notices_and_does_not_write_over_it() {
-        let world = world();
-        let (a, b) = (world.seen_by("a"), world.seen_by("b"));
+        let world = World::new();
+        let (a, b) = (world.seen_by("a", None), world.seen_by("b", None));
         let lease = acquire(&a, &holder("one", "m1", "b1"), "run1").unwrap();
         Lease::take_over(&b, &holder("two", "m2", "b2")).unwrap();
         let lost = lease.check().err().unwrap().to_string();
@@ -351,13 +313,13 @@ mod tests {
         assert!(lease.check().is_err());
         drop(lease);
         theirs.check().unwrap();
-        assert_eq!(world.record()["instance"], "two");
+        assert_eq!(written(&world)["instance"], "two");
     }
 
     #[test]
     fn a_crashed_holder_is_followed_when_its_counter_stood_still() {
-        let world = world();
-        let a = world.seen_by("a");
+        let world = World::new();
+        let a = world.seen_by("a", None);
         let put = |record: &Record| a.storage.put(NAME, encode(record).unwrap()).unwrap();
         // The machine was started anew: it cannot know that nobody is there, and waits.
         put(&Record { pid: 1, ..fresh(&holder("one", "m1", "before"), "run1", SHORT) });

@@ -93,10 +93,7 @@ impl LocalIndex {
 
     /// The index objects already read into the cache.
     pub fn loaded(&self) -> Result<HashSet<[u8; 32]>> {
-        let db = self.db();
-        let mut statement = db.prepare_cached("SELECT id FROM loaded").map_err(|e| self.fail(e))?;
-        let rows = statement.query_map([], |r| r.get::<_, [u8; 32]>(0)).map_err(|e| self.fail(e))?;
-        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+        self.rows("SELECT id FROM loaded", [], |r| r.get(0))
     }
 
     /// Empties the cache.
@@ -187,13 +184,25 @@ impl LocalIndex {
         work().map_err(|e| self.fail(e))
     }
 
+    /// All rows of a question.
+    fn rows<T, C: FromIterator<T>>(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        row: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<C> {
+        let db = self.db();
+        let work = || -> rusqlite::Result<C> { db.prepare_cached(sql)?.query_map(parameters, row)?.collect() };
+        work().map_err(|e| self.fail(e))
+    }
+
     /// All packs with their sizes, or those that are not condemned.
     pub fn packs(&self, condemned_too: bool) -> Result<Vec<([u8; 32], u64)>> {
-        let db = self.db();
-        let sql = if condemned_too { "SELECT id, size FROM pack" } else { "SELECT id, size FROM pack WHERE NOT condemned" };
-        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
-        let rows = statement.query_map([], |r| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)? as u64))).map_err(|e| self.fail(e))?;
-        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+        self.rows(
+            if condemned_too { "SELECT id, size FROM pack" } else { "SELECT id, size FROM pack WHERE NOT condemned" },
+            [],
+            id_and_number,
+        )
     }
 
     /// Chunks of a pack do not open any more: from now on they are not there, so that a backup that has their content stores it anew.
@@ -218,23 +227,15 @@ impl LocalIndex {
 
     /// Packs with lost chunks, and how many of these are needed (marked in this round) and in no other pack.
     pub fn lost(&self, round: i64) -> Result<BTreeMap<[u8; 32], u64>> {
-        let db = self.db();
         let sql = "SELECT pack, count(*) FILTER (WHERE mark = ?1 AND NOT EXISTS (SELECT 1 FROM chunk WHERE chunk.id = lost.id)) FROM lost GROUP BY pack";
-        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
-        let rows =
-            statement.query_map([round], |r| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)? as u64))).map_err(|e| self.fail(e))?;
-        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+        self.rows(sql, [round], id_and_number)
     }
 
     /// Packs that are not condemned and were not read whole since `before` (seconds since 1970), those first that wait longest; at
     /// most `most`.
     pub fn unread(&self, before: i64, most: usize) -> Result<Vec<([u8; 32], u64)>> {
-        let db = self.db();
         let sql = "SELECT id, size FROM pack WHERE NOT condemned AND read <= ?1 ORDER BY read, id LIMIT ?2";
-        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
-        let row = |r: &rusqlite::Row<'_>| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)? as u64));
-        let rows = statement.query_map(params![before, most as i64], row).map_err(|e| self.fail(e))?;
-        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+        self.rows(sql, params![before, most as i64], id_and_number)
     }
 
     /// Notes that packs were read whole and found good.
@@ -285,39 +286,23 @@ impl LocalIndex {
 
     /// What is condemned, and since when.
     pub fn condemned(&self) -> Result<BTreeMap<[u8; 32], i64>> {
-        let db = self.db();
-        let mut statement = db.prepare_cached("SELECT id, since FROM condemned").map_err(|e| self.fail(e))?;
-        let rows = statement.query_map([], |r| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)?))).map_err(|e| self.fail(e))?;
-        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+        self.rows("SELECT id, since FROM condemned", [], |r| Ok((r.get(0)?, r.get(1)?)))
     }
 
     /// Ids of the packs that stand in no index object yet and should.
     pub fn unindexed(&self) -> Result<Vec<[u8; 32]>> {
-        self.pack_ids("SELECT id FROM pack WHERE listed IS NULL AND NOT condemned ORDER BY n")
+        self.rows("SELECT id FROM pack WHERE listed IS NULL AND NOT condemned ORDER BY n", [], |r| r.get(0))
     }
 
     /// The packs of an index object.
     pub fn listed_in(&self, index_id: &[u8; 32]) -> Result<Vec<[u8; 32]>> {
-        let db = self.db();
-        let mut statement = db.prepare_cached("SELECT id FROM pack WHERE listed = ?1 ORDER BY n").map_err(|e| self.fail(e))?;
-        let rows = statement.query_map([index_id], |r| r.get::<_, [u8; 32]>(0)).map_err(|e| self.fail(e))?;
-        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+        self.rows("SELECT id FROM pack WHERE listed = ?1 ORDER BY n", [index_id], |r| r.get(0))
     }
 
     /// The index objects with the number of their chunks.
     pub fn index_sizes(&self) -> Result<BTreeMap<[u8; 32], u64>> {
-        let db = self.db();
         let sql = "SELECT l.id, (SELECT count(*) FROM pack p JOIN chunk c ON c.pack = p.n WHERE p.listed = l.id) FROM loaded l";
-        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
-        let rows = statement.query_map([], |r| Ok((r.get::<_, [u8; 32]>(0)?, r.get::<_, i64>(1)? as u64))).map_err(|e| self.fail(e))?;
-        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
-    }
-
-    fn pack_ids(&self, sql: &str) -> Result<Vec<[u8; 32]>> {
-        let db = self.db();
-        let mut statement = db.prepare_cached(sql).map_err(|e| self.fail(e))?;
-        let rows = statement.query_map([], |r| r.get::<_, [u8; 32]>(0)).map_err(|e| self.fail(e))?;
-        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+        self.rows(sql, [], id_and_number)
     }
 
     /// A pack with all its chunks. Chunks that lie in an older pack too are listed there only, so a pack with doubles comes
@@ -450,6 +435,10 @@ impl LocalIndex {
         };
         work().map_err(|e| self.fail(e))
     }
+}
+
+fn id_and_number(row: &rusqlite::Row<'_>) -> rusqlite::Result<([u8; 32], u64)> {
+    Ok((row.get(0)?, row.get::<_, i64>(1)? as u64))
 }
 
 fn kind_of(kind: i64) -> ObjectKind {

@@ -22,6 +22,8 @@ pub mod prune;
 pub mod reader;
 pub mod source_writer;
 #[cfg(test)]
+mod test_world;
+#[cfg(test)]
 mod two_writers;
 pub mod writer;
 

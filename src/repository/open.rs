@@ -252,9 +252,7 @@ impl Repository {
 
     pub(super) fn write_index(&self, index: &Index) -> Result<[u8; 32]> {
         let object = seal_object(&self.master, &self.id, ObjectKind::Index, &index.encode()).map_err(|e| self.sealed_error("index", e))?;
-        let id: [u8; 32] = Sha256::digest(&object).into();
-        self.storage.put_new(&format!("index/{}", HEXLOWER.encode(&id)), object)?;
-        Ok(id)
+        self.put_named("index/", object)
     }
 
     /// Reads an object whose name is its SHA-256 and proves that.
@@ -284,7 +282,11 @@ impl Repository {
         let sealed = minicbor::to_vec(record)
             .map_err(|e| SealedError::Cbor(e.to_string()))
             .and_then(|body| seal_object(&self.master, &self.id, kind, &body));
-        let object = sealed.map_err(|e| self.sealed_error(kind.word(), e))?;
+        self.put_named(directory, sealed.map_err(|e| self.sealed_error(kind.word(), e))?)
+    }
+
+    /// Publishes an object under its SHA-256 in a directory; returns that. Durable when it returns.
+    fn put_named(&self, directory: &str, object: Vec<u8>) -> Result<[u8; 32]> {
         let id: [u8; 32] = Sha256::digest(&object).into();
         self.storage.put_new(&format!("{directory}{}", HEXLOWER.encode(&id)), object)?;
         Ok(id)
@@ -297,10 +299,7 @@ impl Repository {
     }
 
     pub(super) fn write_manifest(&self, manifest: &Manifest) -> Result<[u8; 32]> {
-        let object = manifest.seal(&self.master).map_err(|e| self.sealed_error("manifest", e))?;
-        let id: [u8; 32] = Sha256::digest(&object).into();
-        self.storage.put_new(&manifest_name(&id), object)?;
-        Ok(id)
+        self.put_named("backups/", manifest.seal(&self.master).map_err(|e| self.sealed_error("manifest", e))?)
     }
 
     pub fn delete_manifest(&self, id: &[u8; 32]) -> Result<()> {

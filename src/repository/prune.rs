@@ -105,8 +105,8 @@ pub fn prune(
         step("rewriting packs that are mostly dead");
     }
     let rewritten = repack(repository, round, &plan.rewrite, cancel)?;
-    let mut condemned: Vec<[u8; 32]> = plan.condemn.clone();
-    condemned.extend(plan.rewrite.iter().map(|u| u.id));
+    plan.condemn.extend(plan.rewrite.iter().map(|u| (u.id, u.size)));
+    let condemned: Vec<[u8; 32]> = plan.condemn.iter().map(|(id, _)| *id).collect();
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);
     }
@@ -125,14 +125,17 @@ pub fn prune(
     }
     write_index(repository, &usage, &in_force, step)?;
     delete_expired(repository, &mut plan, &in_force, now, options, step, cancel)?;
-    mend_lists(repository, &in_force, &plan.gone)?;
+    in_force.retain(|id, _| !plan.gone.contains(id));
+    mend_lists(repository, &in_force)?;
+    repository.local.set_condemned(&in_force)?;
     Ok(plan.report)
 }
 
 /// What is to be done with which packs.
 #[derive(Default)]
 struct Plan {
-    condemn: Vec<[u8; 32]>,
+    /// To be condemned now; with their sizes.
+    condemn: Vec<([u8; 32], u64)>,
     rewrite: Vec<PackUsage>,
     taken_back: Vec<[u8; 32]>,
     /// Condemned before; with their sizes.
@@ -165,7 +168,7 @@ impl Plan {
             match known_since.get(&id) {
                 None => {
                     plan.report.condemned.add(size);
-                    plan.condemn.push(id);
+                    plan.condemn.push((id, size));
                 }
                 Some(time) => {
                     let report = &mut plan.report;
@@ -255,11 +258,8 @@ fn delete_expired(
     cancel: &CancellationToken,
 ) -> Result<()> {
     // With no grace at all what was condemned just now is deleted at once.
-    let sizes: BTreeMap<[u8; 32], u64> = repository.listed_packs()?;
-    let new = plan.condemn.iter().chain(plan.rewrite.iter().map(|u| &u.id)).filter_map(|id| Some((*id, *sizes.get(id)?)));
-    let all: Vec<([u8; 32], u64)> = plan.old.iter().copied().chain(new).collect();
-    let expired: Vec<([u8; 32], u64)> =
-        all.into_iter().filter(|(id, _)| in_force.get(id).is_some_and(|since| is_over(*since, now, options.grace))).collect();
+    let is_expired = |id: &[u8; 32]| in_force.get(id).is_some_and(|since| is_over(*since, now, options.grace));
+    let expired: Vec<([u8; 32], u64)> = plan.old.iter().chain(&plan.condemn).filter(|(id, _)| is_expired(id)).copied().collect();
     plan.report.deleted = Amount::default();
     if expired.is_empty() {
         return Ok(());
@@ -282,23 +282,22 @@ fn delete_expired(
 }
 
 /// Lists whose packs are gone or were taken back are written anew without them, or removed.
-fn mend_lists(repository: &Repository, in_force: &BTreeMap<[u8; 32], i64>, gone: &HashSet<[u8; 32]>) -> Result<()> {
+fn mend_lists(repository: &Repository, in_force: &BTreeMap<[u8; 32], i64>) -> Result<()> {
     let mut seen = HashSet::new();
     for list in repository.condemned_lists()? {
-        let left: Vec<[u8; 32]> =
-            list.packs.iter().filter(|p| in_force.contains_key(*p) && !gone.contains(*p) && seen.insert(**p)).copied().collect();
+        let left: Vec<[u8; 32]> = list.packs.iter().filter(|p| in_force.contains_key(*p) && seen.insert(**p)).copied().collect();
         if left.len() < list.packs.len() {
             repository.condemn(list.time, &left)?;
             repository.delete_condemned_list(&list.id)?;
         }
     }
-    repository.local.set_condemned(&since(&repository.condemned_lists()?))
+    Ok(())
 }
 
 /// Marks every chunk that a backup needs; returns the round's number.
 fn mark_used(repository: &Repository, cancel: &CancellationToken) -> Result<i64> {
     let round = repository.local.begin_marks()?;
-    for id in repository.listed_backups()?.into_iter() {
+    for id in repository.listed_backups()? {
         let manifest: Manifest = repository.read_manifest(&id).map_err(refuse)?;
         let pages = manifest.sources.iter().flat_map(|s| s.pages.iter().map(|p| ChunkId(*p.chunk)));
         let mut todo: VecDeque<ChunkId> = VecDeque::new();

@@ -1,7 +1,6 @@
 //! Two daemons on one repository, each ignoring the other's lease: whatever one does between any two storage operations of the other, no
 //! committed backup is lost.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,52 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::check::{Reading, check};
 use super::prune::{PruneOptions, PruneReport, prune};
 use super::source_writer::SourceWriter;
+use super::test_world::{Told, World};
 use super::writer::{Flushed, Writer, commit};
-use super::{Entry, EntrySink, Kind, Manifest, ManifestSource, OpenOptions, Repository};
-use crate::config::{Compression, Destination};
-use crate::storage::Storage;
-
-struct World {
-    dir: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
-}
-
-type Told = Arc<dyn Fn() + Send + Sync>;
-
-impl World {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap() }
-    }
-
-    /// The repository through a cache of its own.
-    fn seen_by(&self, daemon: &str, told: Option<Told>) -> Arc<Repository> {
-        let destination = Destination {
-            name: "local".into(),
-            service: "fs".into(),
-            options: [("root".to_owned(), self.dir.path().join("repository").display().to_string())].into(),
-            encryption: None,
-            compression: Compression::None,
-            retention: None,
-            prune_grace: Duration::ZERO,
-            check_every: None,
-        };
-        let mut storage = Storage::open(&destination, self.runtime.handle().clone()).unwrap();
-        storage.before_each = told;
-        let options = OpenOptions {
-            key: None,
-            compression: Compression::None,
-            cache_root: &self.dir.path().join(daemon),
-            known_id: None,
-            create: true,
-            memory: 1 << 26,
-        };
-        Repository::open(storage, &options).unwrap()
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-}
+use super::{Entry, EntrySink, Kind, Manifest, ManifestSource, Repository};
 
 /// A backup in the three parts that a writer's run has.
 struct Backup {

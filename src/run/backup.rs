@@ -107,7 +107,7 @@ fn to_destination(
     let mut manifest = Manifest {
         format: 1,
         repository: ByteArray::from(repository.raw_id()),
-        sequence: catalogue::next_sequence(&target.name, &env.ledger)?,
+        sequence: catalogue::next_sequence(&target.name, &env.ledger, newest.as_ref().map_or(0, |d| d.sequence))?,
         predecessor: newest.as_ref().and_then(|d| unhex(&d.backup.id)).map(ByteArray::from),
         job: job.name.clone(),
         run: snapshot.id.clone(),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use data_encoding::HEXLOWER;
-use keepd_protocol::model::{Backup, BackupDetail, BackupType, Level, Message, Outcome, SourceInfo};
+use keepd_protocol::model::{Backup, BackupDetail, BackupType, Level, Mark as Said, Message, Outcome, SourceInfo};
 
 use super::backup::{short, unhex};
 use super::live::Failure;
@@ -86,10 +86,10 @@ fn names(ids: &[&String]) -> String {
 }
 
 /// The number of the next backup: never one that was used before, also when the storage was set back.
-pub fn next_sequence(destination: &str, ledger: &Ledger) -> Result<u64, Failure> {
+/// `newest`: that of the newest backup there is.
+pub fn next_sequence(destination: &str, ledger: &Ledger, newest: u64) -> Result<u64, Failure> {
     let note = format!("highest sequence at {destination}");
     let noted: u64 = ledger.note(&note)?.and_then(|n| n.parse().ok()).unwrap_or(0);
-    let newest = ledger.newest_in_chain(destination)?.map_or(0, |d| d.sequence);
     let next = noted.max(newest) + 1;
     ledger.set_note(&note, &next.to_string())?;
     Ok(next)
@@ -124,22 +124,21 @@ fn apply_marks(destination: &str, backup: &str, ledger: &Ledger) -> Result<(), F
     let Some(mut detail) = ledger.backup_at(destination, backup)? else { return Ok(()) };
     let (mut pinned, mut proven) = (false, None);
     for mark in ledger.marks(destination, Some(backup))? {
-        match mark.kind.as_str() {
-            PIN => pinned = true,
-            UNPIN => pinned = false,
-            ACCEPT => detail.backup.outcome = Outcome::Good,
-            PROVEN => proven = Some(mark.time),
-            _ => {}
+        match mark.kind.parse() {
+            Ok(Said::Pin) => pinned = true,
+            Ok(Said::Unpin) => pinned = false,
+            Ok(Said::Accept) => detail.backup.outcome = Outcome::Good,
+            Err(_) if mark.kind == PROVEN => proven = Some(mark.time),
+            // Of a later version.
+            Err(_) => {}
         }
     }
     (detail.backup.pinned, detail.backup.proven) = (pinned, proven);
     Ok(ledger.put_backup(destination, &detail)?)
 }
 
-pub const PIN: &str = "pin";
-pub const UNPIN: &str = "unpin";
-pub const ACCEPT: &str = "accept";
-pub const PROVEN: &str = "proven";
+/// A kind of mark that nobody says by hand.
+const PROVEN: &str = "proven";
 
 /// A manifest as the catalogue and the control interface show it.
 pub fn detail(id: &str, manifest: &Manifest) -> BackupDetail {

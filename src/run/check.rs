@@ -38,7 +38,7 @@ pub fn check_destination(env: &Environment, target: &Destination, wanted: Wanted
         Wanted::Rolling(period) => {
             let due = period.saturating_sub(housekeeping::pause(period));
             let before = Timestamp::now().as_second().saturating_sub_unsigned(due.as_secs());
-            Reading::Next { before, most: housekeeping::share(repository.listed_packs()?.len(), period) }
+            Reading::Next { before, share: housekeeping::share(period) }
         }
     };
     live.step(match wanted {

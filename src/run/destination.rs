@@ -74,7 +74,7 @@ pub fn holder(state_dir: &Path) -> Result<Holder, Failure> {
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let machine = match id.trim() {
         "" => String::new(),
-        id => blake3::derive_key("keepd writer.json machine", id.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect(),
+        id => HEXLOWER.encode(&blake3::derive_key("keepd writer.json machine", id.as_bytes())[..8]),
     };
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
     Ok(Holder { instance, host: names::host(), machine, boot })

@@ -21,10 +21,9 @@ pub fn pause(period: Duration) -> Duration {
     (period / PARTS).max(SHORTEST)
 }
 
-/// How many of `all` packs a part reads: a little more than its share, so that the last are not late.
-pub fn share(all: usize, period: Duration) -> usize {
-    let parts = (period.as_secs_f64() / pause(period).as_secs_f64()).max(1.0);
-    (all as f64 * 1.25 / parts).ceil() as usize
+/// The share of all packs that a part reads: a little more than its own, so that the last are not late.
+pub fn share(period: Duration) -> f64 {
+    1.25 / (period.as_secs_f64() / pause(period).as_secs_f64()).max(1.0)
 }
 
 /// Between two cleanups of a job. Backups clean up after themselves; this is for rules that count days, and for what was condemned, where

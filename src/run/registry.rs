@@ -162,11 +162,7 @@ impl Runs {
     /// Queues a backup. A job that is queued or running already is refused as busy.
     pub fn start_backup(self: &Arc<Self>, request: BackupRequest) -> Result<String> {
         let env = self.environment();
-        let job = env.config.jobs.get(&request.job).cloned().ok_or_else(|| {
-            let known = env.config.jobs.keys().cloned().collect::<Vec<_>>().join(", ");
-            let text = format!("there is no job '{}'; configured are: {known}", request.job);
-            Error::NotFound { what: "job", name: request.job.clone(), text }
-        })?;
+        let job = job_named(&env.config, &request.job)?.clone();
         let work = Work {
             kind: RunKind::Backup,
             job: Some(job.name.clone()),
@@ -196,6 +192,18 @@ impl Runs {
         config.destinations.iter().filter_map(|(name, d)| Some((name.clone(), d.check_every?))).collect()
     }
 
+    /// Whether something that is done every so often, and known by a note of the ledger, is due; it counts as begun then.
+    fn begin_if_due(&self, note: &str, every: Duration) -> Result<bool> {
+        let now = Timestamp::now().as_second();
+        let last: i64 = self.ledger.note(note)?.and_then(|t| t.parse().ok()).unwrap_or(0);
+        // A time in the future was written by a clock that was wrong.
+        if now.abs_diff(last) < every.as_secs() {
+            return Ok(false);
+        }
+        self.ledger.set_note(note, &now.to_string())?;
+        Ok(true)
+    }
+
     /// Queues the next part of a destination's rolling check, unless something works on the destination.
     pub fn start_rolling_check(self: &Arc<Self>, destination: &str) -> Result<String> {
         let env = self.environment();
@@ -204,13 +212,9 @@ impl Runs {
         if lock(&self.live).values().any(|l| l.snapshot().destination.as_deref() == Some(destination)) {
             return Err(Error::Busy(format!("something works on {destination}")));
         }
-        let (note, now) = (format!("rolling check of {destination}"), Timestamp::now().as_second());
-        let last: i64 = self.ledger.note(&note)?.and_then(|t| t.parse().ok()).unwrap_or(0);
-        // A time in the future was written by a clock that was wrong.
-        if now.abs_diff(last) < super::housekeeping::pause(period).as_secs() {
+        if !self.begin_if_due(&format!("rolling check of {destination}"), super::housekeeping::pause(period))? {
             return Err(Error::Busy("the next part is not due yet".into()));
         }
-        self.ledger.set_note(&note, &now.to_string())?;
         let readers = self.locks(destination).readers;
         self.start(Work::on(RunKind::Check, destination, "schedule"), move |live| {
             let _reading = readers.blocking_read();
@@ -307,10 +311,7 @@ impl Runs {
 
     /// The job and those of its destinations that are meant.
     fn job_at<'c>(&self, config: &'c Config, job: &str, destination: Option<&str>) -> Result<(&'c Job, Vec<&'c Destination>)> {
-        let found = config.jobs.get(job).ok_or_else(|| {
-            let known = config.jobs.keys().cloned().collect::<Vec<_>>().join(", ");
-            Error::NotFound { what: "job", name: job.into(), text: format!("there is no job '{job}'; configured are: {known}") }
-        })?;
+        let found = job_named(config, job)?;
         if let Some(name) = destination.filter(|d| !found.destinations.iter().any(|n| n == d)) {
             let text = format!("job {job} does not back up to '{name}'; its destinations are: {}", found.destinations.join(", "));
             return Err(Error::NotFound { what: "destination", name: name.into(), text });
@@ -356,12 +357,9 @@ impl Runs {
     pub fn start_due_cleanups(self: &Arc<Self>, every: Duration) -> Result<()> {
         let env = self.environment();
         for (name, job) in env.config.jobs.iter() {
-            let (note, now) = (format!("cleanup of {name}"), Timestamp::now().as_second());
-            let last: i64 = self.ledger.note(&note)?.and_then(|t| t.parse().ok()).unwrap_or(0);
-            if now.abs_diff(last) < every.as_secs() {
+            if !self.begin_if_due(&format!("cleanup of {name}"), every)? {
                 continue;
             }
-            self.ledger.set_note(&note, &now.to_string())?;
             for target in self.job_at(&env.config, name, None)?.1 {
                 if retain::has_work(&env.ledger, job, target)? {
                     self.start_cleanup(name, Some(&target.name), "schedule", false)?;
@@ -785,6 +783,13 @@ impl Runs {
             }
         }
     }
+}
+
+fn job_named<'c>(config: &'c Config, name: &str) -> Result<&'c Job> {
+    config.jobs.get(name).ok_or_else(|| {
+        let known = config.jobs.keys().cloned().collect::<Vec<_>>().join(", ");
+        Error::NotFound { what: "job", name: name.into(), text: format!("there is no job '{name}'; configured are: {known}") }
+    })
 }
 
 impl Work {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Level, Outcome, RetentionPlan, RetentionVerdict};
+use keepd_protocol::model::{Backup, Level, Outcome, RetentionPlan, RetentionVerdict};
 
 use super::backup::{Environment, ReaderGate, short};
 use super::live::{Failure, LiveRun};
@@ -11,6 +11,7 @@ use super::{catalogue, check};
 use crate::config::{Destination, Job, Retention};
 use crate::ledger::Ledger;
 use crate::repository::Repository;
+use crate::repository::condemned::is_over;
 use crate::repository::lease::Lease;
 use crate::retention::{self, Candidate, Verdict};
 
@@ -19,13 +20,12 @@ pub fn policy<'a>(job: &'a Job, target: &'a Destination) -> &'a Retention {
     target.retention.as_ref().unwrap_or(&job.retention)
 }
 
-fn candidates(ledger: &Ledger, job: &str, destination: &str) -> Result<Vec<Candidate>, Failure> {
-    let backups = ledger.backups_at(job, destination)?;
-    let candidate = |b: keepd_protocol::model::Backup| {
+fn candidates(backups: &[Backup]) -> Result<Vec<Candidate>, Failure> {
+    let candidate = |b: &Backup| {
         let time = b.time.parse().map_err(|e| Failure::Failed(format!("backup {}: its time does not parse: {e}", b.id)))?;
-        Ok(Candidate { id: b.id, time, good: b.outcome == Outcome::Good, pinned: b.pinned, proven: b.proven.is_some() })
+        Ok(Candidate { id: b.id.clone(), time, good: b.outcome == Outcome::Good, pinned: b.pinned, proven: b.proven.is_some() })
     };
-    backups.into_iter().map(candidate).collect()
+    backups.iter().map(candidate).collect()
 }
 
 /// The rules that were last in force here; none before there were any.
@@ -57,16 +57,23 @@ struct Decision {
     held_back: usize,
 }
 
-fn decision(ledger: &Ledger, job: &Job, target: &Destination, policy: &Retention, confirmed: &Retention) -> Result<Decision, Failure> {
-    let (candidates, now, zone) = (candidates(ledger, &job.name, &target.name)?, Timestamp::now(), job.zone());
-    let verdicts = retention::decide(&candidates, policy, now, &zone);
+fn decision(candidates: &[Candidate], job: &Job, policy: &Retention, confirmed: &Retention) -> Decision {
+    let (now, zone) = (Timestamp::now(), job.zone());
+    let verdicts = retention::decide(candidates, policy, now, &zone);
     let wanted = falling(&verdicts);
     let agreed = match policy == confirmed {
         true => wanted.clone(),
-        false => falling(&retention::decide(&candidates, confirmed, now, &zone)),
+        false => falling(&retention::decide(candidates, confirmed, now, &zone)),
     };
     let remove: BTreeSet<String> = wanted.intersection(&agreed).cloned().collect();
-    Ok(Decision { verdicts, held_back: wanted.len() - remove.len(), remove })
+    Decision { verdicts, held_back: wanted.len() - remove.len(), remove }
+}
+
+/// What the configured rules decide, beside those that were last in force.
+fn configured(ledger: &Ledger, job: &Job, target: &Destination) -> Result<(Decision, Retention), Failure> {
+    let before = confirmed(ledger, &job.name, &target.name)?;
+    let candidates = candidates(&ledger.backups_at(&job.name, &target.name)?)?;
+    Ok((decision(&candidates, job, policy(job, target), &before), before))
 }
 
 /// What a policy (the configured one, when none is given) makes of a job's backups at a destination. `next` says when the job is
@@ -80,13 +87,14 @@ pub fn plan(
 ) -> Result<RetentionPlan, Failure> {
     let policy = simulated.unwrap_or_else(|| policy(job, target));
     let confirmed = confirmed(ledger, &job.name, &target.name)?;
-    let Decision { verdicts, remove, held_back } = decision(ledger, job, target, policy, &confirmed)?;
-    let candidates = candidates(ledger, &job.name, &target.name)?;
+    let backups = ledger.backups_at(&job.name, &target.name)?;
+    let candidates = candidates(&backups)?;
+    let Decision { verdicts, remove, held_back } = decision(&candidates, job, policy, &confirmed);
     let ticks = std::iter::successors(next(Timestamp::now()), |t| next(*t));
     let falls = retention::falls(&candidates, policy, Timestamp::now(), &job.zone(), ticks);
-    let backups: BTreeMap<String, _> = ledger.backups_at(&job.name, &target.name)?.into_iter().map(|b| (b.id.clone(), b)).collect();
+    let backups: BTreeMap<&str, &Backup> = backups.iter().map(|b| (b.id.as_str(), b)).collect();
     let verdict = |v: Verdict| {
-        let backup = backups.get(&v.id)?;
+        let backup = backups.get(v.id.as_str())?;
         Some(RetentionVerdict {
             falls: falls.get(&v.id).map(ToString::to_string),
             id: v.id,
@@ -122,12 +130,10 @@ pub fn apply(
     live: &LiveRun,
     gate: ReaderGate<'_>,
 ) -> Result<(), Failure> {
-    let policy = policy(job, target);
-    let before = confirmed(&env.ledger, &job.name, &target.name)?;
-    let Decision { remove, .. } = decision(&env.ledger, job, target, policy, &before)?;
-    if let Some(text) = held_back(&env.ledger, job, target)? {
+    let (Decision { remove, held_back, .. }, before) = configured(&env.ledger, job, target)?;
+    if let Some(text) = held_back_words(job, target, held_back) {
         live.message(Level::Warning, text);
-    } else if before != *policy {
+    } else if before != *policy(job, target) {
         confirm(&env.ledger, job, target)?;
     }
     // What was condemned earlier is deleted when its time has come.
@@ -148,23 +154,24 @@ pub fn apply(
 
 /// What a changed policy would remove and does not until it is confirmed, in words.
 pub fn held_back(ledger: &Ledger, job: &Job, target: &Destination) -> Result<Option<String>, Failure> {
-    let (policy, before) = (policy(job, target), confirmed(ledger, &job.name, &target.name)?);
-    let held_back = decision(ledger, job, target, policy, &before)?.held_back;
-    Ok((held_back > 0).then(|| {
+    Ok(held_back_words(job, target, configured(ledger, job, target)?.0.held_back))
+}
+
+fn held_back_words(job: &Job, target: &Destination, held_back: usize) -> Option<String> {
+    (held_back > 0).then(|| {
         format!(
             "retention of job {} at {} was changed and would remove {held_back} more backups than the rules before; they stay until \
              'keepctl retention {} --apply' confirms it",
             job.name, target.name, job.name
         )
-    }))
+    })
 }
 
 /// Whether a cleanup of a job at a destination would do anything, as far as the ledger knows.
 pub fn has_work(ledger: &Ledger, job: &Job, target: &Destination) -> Result<bool, Failure> {
     let condemned: Option<i64> = ledger.note(&check::condemned_note(&target.name))?.and_then(|t| t.parse().ok());
-    if condemned.is_some_and(|since| Timestamp::now().as_second().abs_diff(since) >= target.prune_grace.as_secs()) {
+    if condemned.is_some_and(|since| is_over(since, Timestamp::now().as_second(), target.prune_grace)) {
         return Ok(true);
     }
-    let (policy, before) = (policy(job, target), confirmed(ledger, &job.name, &target.name)?);
-    Ok(!decision(ledger, job, target, policy, &before)?.remove.is_empty())
+    Ok(!configured(ledger, job, target)?.0.remove.is_empty())
 }
