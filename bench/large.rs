@@ -27,16 +27,7 @@ fn main() -> Result<(), Error> {
     };
     let (backups, chunks): (u64, u64) = (backups.parse()?, chunks.parse()?);
     let runtime = tokio::runtime::Runtime::new()?;
-    let destination = Destination {
-        name: "local".into(),
-        service: "fs".into(),
-        options: [("root".to_owned(), format!("{dir}/repository"))].into(),
-        encryption: None,
-        compression: Compression::Zstd,
-        retention: None,
-        prune_grace: Duration::ZERO,
-        check_every: None,
-    };
+    let destination = Destination::plain("local", "fs", [("root".to_owned(), format!("{dir}/repository").as_str().into())].into());
     let storage = Storage::open(&destination, runtime.handle().clone())?;
     let options = OpenOptions {
         key: None,

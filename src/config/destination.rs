@@ -7,39 +7,7 @@ use std::time::Duration;
 use super::load::Known;
 use super::problem::{did_you_mean, looks_like_key, quoted};
 use super::reader::{Item, NOT_BUILT, Table};
-use super::{Compression, Destination, Encryption, KeySource, Retention, value};
-
-/// Services OpenDAL knows. Of these only `fs` is built in so far.
-const SERVICES: [&str; 28] = [
-    "fs",
-    "aliyun_drive",
-    "alluxio",
-    "azblob",
-    "azdls",
-    "azfile",
-    "b2",
-    "cos",
-    "dropbox",
-    "ftp",
-    "gcs",
-    "gdrive",
-    "hdfs",
-    "hdfs_native",
-    "http",
-    "koofr",
-    "memory",
-    "obs",
-    "onedrive",
-    "oss",
-    "pcloud",
-    "s3",
-    "seafile",
-    "sftp",
-    "swift",
-    "upyun",
-    "webdav",
-    "webhdfs",
-];
+use super::{Bandwidth, Compression, Destination, Encryption, Hours, KeySource, OptionValue, Rates, Retention, SecretSource, Transfer, service, value};
 
 /// The directory of a destination on this machine.
 pub(super) struct FsRoot<'a> {
@@ -63,94 +31,285 @@ pub(super) fn encryption(name: &str, table: &Table<'_>, known: &Known) -> Option
         item.report("is the path of a key file, not the key itself; put the key in a file of its own, away from the configuration");
         return None;
     }
-    let path = if text.is_empty() || text.starts_with(['/', '~']) {
-        item.absolute_path()?
-    } else {
-        // Relative to the main file, also when it stands in a drop-in.
-        let joined = known.directory.join(text);
-        match joined.to_str().map(value::absolute_path) {
-            Some(Ok(path)) => path,
-            Some(Err(why)) => {
-                item.report(format!("{} {why}", quoted(text)));
-                return None;
-            }
-            None => joined,
-        }
-    };
+    let path = path_beside(&item, known)?;
     Some(Encryption { name: name.to_owned(), key: KeySource::File(path) })
 }
 
+/// Keys that every destination has, whatever its service.
+const COMMON: [&str; 13] = [
+    "service",
+    "encryption",
+    "compression",
+    "retention",
+    "max_age",
+    "prune_grace",
+    "check_every",
+    "bandwidth",
+    "timeout",
+    "retry",
+    "concurrency",
+    "append_only",
+    "object_lock",
+];
+
 /// The destination unless something is wrong with it, and its directory as far as it is known.
 pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -> (Option<Destination>, Option<FsRoot<'a>>) {
-    let service = table.require("service", "where it is; allowed is \"fs\"");
-    let service = service.and_then(|item| item.text("a service's name").map(|text| (item, text)));
-    if let Some((item, other)) = service.as_ref().filter(|(_, s)| *s != "fs") {
-        if SERVICES.contains(other) {
-            item.report(format!("service {} is known, but not built into this version of keepd; allowed is \"fs\"", quoted(other)));
+    let service = table.require("service", "where it is, for instance \"fs\", \"s3\" or \"sftp\"");
+    let Some((item, service)) = service.and_then(|item| item.text("a service's name").map(|text| (item, text))) else {
+        let _ = common(name, table, known);
+        return (None, None);
+    };
+    if service == "exec" {
+        return (exec(name, table, known), None);
+    }
+    let Some(options) = service::options(service) else {
+        let (names, given) = (service::names(), quoted(service));
+        let allowed = names.iter().chain(&["exec"]).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
+        if service::MORE.contains(&service) {
+            let how = "it is built with cargo's feature services-more";
+            item.report(format!("service {given} is known, but not in this build of keepd ({how}); allowed are {allowed}"));
         } else {
-            item.report(format!("there is no service {}; allowed is \"fs\"{}", quoted(other), did_you_mean(other, SERVICES)));
+            let guess = did_you_mean(service, names.iter().copied().chain(service::MORE));
+            item.report(format!("there is no service {given}; allowed are {allowed}{guess}"));
         }
         // What its options would be is not known here.
-        let _ = common(table, known);
+        let _ = common(name, table, known);
         return (None, None);
+    };
+    let mut keys: Vec<&str> = COMMON.into_iter().filter(|key| *key != "object_lock" || service == "s3").collect();
+    if !matches!(service, "fs" | "sftp" | "ftp") {
+        keys.push("ca_file");
     }
-    table.check_keys(
-        &["service", "root", "encryption", "compression", "retention", "prune_grace", "check_every"],
-        &[(&["bandwidth"], NOT_BUILT)],
-    );
-    let root = table.require("root", "the directory of the repository, an absolute path").and_then(|item| {
-        let path = item.absolute_path()?;
-        if path.parent().is_none() {
-            item.report("must be a directory of its own, not '/'");
-            return None;
+    keys.extend(&options);
+    table.check_keys(&keys, &[(&["object_lock"], "only S3 knows object lock; append_only = true keeps keepd from deleting anywhere")]);
+    let common = common(name, table, known);
+    if service == "fs" {
+        let root = table.require("root", "the directory of the repository, an absolute path").and_then(|item| {
+            let path = item.absolute_path()?;
+            if path.parent().is_none() {
+                item.report("must be a directory of its own, not '/'");
+                return None;
+            }
+            Some(FsRoot { destination: name, path, item })
+        });
+        let destination = common.and_then(|common| {
+            let root = root.as_ref()?.path.to_str()?;
+            Some(Destination { service: "fs".into(), options: BTreeMap::from([("root".to_owned(), root.into())]), ..common })
+        });
+        return (destination, root);
+    }
+    let mut found = BTreeMap::new();
+    let mut good = true;
+    for (key, item) in table.items().filter(|(key, _)| options.contains(key)) {
+        match option(key, &item, known) {
+            Some(value) => drop(found.insert(key.to_owned(), value)),
+            None => good = false,
         }
-        Some(FsRoot { destination: name, path, item })
-    });
-    let common = common(table, known);
-    let destination = (|| {
-        let (encryption, compression, retention, prune_grace, check_every) = common?;
-        let root = root.as_ref()?.path.to_str()?.to_owned();
-        service?;
-        Some(Destination {
-            name: name.to_owned(),
-            service: "fs".into(),
-            options: BTreeMap::from([("root".to_owned(), root)]),
-            encryption,
-            compression,
-            retention,
-            prune_grace,
-            check_every,
-        })
-    })();
-    (destination, root)
+    }
+    if good && table.is_whole() {
+        let values = found.iter().map(|(key, value)| (key.clone(), value.plain().map(str::to_owned))).collect();
+        if let Err(text) = service::check(service, &values) {
+            table.report(format!("cannot be opened so: {text}"));
+            good = false;
+        }
+    }
+    let destination = common.filter(|_| good).map(|common| Destination { service: service.to_owned(), options: found, ..common });
+    (destination, None)
 }
 
-type Common = (Option<String>, Compression, Option<Retention>, Duration, Option<Duration>);
+/// A value of a service's option.
+fn option(key: &str, item: &Item<'_>, known: &Known) -> Option<OptionValue> {
+    if item.is_table() {
+        return secret(item, known).map(OptionValue::Secret);
+    }
+    if service::is_secret(key) {
+        item.report(format!(
+            "is a secret and does not belong into the configuration; give {key} = {{ file = \"/path\" }}, {{ credential = \"name\" }} or {{ env = \"NAME\" }}"
+        ));
+        return None;
+    }
+    item.scalar("a string, a number, true or false").map(OptionValue::Plain)
+}
 
-const DEFAULT_GRACE: Duration = Duration::from_secs(86_400);
+/// `{ file = … }`, `{ credential = … }` or `{ env = … }`.
+fn secret(item: &Item<'_>, known: &Known) -> Option<SecretSource> {
+    const WAYS: [&str; 3] = ["file", "credential", "env"];
+    let table = item.table("a table such as { file = \"/path\" }")?;
+    table.check_keys(&WAYS, &[]);
+    let given: Vec<&str> = WAYS.into_iter().filter(|key| table.has(key)).collect();
+    let [way] = given.as_slice() else {
+        item.report("must have exactly one of file, credential and env");
+        return None;
+    };
+    let value = table.get(way)?;
+    match *way {
+        "file" => path_beside(&value, known).map(SecretSource::File),
+        "credential" => {
+            let name = value.text("the name of a credential of the service manager")?;
+            if name.is_empty() || name.contains('/') || name.starts_with('.') {
+                value.report("must be the name of a credential, no path");
+                return None;
+            }
+            Some(SecretSource::Credential(name.to_owned()))
+        }
+        _ => {
+            let name = value.text("the name of an environment variable")?;
+            if name.is_empty() || name.contains(['=', '\0']) {
+                value.report("must be the name of an environment variable");
+                return None;
+            }
+            Some(SecretSource::Environment(name.to_owned()))
+        }
+    }
+}
+
+/// A path that may be relative to the main file, also when it stands in a drop-in.
+fn path_beside(item: &Item<'_>, known: &Known) -> Option<PathBuf> {
+    let text = item.text("a path")?;
+    if text.is_empty() || text.starts_with(['/', '~']) {
+        return item.absolute_path();
+    }
+    let joined = known.directory.join(text);
+    match joined.to_str().map(value::absolute_path) {
+        Some(Ok(path)) => Some(path),
+        Some(Err(why)) => {
+            item.report(format!("{} {why}", quoted(text)));
+            None
+        }
+        None => Some(joined),
+    }
+}
+
+/// `service = "exec"`: a plugin.
+fn exec(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
+    let mut keys: Vec<&str> = COMMON.into_iter().filter(|key| *key != "object_lock").collect();
+    keys.extend(["command", "options"]);
+    table.check_keys(&keys, &[]);
+    let common = common(name, table, known);
+    let command = table.require("command", "the plugin's program and its arguments, such as [\"/usr/local/bin/plugin\", \"--fast\"]");
+    let command = command.and_then(|item| {
+        let words = item.list("an array: the program and its arguments")?;
+        let words = words.iter().map(|word| word.text("a string").map(str::to_owned)).collect::<Option<Vec<_>>>()?;
+        match words.first() {
+            Some(program) if program.starts_with('/') => Some(words),
+            _ => {
+                item.report("must begin with the absolute path of a program");
+                None
+            }
+        }
+    });
+    let mut options = BTreeMap::new();
+    let mut good = true;
+    if let Some(item) = table.get("options") {
+        match item.table("a table of what the plugin is told") {
+            Some(told) => {
+                for (key, item) in told.items() {
+                    match option(key, &item, known) {
+                        Some(value) => drop(options.insert(key.to_owned(), value)),
+                        None => good = false,
+                    }
+                }
+            }
+            None => good = false,
+        }
+    }
+    Some(Destination { service: "exec".into(), options, command: command?, ..common.filter(|_| good)? })
+}
 
 /// What every destination has, whatever its service.
-fn common(table: &Table<'_>, known: &Known) -> Option<Common> {
+fn common(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
+    let plain = Destination::plain(name, "", BTreeMap::new());
     let encryption = table
         .require("encryption", "the name of an [encryption.*] table, or \"none\" to store everything readable by whoever has the files")
         .and_then(|item| profile(&item, known));
-    let compression = match table.get("compression") {
-        Some(item) => item.word(&[("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)]),
-        None => Some(Compression::Zstd),
-    };
-    let retention = match table.get("retention") {
-        Some(item) => retention(&item).map(Some),
-        None => Some(None),
-    };
-    let grace = match table.get("prune_grace") {
-        Some(item) => item.duration(Duration::ZERO),
-        None => Some(DEFAULT_GRACE),
-    };
-    let check_every = match table.get("check_every") {
-        Some(item) => item.duration(Duration::from_secs(1)).map(Some),
-        None => Some(None),
-    };
-    Some((encryption?, compression?, retention?, grace?, check_every?))
+    let words = [("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)];
+    let compression = table.optional("compression", |item| item.word(&words), Compression::Zstd);
+    let retention = table.optional("retention", |item| retention(item).map(Some), None);
+    let prune_grace = table.optional("prune_grace", |item| item.duration(Duration::ZERO), plain.prune_grace);
+    let check_every = table.optional("check_every", |item| item.duration(Duration::from_secs(1)).map(Some), None);
+    let max_age = table.optional("max_age", |item| item.duration(Duration::from_secs(1)).map(Some), None);
+    let append_only = table.optional("append_only", Item::boolean, false);
+    let object_lock = table.optional("object_lock", |item| item.duration(Duration::from_secs(86_400)).map(Some), None);
+    let transfer = transfer(table, known);
+    Some(Destination {
+        encryption: encryption?,
+        compression: compression?,
+        retention: retention?,
+        prune_grace: prune_grace?,
+        check_every: check_every?,
+        max_age: max_age?,
+        append_only: append_only?,
+        object_lock: object_lock?,
+        transfer: transfer?,
+        ..plain
+    })
+}
+
+fn transfer(table: &Table<'_>, known: &Known) -> Option<Transfer> {
+    let usual = Transfer::default();
+    let bandwidth = table.optional("bandwidth", bandwidth, usual.bandwidth);
+    let timeout = table.optional("timeout", |item| item.duration(Duration::from_secs(1)), usual.timeout);
+    let retry = table.optional("retry", |item| super::job::retry(item, &usual.retry), usual.retry.clone());
+    let concurrency = table.optional("concurrency", |item| item.number(1..=64).map(|n| n as usize), usual.concurrency);
+    let ca_file = table.optional("ca_file", |item| path_beside(item, known).map(Some), None);
+    Some(Transfer { bandwidth: bandwidth?, timeout: timeout?, retry: retry?, concurrency: concurrency?, ca_file: ca_file? })
+}
+
+/// `"20MiB/s"`, or `{ up = …, down = …, hours = [{ from = "08:00", to = "18:00", up = … }] }`.
+fn bandwidth(item: &Item<'_>) -> Option<Bandwidth> {
+    if !item.is_table() {
+        let rate = Some(rate(item)?);
+        return Some(Bandwidth { rates: Rates { up: rate, down: rate }, hours: Vec::new() });
+    }
+    let table = item.table("a rate such as \"20MiB/s\"")?;
+    table.check_keys(&["up", "down", "hours"], &[]);
+    let usual = rates(&table);
+    let mut hours = Some(Vec::new());
+    if let Some(list) = table.get("hours") {
+        for item in list.list("an array of tables such as { from = \"08:00\", to = \"18:00\", up = \"2MiB/s\" }")? {
+            let one = (|| {
+                let table = item.table("a table such as { from = \"08:00\", to = \"18:00\", up = \"2MiB/s\" }")?;
+                table.check_keys(&["from", "to", "up", "down"], &[]);
+                let from = table.require("from", "the time of the day from which on it holds").and_then(|i| time_of_day(&i));
+                let to = table.require("to", "the time of the day at which it ends").and_then(|i| time_of_day(&i));
+                Some(Hours { rates: rates(&table)?, from: from?, to: to? })
+            })();
+            hours = hours.zip(one).map(|(mut hours, one)| {
+                hours.push(one);
+                hours
+            });
+        }
+    }
+    Some(Bandwidth { rates: usual?, hours: hours? })
+}
+
+fn rates(table: &Table<'_>) -> Option<Rates> {
+    let up = table.optional("up", |item| rate(item).map(Some), None);
+    let down = table.optional("down", |item| rate(item).map(Some), None);
+    Some(Rates { up: up?, down: down? })
+}
+
+/// Bytes a second: a size, with or without `/s`.
+fn rate(item: &Item<'_>) -> Option<u64> {
+    const WANTED: &str = "a rate such as \"20MiB/s\"";
+    let text = item.text(WANTED)?;
+    match value::size(text.strip_suffix("/s").unwrap_or(text)) {
+        Ok(rate) if rate >= 1024 => Some(rate),
+        Ok(_) => {
+            item.report(format!("{} is less than 1KiB/s", quoted(text)));
+            None
+        }
+        Err(why) => {
+            item.report(format!("{} is no rate: {why}; allowed is {WANTED}", quoted(text)));
+            None
+        }
+    }
+}
+
+fn time_of_day(item: &Item<'_>) -> Option<jiff::civil::Time> {
+    let text = item.text("a time of the day such as \"08:00\"")?;
+    let time = jiff::civil::Time::strptime("%H:%M", text);
+    time.map_err(|_| item.report(format!("{} is no time of the day such as \"08:00\"", quoted(text)))).ok()
 }
 
 /// `Some(None)` is the word `"none"`.

@@ -47,7 +47,7 @@ fn config_file(file: &Path, problems: &mut Vec<Problem>) {
 fn destinations(config: &Config, problems: &mut Vec<Problem>) {
     let mut real: Vec<(&str, PathBuf)> = Vec::new();
     for destination in config.destinations.values() {
-        let Some(root) = destination.options.get("root").filter(|_| destination.service == "fs") else { continue };
+        let Some(root) = destination.directory() else { continue };
         let key = format!("destination.{}.root", destination.name);
         match std::fs::metadata(root) {
             Ok(found) if !found.is_dir() => {
@@ -101,8 +101,8 @@ fn job(config: &Config, job: &Job, problems: &mut Vec<Problem>) {
             }
         }
         // A job's own destinations are refused when the configuration is read.
-        for destination in config.destinations.values().filter(|d| d.service == "fs" && !job.destinations.contains(&d.name)) {
-            if let Some(root) = destination.options.get("root").filter(|root| takes(files, Path::new(root), true)) {
+        for destination in config.destinations.values().filter(|d| !job.destinations.contains(&d.name)) {
+            if let Some(root) = destination.directory().filter(|root| takes(files, Path::new(root), true)) {
                 let text = format!(
                     "also takes the repository of destination '{}' in {}; exclude it if that is not meant",
                     destination.name,

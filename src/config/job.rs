@@ -27,15 +27,16 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
         &["enabled", "schedule", "every", "at", "timezone", "jitter", "max_age", "destinations", "retention", "suspect", "retry", "source"],
         &[(&["services", "quiesce", "hooks", "health"], NOT_BUILT)],
     );
-    let enabled = optional(table, "enabled", Item::boolean, true);
+    let enabled = table.optional("enabled", Item::boolean, true);
     let schedule = schedule(table);
-    let timezone = optional(table, "timezone", |item| timezone(item).map(Some), None);
+    let timezone = table.optional("timezone", |item| timezone(item).map(Some), None);
     let jitter = jitter(table, &schedule);
-    let max_age = optional(table, "max_age", |item| item.duration(Duration::from_secs(1)).map(Some), None);
+    let max_age = table.optional("max_age", |item| item.duration(Duration::from_secs(1)).map(Some), None);
     let destinations = destinations(table, known);
-    let retention = optional(table, "retention", retention, Retention::default());
-    let suspect = optional(table, "suspect", suspect, Suspect::default());
-    let retry = optional(table, "retry", retry, Retry { attempts: 1, backoff: DEFAULT_BACKOFF });
+    let retention = table.optional("retention", retention, Retention::default());
+    let suspect = table.optional("suspect", suspect, Suspect::default());
+    let usual = Retry { attempts: 1, backoff: DEFAULT_BACKOFF };
+    let retry = table.optional("retry", |item| retry(item, &usual), usual.clone());
     let sources = sources(name, table, destinations.as_deref().unwrap_or_default(), places);
     Some(Job {
         name: name.to_owned(),
@@ -54,14 +55,6 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
 
 const DEFAULT_BACKOFF: Duration = Duration::from_secs(60);
 
-/// The default when the key is absent, None when its value is wrong.
-fn optional<'a, T>(table: &Table<'a>, key: &str, read: impl FnOnce(&Item<'a>) -> Option<T>, default: T) -> Option<T> {
-    match table.get(key) {
-        Some(item) => read(&item),
-        None => Some(default),
-    }
-}
-
 fn schedule(table: &Table<'_>) -> Option<Option<Schedule>> {
     const WAYS: [&str; 3] = ["schedule", "every", "at"];
     let given: Vec<&str> = WAYS.into_iter().filter(|key| table.has(key)).collect();
@@ -71,9 +64,9 @@ fn schedule(table: &Table<'_>) -> Option<Option<Schedule>> {
         item.report(format!("'{first}' is there as well; only one of schedule, every and at can say when the job is due"));
     }
     let found = [
-        optional(table, "schedule", |item| cron_text(item).map(|t| Some(Schedule::Cron(t))), None),
-        optional(table, "every", |item| item.duration(Duration::from_secs(1)).map(|d| Some(Schedule::Every(d))), None),
-        optional(table, "at", |item| at(item).map(|t| Some(Schedule::At(t))), None),
+        table.optional("schedule", |item| cron_text(item).map(|t| Some(Schedule::Cron(t))), None),
+        table.optional("every", |item| item.duration(Duration::from_secs(1)).map(|d| Some(Schedule::Every(d))), None),
+        table.optional("at", |item| at(item).map(|t| Some(Schedule::At(t))), None),
     ];
     match (given.len(), found) {
         (0 | 1, [Some(a), Some(b), Some(c)]) => Some(a.or(b).or(c)),
@@ -126,11 +119,11 @@ fn jitter(table: &Table<'_>, schedule: &Option<Option<Schedule>>) -> Option<Dura
     Some(jitter)
 }
 
-fn retry(item: &Item<'_>) -> Option<Retry> {
+pub(super) fn retry(item: &Item<'_>, usual: &Retry) -> Option<Retry> {
     let table = item.table("a table such as { attempts = 3, backoff = \"1m\" }")?;
     table.check_keys(&["attempts", "backoff"], &[]);
-    let attempts = optional(&table, "attempts", |i| i.number(1..=100).and_then(|n| u32::try_from(n).ok()), 1);
-    let backoff = optional(&table, "backoff", |i| i.duration(Duration::ZERO), DEFAULT_BACKOFF);
+    let attempts = table.optional("attempts", |i| i.number(1..=100).and_then(|n| u32::try_from(n).ok()), usual.attempts);
+    let backoff = table.optional("backoff", |i| i.duration(Duration::ZERO), usual.backoff);
     Some(Retry { attempts: attempts?, backoff: backoff? })
 }
 
@@ -139,7 +132,7 @@ fn suspect(item: &Item<'_>) -> Option<Suspect> {
     table.check_keys(&["fewer_rows", "fewer_files", "smaller", "larger", "changed", "incompressible"], &[]);
     let usual = Suspect::default();
     let number =
-        |key: &str, most: u64, usual: u32| optional(&table, key, |i| i.number(0..=most).and_then(|n| u32::try_from(n).ok()), usual);
+        |key: &str, most: u64, usual: u32| table.optional(key, |i| i.number(0..=most).and_then(|n| u32::try_from(n).ok()), usual);
     let fewer_rows = number("fewer_rows", 100, usual.fewer_rows);
     let fewer_files = number("fewer_files", 100, usual.fewer_files);
     let smaller = number("smaller", 100, usual.smaller);
@@ -256,9 +249,7 @@ fn source_kind<'a>(table: &Table<'a>) -> Option<(SourceKind, FilesPlace<'a>)> {
     let item = table.get(kind)?;
     if kind == "sqlite" {
         table.check_keys(&["name", "sqlite", "verify"], &[(&FILES_ONLY, "is only for files sources"), (&LATER, NOT_BUILT)]);
-        let verify = optional(
-            table,
-            "verify",
+        let verify = table.optional("verify",
             |item| item.word(&[("quick", Verify::Quick), ("full", Verify::Full), ("off", Verify::Off)]),
             Verify::Quick,
         );
@@ -270,8 +261,8 @@ fn source_kind<'a>(table: &Table<'a>) -> Option<(SourceKind, FilesPlace<'a>)> {
         &["name", "files", "exclude", "one_file_system", "exclude_caches"],
         &[(&SQLITE_ONLY, "is only for sqlite sources"), (&LATER, NOT_BUILT)],
     );
-    let one_file_system = optional(table, "one_file_system", Item::boolean, false);
-    let exclude_caches = optional(table, "exclude_caches", Item::boolean, true);
+    let one_file_system = table.optional("one_file_system", Item::boolean, false);
+    let exclude_caches = table.optional("exclude_caches", Item::boolean, true);
     let path = item.absolute_path();
     let exclude = exclude(table, path.as_deref().unwrap_or(std::path::Path::new("/")));
     let (path, (exclude, matcher)) = (path?, exclude?);

@@ -14,6 +14,7 @@ mod overlap;
 mod paths;
 mod problem;
 mod reader;
+mod service;
 mod source_text;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub use environment::check_files;
 pub use load::load;
 pub use paths::{default_path, default_socket};
 pub use problem::{Place, Problem, Problems, Severity};
+pub use service::operator;
 pub use types::*;
 pub use value::show_duration;
 

@@ -72,6 +72,14 @@ impl<'a> Table<'a> {
         found
     }
 
+    /// The default when the key is absent, None when its value is wrong.
+    pub fn optional<T>(&self, key: &str, read: impl FnOnce(&Item<'a>) -> Option<T>, default: T) -> Option<T> {
+        match self.get(key) {
+            Some(item) => read(&item),
+            None => Some(default),
+        }
+    }
+
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
@@ -132,6 +140,15 @@ impl<'a> Item<'a> {
             self.wrong_type(wanted);
         }
         text
+    }
+
+    /// A string, a whole number, or true or false, as text.
+    pub fn scalar(&self, wanted: &str) -> Option<String> {
+        match self.value {
+            DeValue::Boolean(value) => Some(value.to_string()),
+            DeValue::Integer(_) => self.number(0..=u64::MAX).map(|n| n.to_string()),
+            _ => self.text(wanted).map(str::to_owned),
+        }
     }
 
     pub fn boolean(&self) -> Option<bool> {

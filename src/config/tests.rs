@@ -185,7 +185,7 @@ fn everything_said_arrives() {
     assert_eq!(config.daemon, Daemon { state_dir: "/s".into(), socket: "/run/x.sock".into(), max_parallel_runs: 3, memory: 100_000_000 });
     assert_eq!(config.encryption["main"].key, KeySource::File(directory.join("keys/main.key")));
     let local = &config.destinations["local"];
-    assert_eq!(local.options, [("root".to_owned(), "/d/e".to_owned())].into());
+    assert_eq!(local.options, [("root".to_owned(), "/d/e".into())].into());
     assert_eq!((local.service.as_str(), local.encryption.as_deref(), local.compression), ("fs", Some("main"), Compression::Gzip));
     assert_eq!(local.retention, Some(Retention { keep_monthly: Some(12), ..Retention::default() }));
     let open = &config.destinations["open"];

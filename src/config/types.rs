@@ -47,8 +47,11 @@ pub struct Destination {
     pub name: String,
     /// OpenDAL's name of the service.
     pub service: String,
-    /// OpenDAL's options of the service.
-    pub options: BTreeMap<String, String>,
+    /// OpenDAL's options of the service; those of a plugin for `exec`.
+    pub options: BTreeMap<String, OptionValue>,
+    /// The plugin's program and its arguments; empty unless the service is `exec`.
+    pub command: Vec<String>,
+    pub transfer: Transfer,
     /// The encryption profile; None where the configuration says `"none"`.
     pub encryption: Option<String>,
     pub compression: Compression,
@@ -58,6 +61,128 @@ pub struct Destination {
     pub prune_grace: Duration,
     /// Each pack is read once in this time; None: only when somebody asks.
     pub check_every: Option<Duration>,
+    /// A good backup older than this makes a job overdue here.
+    pub max_age: Option<Duration>,
+    /// keepd never deletes here.
+    pub append_only: bool,
+    /// Objects cannot be deleted for so long, and the lock is renewed while something needs them (S3 object lock).
+    pub object_lock: Option<Duration>,
+}
+
+impl Destination {
+    /// A destination as it is where the configuration says nothing more than its service and its options.
+    pub fn plain(name: &str, service: &str, options: BTreeMap<String, OptionValue>) -> Self {
+        Self {
+            name: name.to_owned(),
+            service: service.to_owned(),
+            options,
+            command: Vec::new(),
+            transfer: Transfer::default(),
+            encryption: None,
+            compression: Compression::Zstd,
+            retention: None,
+            prune_grace: Duration::from_secs(86_400),
+            check_every: None,
+            max_age: None,
+            append_only: false,
+            object_lock: None,
+        }
+    }
+
+    /// The directory of an `fs` destination.
+    pub fn directory(&self) -> Option<&str> {
+        if self.service == "fs" { self.options.get("root").and_then(OptionValue::plain) } else { None }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OptionValue {
+    Plain(String),
+    Secret(SecretSource),
+}
+
+impl OptionValue {
+    /// The value, unless it is a secret.
+    pub fn plain(&self) -> Option<&str> {
+        if let OptionValue::Plain(text) = self { Some(text) } else { None }
+    }
+}
+
+impl From<&str> for OptionValue {
+    fn from(text: &str) -> Self {
+        OptionValue::Plain(text.to_owned())
+    }
+}
+
+/// Where a secret is, which is read when it is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// The first line of a file.
+    File(PathBuf),
+    /// Of the service manager: a file in `$CREDENTIALS_DIRECTORY`.
+    Credential(String),
+    /// A variable of the daemon's environment.
+    Environment(String),
+}
+
+/// How bytes travel to and from a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transfer {
+    pub bandwidth: Bandwidth,
+    /// A transfer that does not go on for so long has failed.
+    pub timeout: Duration,
+    /// Of each operation.
+    pub retry: Retry,
+    /// Operations at once.
+    pub concurrency: usize,
+    /// Certificates to trust beside the system's, PEM.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Default for Transfer {
+    fn default() -> Self {
+        Self {
+            bandwidth: Bandwidth::default(),
+            timeout: Duration::from_secs(60),
+            retry: Retry { attempts: 6, backoff: Duration::from_millis(500) },
+            concurrency: 8,
+            ca_file: None,
+        }
+    }
+}
+
+/// Bytes a second, None without a limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rates {
+    pub up: Option<u64>,
+    pub down: Option<u64>,
+}
+
+/// Limits, and others in some hours of the day.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bandwidth {
+    pub rates: Rates,
+    /// The first that holds the time counts.
+    pub hours: Vec<Hours>,
+}
+
+/// From one time of the day (in the system's zone) to another, beyond midnight when that is the earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hours {
+    pub from: jiff::civil::Time,
+    pub to: jiff::civil::Time,
+    pub rates: Rates,
+}
+
+impl Bandwidth {
+    /// What holds at a time of the day.
+    pub fn at(&self, time: jiff::civil::Time) -> Rates {
+        let within = |h: &&Hours| match h.from <= h.to {
+            true => h.from <= time && time < h.to,
+            false => h.from <= time || time < h.to,
+        };
+        self.hours.iter().find(within).map_or(self.rates, |h| h.rates)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

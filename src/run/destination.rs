@@ -17,7 +17,7 @@ use crate::storage::{self, Storage};
 
 /// Where a destination is, without secrets.
 pub fn location(destination: &Destination) -> String {
-    storage::location(&destination.service, &destination.options)
+    storage::location(destination)
 }
 
 /// Opens the repository of a destination; with `create` makes one where none ever was.

@@ -295,16 +295,7 @@ mod tests {
     fn world(job: Job, now: &str) -> World {
         let dir = tempfile::tempdir().unwrap();
         let daemon = Daemon { state_dir: dir.path().into(), socket: dir.path().join("s"), max_parallel_runs: 1, memory: 1 << 28 };
-        let destination = Destination {
-            name: "local".into(),
-            service: "fs".into(),
-            options: Default::default(),
-            encryption: None,
-            compression: Compression::None,
-            retention: None,
-            prune_grace: Duration::ZERO,
-            check_every: None,
-        };
+        let destination = Destination::plain("local", "fs", Default::default());
         let config = Config {
             files: vec![],
             daemon,

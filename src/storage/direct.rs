@@ -19,25 +19,29 @@ const MIN_READ: usize = 128 << 10;
 /// Written at a time: a disk that was given all at once makes everybody else's fsync wait for it.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// A new file with these bytes, synced.
-pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// A new file with these bytes, synced; `before` is called with the length of each piece before it is written.
+pub fn write_new(path: &Path, bytes: &[u8], before: &dyn Fn(usize)) -> io::Result<()> {
     let aligned = bytes.as_ptr().align_offset(ALIGNMENT) == 0;
     if bytes.len() >= MIN_WRITTEN && aligned {
-        match direct_write_new(path, bytes) {
+        match direct_write_new(path, bytes, before) {
             // The file system does not know O_DIRECT (a few network ones, older tmpfs).
             Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => drop(std::fs::remove_file(path)),
             other => return other,
         }
     }
     let mut file = File::create_new(path)?;
+    before(bytes.len());
     file.write_all(bytes)?;
     file.sync_all()
 }
 
-fn direct_write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn direct_write_new(path: &Path, bytes: &[u8], before: &dyn Fn(usize)) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
     let (blocks, tail) = bytes.split_at(bytes.len() - bytes.len() % ALIGNMENT);
-    blocks.chunks(PIECE_BYTES).try_for_each(|piece| file.write_all(piece))?;
+    blocks.chunks(PIECE_BYTES).try_for_each(|piece| {
+        before(piece.len());
+        file.write_all(piece)
+    })?;
     if !tail.is_empty() {
         // The last piece of a block cannot be written so.
         fcntl_setfl(&file, fcntl_getfl(&file)?.difference(OFlags::DIRECT))?;
@@ -66,10 +70,10 @@ impl ReadBuffer {
         start
     }
 
-    /// Replaces the contents.
-    pub fn fill(&mut self, bytes: &[u8]) {
-        self.prepare(0, bytes.len());
-        self.wanted().copy_from_slice(bytes);
+    /// Room for `len` bytes, to be filled.
+    pub fn place(&mut self, len: usize) -> &mut [u8] {
+        self.prepare(0, len);
+        self.wanted()
     }
 
     fn wanted(&mut self) -> &mut [u8] {
@@ -151,8 +155,8 @@ mod tests {
                 .enumerate()
         {
             let (path, bytes) = (dir.path().join(n.to_string()), &memory[from..from + len]);
-            write_new(&path, bytes).unwrap();
-            assert_eq!(write_new(&path, bytes).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            write_new(&path, bytes, &|_| ()).unwrap();
+            assert_eq!(write_new(&path, bytes, &|_| ()).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
             let file = File::open(&path).unwrap();
             for warm in [false, true] {
                 if warm {

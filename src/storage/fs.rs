@@ -7,11 +7,8 @@ use std::path::Path;
 use rustix::fs::{CWD, RenameFlags};
 
 use super::direct::{self, ReadBuffer};
-use super::{Listed, Result, Storage, StorageError, is_no_space};
-use crate::crypto;
-
-/// Where objects are written before they get their name.
-pub(super) const TEMPORARY: &str = "tmp/";
+use super::pace::Way;
+use super::{Listed, Result, Storage, StorageError, is_no_space, temporary_name};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Publish {
@@ -21,14 +18,13 @@ pub(super) enum Publish {
 
 /// Writes and syncs the bytes under a temporary name, renames it, and syncs every directory that changed.
 pub(super) fn publish(storage: &Storage, root: &Path, name: &str, bytes: &[u8], how: Publish) -> Result<()> {
-    let random: [u8; 12] = crypto::random().map_err(|e| storage.failed("write", name, e.to_string()))?;
-    let temporary = format!("{TEMPORARY}{}", data_encoding::HEXLOWER.encode(&random));
+    let temporary = temporary_name().map_err(|e| storage.failed("write", name, e.to_string()))?;
     let (from, to) = (root.join(&temporary), root.join(name));
     let failed = |e: io::Error| match is_no_space(&e.to_string()) {
         true => StorageError::NoSpace { location: storage.location.clone(), name: name.to_owned() },
         false => storage.failed("write", name, e.to_string()),
     };
-    let result = write(root, &from, bytes).map_err(failed).and_then(|()| {
+    let result = write(storage, root, &from, bytes).map_err(failed).and_then(|()| {
         let parent = to.parent().unwrap_or(root);
         make_directories(root, parent).map_err(failed)?;
         match rename(&from, &to, how) {
@@ -47,11 +43,15 @@ pub(super) fn publish(storage: &Storage, root: &Path, name: &str, bytes: &[u8], 
 }
 
 /// A new file with these bytes, synced.
-fn write(root: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    match direct::write_new(path, bytes) {
+fn write(storage: &Storage, root: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let before = |len| {
+        storage.shared.pace.wait(Way::Up, len);
+        storage.shared.went(len);
+    };
+    match direct::write_new(path, bytes, &before) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             make_directories(root, path.parent().unwrap_or(root))?;
-            direct::write_new(path, bytes)
+            direct::write_new(path, bytes, &before)
         }
         other => other,
     }
@@ -65,6 +65,7 @@ pub(super) fn read(storage: &Storage, root: &Path, name: &str, offset: u64, len:
     if there < len {
         return Err(storage.failed("read", name, format!("it is cut off: {there} of {len} bytes at {offset} are there")));
     }
+    storage.shared.came_now(len as usize);
     direct::read_exact_at(&file, offset, len as usize, into).map_err(failed)
 }
 
@@ -170,4 +171,12 @@ fn make_directories(root: &Path, directory: &Path) -> io::Result<()> {
 
 fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// Removes a file; one that is not there is fine.
+pub(super) fn delete(storage: &Storage, root: &Path, name: &str) -> Result<()> {
+    match fs::remove_file(root.join(name)) {
+        Err(e) if !absent(&e) => Err(storage.failed("delete", name, e.to_string())),
+        _ => Ok(()),
+    }
 }

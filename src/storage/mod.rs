@@ -7,18 +7,37 @@
 //! here). A listing is complete or an error.
 
 pub mod direct;
+mod exec;
 mod fs;
+mod pace;
+mod remote;
+mod secret;
+mod shared;
+mod transport;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
-use opendal::{ErrorKind, Operator};
+use futures::Future;
+use opendal::ErrorKind;
 use tokio::runtime::Handle;
 
 use self::direct::ReadBuffer;
-use crate::config::Destination;
+use self::remote::Remote;
+use self::shared::Shared;
+use crate::config::{Destination, OptionValue};
+use crate::crypto::{self, CryptoError};
+
+pub use self::shared::Counters;
+
+/// Where objects are written before they get their name.
+const TEMPORARY: &str = "tmp/";
+
+fn temporary_name() -> Result<String, CryptoError> {
+    let random: [u8; 12] = crypto::random()?;
+    Ok(format!("{TEMPORARY}{}", data_encoding::HEXLOWER.encode(&random)))
+}
 
 /// What was tried, on what, and why it failed.
 #[derive(Debug, thiserror::Error)]
@@ -46,32 +65,44 @@ pub struct Listed {
 /// The objects of one destination. Methods block and may be called from threads outside the async runtime only.
 #[derive(Clone)]
 pub struct Storage {
-    operator: Operator,
+    place: Place,
     runtime: Handle,
-    /// The directory of an `fs` destination, for what OpenDAL does not do.
-    root: Option<PathBuf>,
+    shared: Arc<Shared>,
     location: String,
+    /// keepd never deletes here.
+    append_only: bool,
     /// Told before each operation, by tests that have something happen between two of them.
     #[cfg(test)]
     pub before_each: Option<std::sync::Arc<dyn Fn() + Send + Sync>>,
 }
 
+#[derive(Clone)]
+enum Place {
+    /// A directory of this machine.
+    Directory(PathBuf),
+    Remote(Arc<Remote>),
+}
+
 impl Storage {
-    /// An operator for a destination; nothing is contacted yet.
+    /// Nothing is contacted yet; secrets are read.
     pub fn open(destination: &Destination, runtime: Handle) -> Result<Self> {
-        let location = location(&destination.service, &destination.options);
+        let location = location(destination);
         let failed = |reason: String| StorageError::Failed { location: location.clone(), verb: "open", name: "the storage".into(), reason };
-        if destination.service != "fs" {
-            return Err(failed(format!("the service '{}' is not built into this keepd; fs is", destination.service)));
-        }
-        let root = destination.options.get("root").map(PathBuf::from).ok_or_else(|| failed("the option root is missing".into()))?;
-        let builder = opendal::services::Fs::default().root(&root.to_string_lossy());
-        let operator = Operator::new(builder).map_err(|e| failed(reason(&e)))?;
+        let shared = Shared::of(&location, &destination.transfer);
+        let place = match (destination.service.as_str(), destination.directory()) {
+            ("fs", Some(root)) => Place::Directory(root.into()),
+            ("fs", None) => return Err(failed("the option root is missing".into())),
+            _ => {
+                let _inside = runtime.enter();
+                Place::Remote(Arc::new(Remote::open(destination, shared.clone()).map_err(failed)?))
+            }
+        };
         Ok(Self {
-            operator,
+            place,
             runtime,
-            root: Some(root),
+            shared,
             location,
+            append_only: destination.append_only,
             #[cfg(test)]
             before_each: None,
         })
@@ -89,25 +120,35 @@ impl Storage {
         &self.location
     }
 
+    /// Whether keepd must not delete here.
+    pub fn is_append_only(&self) -> bool {
+        self.append_only
+    }
+
+    /// False where two writers may both believe that they made an object.
+    pub fn creates_if_absent(&self) -> bool {
+        match &self.place {
+            Place::Directory(_) => true,
+            Place::Remote(remote) => remote.creates_if_absent(),
+        }
+    }
+
     /// Publishes an object under a name that must be free. When it returns, the object is durable.
     pub fn put_new(&self, name: &str, bytes: impl Into<Bytes>) -> Result<()> {
         let bytes = bytes.into();
         self.begin_operation();
-        match &self.root {
-            Some(root) => fs::publish(self, root, name, &bytes, fs::Publish::New),
-            None => {
-                let write = self.operator.write_with(name, bytes).if_not_exists(true);
-                self.runtime.block_on(async { write.await }).map(drop).map_err(|e| self.error("write", name, &e))
-            }
+        match &self.place {
+            Place::Directory(root) => fs::publish(self, root, name, &bytes, fs::Publish::New),
+            Place::Remote(remote) => self.wait("write", name, remote.publish_new(name, &bytes)),
         }
     }
 
     /// Writes an object, replacing what is there (the lease only).
     pub fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
         self.begin_operation();
-        match &self.root {
-            Some(root) => fs::publish(self, root, name, &bytes, fs::Publish::Replace),
-            None => self.write(name, bytes),
+        match &self.place {
+            Place::Directory(root) => fs::publish(self, root, name, &bytes, fs::Publish::Replace),
+            Place::Remote(remote) => self.wait("write", name, remote.publish(name, &bytes.into())),
         }
     }
 
@@ -137,25 +178,20 @@ impl Storage {
     /// As [`Storage::range`], into memory that is used again.
     pub fn range_into(&self, name: &str, offset: u64, len: u64, into: &mut ReadBuffer) -> Result<()> {
         self.begin_operation();
-        let end = offset.checked_add(len).ok_or_else(|| self.failed("read", name, "the range is beyond any object".into()))?;
-        if let Some(root) = &self.root {
-            return fs::read(self, root, name, offset, len, into);
+        if offset.checked_add(len).is_none() {
+            return Err(self.failed("read", name, "the range is beyond any object".into()));
         }
-        let read = self.operator.read_with(name).range(offset..end);
-        let bytes = self.runtime.block_on(async { read.await }).map_err(|e| self.error("read", name, &e))?.to_bytes();
-        if bytes.len() as u64 != len {
-            return Err(self.failed("read", name, format!("it is cut off: {} of {len} bytes at {offset} are there", bytes.len())));
+        match &self.place {
+            Place::Directory(root) => fs::read(self, root, name, offset, len, into),
+            Place::Remote(remote) => self.wait("read", name, remote.read(name, offset, len, into)),
         }
-        into.fill(&bytes);
-        Ok(())
     }
 
     pub fn size(&self, name: &str) -> Result<u64> {
-        if let Some(root) = &self.root {
-            return fs::size(self, root, name);
+        match &self.place {
+            Place::Directory(root) => fs::size(self, root, name),
+            Place::Remote(remote) => self.wait("look at", name, remote.size(name)),
         }
-        let meta = self.runtime.block_on(self.operator.stat(name)).map_err(|e| self.error("look at", name, &e))?;
-        Ok(meta.content_length())
     }
 
     pub fn exists(&self, name: &str) -> Result<bool> {
@@ -170,75 +206,65 @@ impl Storage {
     /// an error.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         self.begin_operation();
-        if let Some(root) = &self.root {
-            return fs::list(self, root, prefix);
-        }
+        let remote = match &self.place {
+            Place::Directory(root) => return fs::list(self, root, prefix),
+            Place::Remote(remote) => remote,
+        };
         let mut list = Vec::new();
-        for (name, size) in self.lister(prefix)? {
+        for Listed { name, size } in self.wait("list", prefix, remote.list(prefix))? {
             // Where a listing brings no sizes they are asked for; an object that went meanwhile is no longer listed.
-            let size = if size == 0 {
-                match self.size(&name) {
+            let size = match size {
+                0 => match self.size(&name) {
                     Ok(size) => size,
                     Err(StorageError::NotFound { .. }) => continue,
                     Err(e) => return Err(e),
-                }
-            } else {
-                size
+                },
+                known => known,
             };
             list.push(Listed { name, size });
         }
+        list.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(list)
     }
 
     /// As [`Storage::list`], the names only, which may cost much less.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
         self.begin_operation();
-        match &self.root {
-            Some(root) => fs::names(self, root, prefix),
-            None => Ok(self.lister(prefix)?.into_iter().map(|(name, _)| name).collect()),
-        }
+        let remote = match &self.place {
+            Place::Directory(root) => return fs::names(self, root, prefix),
+            Place::Remote(remote) => remote,
+        };
+        let mut names: Vec<String> = self.wait("list", prefix, remote.list(prefix))?.into_iter().map(|o| o.name).collect();
+        names.sort();
+        Ok(names)
     }
 
-    /// Names and sizes as the service lists them, sorted by name.
-    fn lister(&self, prefix: &str) -> Result<Vec<(String, u64)>> {
-        let listing = async {
-            let mut lister = self.operator.lister_with(prefix).recursive(true).await?;
-            let mut found = Vec::new();
-            while let Some(entry) = lister.try_next().await? {
-                if entry.metadata().is_file() {
-                    let known = entry.metadata().content_length();
-                    found.push((entry.path().to_owned(), known));
-                }
-            }
-            Ok::<_, opendal::Error>(found)
-        };
-        let mut found = match self.runtime.block_on(listing) {
-            Ok(found) => found,
-            // A directory that was never made holds nothing; a store that cannot be reached says something else.
-            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(self.error("list", prefix, &e)),
-        };
-        found.sort();
-        Ok(found)
-    }
-
-    /// Removes an object; one that is not there is fine.
+    /// Removes an object; one that is not there is fine. An error where nothing may be deleted.
     pub fn delete(&self, name: &str) -> Result<()> {
+        if self.append_only {
+            return Err(self.failed("delete", name, "the destination is append_only: keepd deletes nothing there".into()));
+        }
         self.begin_operation();
-        self.runtime.block_on(self.operator.delete(name)).map_err(|e| self.error("delete", name, &e))
+        match &self.place {
+            Place::Directory(root) => fs::delete(self, root, name),
+            Place::Remote(remote) => self.wait("delete", name, remote.delete(name)),
+        }
     }
 
     /// Removes temporary objects that an interrupted write left behind. Only while no other writer is at work.
     pub fn sweep_temporaries(&self) -> Result<u64> {
-        let list = self.list(fs::TEMPORARY)?;
+        let list = match &self.place {
+            Place::Directory(root) => fs::list(self, root, TEMPORARY)?,
+            Place::Remote(remote) => self.wait("list", TEMPORARY, remote.leftovers())?,
+        };
         for object in &list {
             self.delete(&object.name)?;
         }
         Ok(list.len() as u64)
     }
 
-    fn write(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
-        self.runtime.block_on(self.operator.write(name, bytes)).map(drop).map_err(|e| self.error("write", name, &e))
+    fn wait<T>(&self, verb: &'static str, name: &str, work: impl Future<Output = Result<T, opendal::Error>>) -> Result<T> {
+        self.runtime.block_on(work).map_err(|e| self.error(verb, name, &e))
     }
 
     fn failed(&self, verb: &'static str, name: &str, reason: String) -> StorageError {
@@ -247,33 +273,61 @@ impl Storage {
 
     fn error(&self, verb: &'static str, name: &str, error: &opendal::Error) -> StorageError {
         let (location, name) = (self.location.clone(), name.to_owned());
+        let reason = remote::reason(error);
         match error.kind() {
-            ErrorKind::NotFound => StorageError::NotFound { location, name },
+            // Where an object goes, something else is missing: the bucket, or the directory.
+            ErrorKind::NotFound if verb != "write" && verb != "list" => StorageError::NotFound { location, name },
             ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists => StorageError::Exists { location, name },
-            _ => {
-                let reason = reason(error);
-                match is_no_space(&reason) {
-                    true => StorageError::NoSpace { location, name },
-                    false => StorageError::Failed { location, verb, name, reason },
-                }
+            ErrorKind::PermissionDenied => {
+                StorageError::Failed { location, verb, name, reason: format!("not permitted; are the credentials right, and their rights? ({reason})") }
             }
+            _ if is_no_space(&reason) => StorageError::NoSpace { location, name },
+            _ => StorageError::Failed { location, verb, name, reason },
         }
     }
 }
 
-/// `fs:/path`: the service and where it points, secrets left out.
-pub fn location(service: &str, options: &BTreeMap<String, String>) -> String {
-    let place = ["root", "bucket", "endpoint"].iter().filter_map(|k| options.get(*k)).cloned().collect::<Vec<_>>();
-    format!("{service}:{}", place.join(" "))
-}
-
-/// OpenDAL's error in one line: the cause, without its context dump (which may hold more than people want to see).
-fn reason(error: &opendal::Error) -> String {
-    let mut text = std::error::Error::source(error).map(|s| s.to_string()).unwrap_or_else(|| error.to_string());
-    text.retain(|c| !c.is_control() || c == ' ');
+/// `fs:/path`, `s3:bucket/prefix at https://host`: the service and where it points, secrets left out.
+pub fn location(destination: &Destination) -> String {
+    let service = &destination.service;
+    let option = |names: &[&str]| names.iter().find_map(|name| destination.options.get(*name).and_then(OptionValue::plain));
+    if service == "exec" {
+        let program = destination.command.first().map_or("", String::as_str);
+        return format!("exec:{} through {program}", destination.name);
+    }
+    let mut text = format!("{service}:{}", option(&["bucket", "container", "filesystem", "share_name", "share", "repo_name"]).unwrap_or_default());
+    if let Some(root) = option(&["root"]) {
+        if !root.starts_with('/') && !text.ends_with(':') {
+            text.push('/');
+        }
+        text.push_str(root);
+    }
+    if let Some(endpoint) = option(&["endpoint"]) {
+        // A password may stand before the host.
+        let (scheme, rest) = endpoint.split_once("://").map_or(("", endpoint), |(s, r)| (s, r));
+        let host = rest.rsplit_once('@').map_or(rest, |(user, host)| if user.contains(':') { host } else { rest });
+        let scheme = if scheme.is_empty() { String::new() } else { format!("{scheme}://") };
+        let at = if text.ends_with(':') { "" } else { " at " };
+        text.push_str(&format!("{at}{scheme}{host}"));
+    }
     text
 }
 
+/// What a place has been used for since the daemon started.
+pub fn counters(destination: &Destination) -> Counters {
+    Shared::counters(&location(destination))
+}
+
 fn is_no_space(reason: &str) -> bool {
-    reason.contains("os error 28") || reason.contains("No space left") || reason.contains("os error 122")
+    const WORDS: [&str; 8] = [
+        "os error 28",
+        "os error 122",
+        "No space left",
+        "QuotaExceeded",
+        "InsufficientStorage",
+        "Insufficient Storage",
+        "quota exceeded",
+        "storage limit",
+    ];
+    WORDS.iter().any(|words| reason.contains(words))
 }

@@ -1,0 +1,383 @@
+//! Objects of a service beyond this machine, through its OpenDAL operator.
+//!
+//! Whatever the service: an object appears whole under its name, an operation that fails in passing is tried again after growing
+//! pauses, one that does not go on ends, and bytes go at the configured pace. Every object is smaller than what any service takes in
+//! one request, so nothing is uploaded in parts, and nothing of such uploads can be left over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use bytes::{Buf, Bytes};
+use futures::{Future, TryStreamExt};
+use opendal::{Buffer, Error, ErrorKind, HttpTransporter, OperationContext, Operator};
+use tokio::time::timeout;
+
+use super::direct::ReadBuffer;
+use super::pace::Way;
+use super::shared::Shared;
+use super::transport::Transport;
+use super::{Listed, TEMPORARY, exec, secret, temporary_name};
+use crate::config::{self, Destination, Retry};
+
+/// How a service can publish an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Publishing {
+    /// A request whose object appears whole, on the condition that there is none of its name.
+    Conditional,
+    /// A request whose object appears whole, on no condition.
+    Whole,
+    /// Under another name first, then renamed: what is being written can be seen.
+    Rename,
+}
+
+pub(super) struct Remote {
+    operator: Operator,
+    publishing: Publishing,
+    /// It has directories, each listed by itself, and one that nothing was written to yet is not there.
+    has_directories: bool,
+    reads_from_start: bool,
+    /// Where transfers are not watched below.
+    patience: Option<Duration>,
+    retry: Retry,
+    shared: Arc<Shared>,
+}
+
+/// Bytes handed to services other than HTTP at a time.
+const PIECE_BYTES: usize = 256 << 10;
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+impl Remote {
+    /// Contacts nothing yet.
+    pub fn open(destination: &Destination, shared: Arc<Shared>) -> Result<Self, String> {
+        let options = secret::resolve(&destination.options)?;
+        let transfer = &destination.transfer;
+        let (operator, watched) = match destination.service.as_str() {
+            // The plugin's side sees to pace and patience by itself.
+            "exec" => (exec::operator(&destination.command, options, transfer.timeout, shared.clone()), true),
+            service => {
+                let operator = config::operator(service, options).map_err(|e| reason(&e))?;
+                match service {
+                    "sftp" | "ftp" | "memory" => (operator, false),
+                    _ => {
+                        let transport = Transport::new(shared.clone(), transfer.timeout, transfer.ca_file.as_deref())?;
+                        let context = OperationContext::new().with_http_transport(HttpTransporter::new(transport));
+                        (operator.with_context(context), true)
+                    }
+                }
+            }
+        };
+        let able = operator.info().capability();
+        // OpenDAL's ftp writes under a name of its own and renames; what it calls rename for files that replace others is not there.
+        let publishing = match destination.service.as_str() {
+            "sftp" | "webdav" => Publishing::Rename,
+            _ if able.write_with_if_not_exists => Publishing::Conditional,
+            _ => Publishing::Whole,
+        };
+        Ok(Self {
+            has_directories: matches!(destination.service.as_str(), "sftp" | "ftp" | "webdav"),
+            reads_from_start: destination.service == "ftp",
+            operator,
+            publishing,
+            patience: (!watched).then_some(transfer.timeout),
+            retry: transfer.retry.clone(),
+            shared,
+        })
+    }
+
+    /// Runs an operation until it succeeds, fails for good, or was tried often enough.
+    async fn persistently<T, F: Future<Output = Result<T, Error>>>(&self, operation: impl FnMut() -> F) -> Result<T, Error> {
+        let places = self.shared.places();
+        // The semaphore is never closed.
+        let _place = places.acquire().await;
+        self.shared.began();
+        let pauses = ExponentialBuilder::default()
+            .with_jitter()
+            .with_min_delay(self.retry.backoff.max(Duration::from_millis(1)))
+            .with_max_delay(LONGEST_PAUSE.max(self.retry.backoff))
+            .with_max_times(self.retry.attempts.saturating_sub(1) as usize);
+        let result = operation
+            .retry(pauses)
+            .when(|e| may_pass(e, self.patience.is_none()))
+            .notify(|e, pause| {
+                self.shared.retried();
+                tracing::warn!("{}; tried again in {:.1} s", reason(e), pause.as_secs_f64());
+            })
+            .await;
+        if matches!(&result, Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists)) {
+            self.shared.failed();
+        }
+        result
+    }
+
+    /// An end for what does not go on.
+    async fn patiently<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        match self.patience {
+            None => work.await,
+            Some(patience) => timeout(patience, work).await.unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Unexpected, format!("no answer for {} s", patience.as_secs())).set_temporary())
+            }),
+        }
+    }
+
+    /// Publishes an object under a name that must be free; it is free, too, when what is there has these very bytes: then it is what an
+    /// attempt wrote whose answer was lost.
+    pub async fn publish_new(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
+        self.persistently(|| async {
+            match self.publishing {
+                Publishing::Conditional => match self.write(name, bytes, true).await {
+                    Err(e) if is_there(&e) => self.is_ours(name, bytes).await,
+                    // Some compatible services refuse the condition instead of ignoring it.
+                    Err(e) if is_not_built(&e) => match self.must_be_free(name, bytes).await? {
+                        true => self.write(name, bytes, false).await,
+                        false => Ok(()),
+                    },
+                    other => other,
+                },
+                Publishing::Whole => match self.must_be_free(name, bytes).await? {
+                    true => {
+                        self.write(name, bytes, false).await?;
+                        self.has_size(name, bytes.len()).await
+                    }
+                    false => Ok(()),
+                },
+                Publishing::Rename => match self.must_be_free(name, bytes).await? {
+                    true => self.write_and_rename(name, bytes).await,
+                    false => Ok(()),
+                },
+            }
+        })
+        .await
+    }
+
+    /// Writes an object, replacing what is there.
+    pub async fn publish(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
+        self.persistently(|| async {
+            match self.publishing {
+                Publishing::Rename => self.write_and_rename(name, bytes).await,
+                _ => self.write(name, bytes, false).await,
+            }
+        })
+        .await
+    }
+
+    /// True when there is no such object; false when there is one that has these bytes.
+    async fn must_be_free(&self, name: &str, bytes: &Bytes) -> Result<bool, Error> {
+        match self.patiently(self.operator.stat(name)).await {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(e),
+            Ok(_) => self.is_ours(name, bytes).await.map(|()| false),
+        }
+    }
+
+    /// An error unless the object has these bytes.
+    async fn is_ours(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
+        let taken = || Error::new(ErrorKind::AlreadyExists, "there is another object of this name");
+        let size = self.patiently(self.operator.stat(name)).await?.content_length();
+        if size != bytes.len() as u64 {
+            return Err(taken());
+        }
+        let mut there = ReadBuffer::default();
+        self.read_once(name, 0, size, &mut there).await?;
+        if there[..] == bytes[..] { Ok(()) } else { Err(taken()) }
+    }
+
+    async fn write_and_rename(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
+        let temporary = temporary_name().map_err(|e| Error::new(ErrorKind::Unexpected, e.to_string()))?;
+        let written = async {
+            self.write(&temporary, bytes, false).await?;
+            self.has_size(&temporary, bytes.len()).await?;
+            self.patiently(self.operator.rename(&temporary, name)).await?;
+            self.has_size(name, bytes.len()).await
+        };
+        let result = written.await;
+        if result.is_err() {
+            // Best effort: what cannot be removed now is swept by the next prune.
+            let _ = self.patiently(self.operator.delete(&temporary)).await;
+        }
+        result
+    }
+
+    async fn has_size(&self, name: &str, size: usize) -> Result<(), Error> {
+        let there = self.patiently(self.operator.stat(name)).await?.content_length();
+        if there == size as u64 {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Unexpected, format!("{there} of {size} bytes arrived")).set_temporary())
+    }
+
+    async fn write(&self, name: &str, bytes: &Bytes, if_absent: bool) -> Result<(), Error> {
+        let Some(_) = self.patience else {
+            // In one request; the transport sees to the rest.
+            return self.operator.write_with(name, Buffer::from(bytes.clone())).if_not_exists(if_absent).await.map(drop);
+        };
+        let mut writer = self.patiently(async { self.operator.writer_with(name).if_not_exists(if_absent).await }).await?;
+        let mut left = bytes.clone();
+        while !left.is_empty() {
+            let piece = left.split_to(self.shared.pace.piece(Way::Up, left.len().min(PIECE_BYTES)));
+            let len = piece.len();
+            tokio::time::sleep(self.shared.pace.take(Way::Up, len)).await;
+            self.patiently(writer.write(piece)).await?;
+            self.shared.went(len);
+        }
+        self.patiently(writer.close()).await.map(drop)
+    }
+
+    /// Exactly `len` bytes from `offset`.
+    pub async fn read(&self, name: &str, offset: u64, len: u64, into: &mut ReadBuffer) -> Result<(), Error> {
+        let into = tokio::sync::Mutex::new(into);
+        self.persistently(|| async { self.read_once(name, offset, len, *into.lock().await).await }).await
+    }
+
+    async fn read_once(&self, name: &str, offset: u64, len: u64, into: &mut ReadBuffer) -> Result<(), Error> {
+        let place = into.place(len as usize);
+        if place.is_empty() {
+            return Ok(());
+        }
+        // OpenDAL's ftp says where to begin before it opens the data connection, and servers forget it over that.
+        let mut skip = if self.reads_from_start { offset as usize } else { 0 };
+        let opened = async { self.operator.reader(name).await?.into_stream(offset - skip as u64..offset + len).await };
+        let mut stream = self.patiently(opened).await?;
+        let mut at = 0;
+        while let Some(buffer) = self.patiently(stream.try_next()).await? {
+            for mut piece in buffer {
+                let skipped = skip.min(piece.len());
+                piece.advance(skipped);
+                skip -= skipped;
+                let Some(part) = place.get_mut(at..at + piece.len()) else {
+                    return Err(Error::new(ErrorKind::Unexpected, "more bytes came than were asked for"));
+                };
+                part.copy_from_slice(&piece);
+                at += piece.len();
+                if self.patience.is_some() {
+                    self.shared.came(piece.len()).await;
+                }
+            }
+        }
+        match at == place.len() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Unexpected, format!("it is cut off: {at} of {len} bytes at {offset} came")).set_temporary()),
+        }
+    }
+
+    pub async fn size(&self, name: &str) -> Result<u64, Error> {
+        self.persistently(|| async { Ok(self.patiently(self.operator.stat(name)).await?.content_length()) }).await
+    }
+
+    /// Names and sizes below a directory (with its slash, or empty for the top): all of them or an error. A size of 0 is one that the listing did
+    /// not bring. Services that list one directory at a time are walked here: OpenDAL's own walk leaves out what fails in a certain way, and
+    /// never ends with some.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>, Error> {
+        if !self.has_directories {
+            return self.persistently(|| async { Ok(self.list_once(prefix, true).await?.0) }).await;
+        }
+        let (mut found, mut todo) = (Vec::new(), vec![prefix.to_owned()]);
+        while let Some(directory) = todo.pop() {
+            let listed = self.persistently(|| async {
+                match self.list_once(&directory, false).await {
+                    Err(e) if e.kind() == ErrorKind::NotFound && self.is_absent(&directory).await? => Ok((Vec::new(), Vec::new())),
+                    other => other,
+                }
+            });
+            let (files, directories) = listed.await?;
+            found.extend(files);
+            todo.extend(directories);
+        }
+        Ok(found)
+    }
+
+    /// Files and directories.
+    async fn list_once(&self, directory: &str, recursive: bool) -> Result<(Vec<Listed>, Vec<String>), Error> {
+        let mut lister = self.patiently(async { self.operator.lister_with(directory).recursive(recursive).await }).await?;
+        let (mut files, mut directories) = (Vec::new(), Vec::new());
+        while let Some(entry) = self.patiently(lister.try_next()).await? {
+            let name = entry.path();
+            if entry.metadata().is_file() {
+                files.push(Listed { name: name.to_owned(), size: entry.metadata().content_length() });
+            } else if entry.metadata().is_dir() && name != "/" && name.len() > directory.len() && name.starts_with(directory) {
+                directories.push(name.to_owned());
+            }
+        }
+        Ok((files, directories))
+    }
+
+    /// Whether a directory that could not be listed is really not there: some servers say the same of one that may not be read.
+    async fn is_absent(&self, directory: &str) -> Result<bool, Error> {
+        let Some(path) = directory.strip_suffix('/') else { return Ok(true) };
+        let parent = path.rsplit_once('/').map(|(parent, _)| format!("{parent}/")).unwrap_or_default();
+        match self.list_once(&parent, false).await {
+            Ok((_, directories)) => Ok(!directories.iter().any(|d| d == directory)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Removes an object; one that is not there is fine.
+    pub async fn delete(&self, name: &str) -> Result<(), Error> {
+        self.persistently(|| async {
+            match self.patiently(self.operator.delete(name)).await {
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+                other => other,
+            }
+        })
+        .await
+    }
+
+    /// What interrupted writes left: ours, and those of OpenDAL's ftp, which it writes at the top under the object's own name with an
+    /// ending of eight characters.
+    pub async fn leftovers(&self) -> Result<Vec<Listed>, Error> {
+        let mut found = self.list(TEMPORARY).await?;
+        if self.operator.info().scheme() == "ftp" {
+            let (top, _) = self.persistently(|| self.list_once("", false)).await?;
+            found.extend(top.into_iter().filter(|o| {
+                let parts = o.name.rsplit_once('.').filter(|(_, ending)| ending.len() == 8);
+                parts.is_some_and(|(name, _)| name == "keepd.json" || name == "writer.json" || name.len() == 64)
+            }));
+        }
+        Ok(found)
+    }
+
+    /// Whether a writer that finds no object can be sure that no other one makes it at the same time.
+    pub fn creates_if_absent(&self) -> bool {
+        self.publishing == Publishing::Conditional
+    }
+}
+
+fn is_there(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists)
+}
+
+/// The service does not know the condition of a request.
+fn is_not_built(error: &Error) -> bool {
+    error.kind() == ErrorKind::Unsupported || error.to_string().contains("NotImplemented")
+}
+
+/// Whether trying again may help. Some services tell; of the others everything may but what names its cause.
+fn may_pass(error: &Error, told: bool) -> bool {
+    match error.kind() {
+        ErrorKind::RateLimited | ErrorKind::Conflict => true,
+        ErrorKind::Unexpected if told => error.is_temporary(),
+        ErrorKind::Unexpected => {
+            let text = reason(error);
+            const LASTING: [&str; 6] =
+                ["Permission denied", "Host key verification failed", "No space left", "Quota", "quota", "Could not resolve hostname"];
+            !LASTING.iter().any(|cause| text.contains(cause))
+        }
+        _ => false,
+    }
+}
+
+/// OpenDAL's error in one line: the message and its cause, without its context dump (which may hold more than people want to see).
+pub(super) fn reason(error: &Error) -> String {
+    let mut text = error.message().to_owned();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text.retain(|c| !c.is_control() || c == ' ');
+    text
+}

@@ -1,0 +1,188 @@
+//! HTTP for OpenDAL's services: bytes go at the configured pace, are counted, and a transfer that does not go on is an error
+//! instead of a wait for ever. (A limit for the whole request, as OpenDAL's own layer has it, would fail every large object on a slow line.)
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use futures::{Future, StreamExt};
+use http::{Method, Request, Response, header};
+use opendal::raw::{parse_content_encoding, parse_content_length};
+use opendal::{Buffer, Error, ErrorKind, HttpBody, HttpTransport};
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::pace::Way;
+use super::shared::Shared;
+
+/// Bytes of a request's body handed over at a time.
+const PIECE_BYTES: usize = 128 << 10;
+
+pub struct Transport {
+    client: reqwest::Client,
+    shared: Arc<Shared>,
+    patience: Duration,
+}
+
+impl Transport {
+    /// A client of its own; the error is a word on `ca_file`.
+    pub fn new(shared: Arc<Shared>, patience: Duration, ca_file: Option<&std::path::Path>) -> Result<Self, String> {
+        let mut builder = reqwest::Client::builder().connect_timeout(patience).pool_idle_timeout(Duration::from_secs(30));
+        if let Some(path) = ca_file {
+            let shown = path.display();
+            let pem = std::fs::read(path).map_err(|e| format!("cannot read the certificates of {shown}: {e}"))?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| format!("{shown}: no PEM certificates: {e}"))?;
+            if certificates.is_empty() {
+                return Err(format!("{shown} holds no PEM certificate"));
+            }
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let client = builder.build().map_err(|e| format!("cannot set up HTTP: {e}"))?;
+        Ok(Self { client, shared, patience })
+    }
+}
+
+impl HttpTransport for Transport {
+    async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
+        let (parts, body) = request.into_parts();
+        let uri = parts.uri.clone();
+        let host = uri.authority().map(|a| a.host().to_owned()).unwrap_or_default();
+        let is_head = parts.method == Method::HEAD;
+        let failed = move |text: String| Error::new(ErrorKind::Unexpected, text).set_temporary();
+        let url = reqwest::Url::parse(&uri.to_string()).map_err(|e| Error::new(ErrorKind::ConfigInvalid, format!("'{uri}': {e}")))?;
+        let mut builder = self.client.request(parts.method, url).headers(parts.headers).version(parts.version);
+        let progress = Arc::new(Progress::new());
+        if !body.is_empty() {
+            let len = body.len();
+            let body = PacedBody { left: body, shared: self.shared.clone(), progress: progress.clone(), sleep: None };
+            builder = builder.header(header::CONTENT_LENGTH, len).body(reqwest::Body::wrap(body));
+        }
+        let sent = tokio::select! {
+            sent = builder.send() => sent.map_err(|e| failed(format!("{host}: {}", chain(&e.without_url()))))?,
+            () = progress.stalled(self.patience) => {
+                return Err(failed(format!("{host} took and sent nothing for {} s", self.patience.as_secs())));
+            }
+        };
+        let content_length = match is_head || parse_content_encoding(sent.headers())?.is_some() {
+            true => None,
+            false => parse_content_length(sent.headers())?,
+        };
+        let mut response = Response::builder().status(sent.status()).version(sent.version()).extension(uri);
+        if let Some(headers) = response.headers_mut() {
+            headers.clone_from(sent.headers());
+        }
+        let (shared, patience) = (self.shared.clone(), self.patience);
+        let stream = Box::pin(sent.bytes_stream());
+        let stream = futures::stream::unfold(Some(stream), move |stream| {
+            let (shared, host) = (shared.clone(), host.clone());
+            async move {
+                let mut stream = stream?;
+                loop {
+                    return match timeout(patience, stream.next()).await {
+                        Ok(None) => None,
+                        Ok(Some(Ok(bytes))) if bytes.is_empty() => continue,
+                        Ok(Some(Ok(bytes))) => {
+                            shared.came(bytes.len()).await;
+                            Some((Ok(Buffer::from(bytes)), Some(stream)))
+                        }
+                        Ok(Some(Err(e))) => Some((Err(failed(format!("{host}: {}", chain(&e.without_url())))), None)),
+                        Err(_) => Some((Err(failed(format!("{host} sent nothing for {} s", patience.as_secs()))), None)),
+                    };
+                }
+            }
+        });
+        response.body(HttpBody::new(Box::pin(stream), content_length)).map_err(|e| failed(e.to_string()))
+    }
+}
+
+/// An error and its causes, without an URL (which may hold a signature).
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// When a transfer went on last.
+struct Progress {
+    begin: Instant,
+    millis: AtomicU64,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { begin: Instant::now(), millis: AtomicU64::new(0) }
+    }
+
+    fn tick(&self) {
+        self.millis.store(self.begin.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Ends when nothing went on for so long.
+    async fn stalled(&self, patience: Duration) {
+        loop {
+            let idle = self.begin.elapsed().saturating_sub(Duration::from_millis(self.millis.load(Ordering::Relaxed)));
+            if idle >= patience {
+                return;
+            }
+            sleep(patience - idle).await;
+        }
+    }
+}
+
+/// A request's body in small pieces, each when it may go.
+struct PacedBody {
+    left: Buffer,
+    shared: Arc<Shared>,
+    progress: Arc<Progress>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl http_body::Body for PacedBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        if this.sleep.is_none() {
+            if this.left.is_empty() {
+                return Poll::Ready(None);
+            }
+            let piece = this.shared.pace.piece(Way::Up, this.left.len().min(PIECE_BYTES));
+            let wait = this.shared.pace.take(Way::Up, piece);
+            this.sleep = Some(Box::pin(sleep(wait)));
+            if !wait.is_zero() {
+                // The wait is ours, not the other side's.
+                this.progress.tick();
+            }
+        }
+        if let Some(waiting) = &mut this.sleep
+            && !waiting.is_elapsed()
+            && waiting.as_mut().poll(cx).is_pending()
+        {
+            return Poll::Pending;
+        }
+        this.sleep = None;
+        this.progress.tick();
+        let piece = this.shared.pace.piece(Way::Up, this.left.len().min(PIECE_BYTES));
+        let bytes = this.left.copy_to_bytes(piece.min(this.left.len()));
+        this.shared.went(bytes.len());
+        Poll::Ready(Some(Ok(http_body::Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.left.len() as u64)
+    }
+}
