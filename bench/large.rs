@@ -83,6 +83,7 @@ fn main() -> Result<(), Error> {
             added_bytes: flushed.added_bytes,
             new_bytes: Some(flushed.new_bytes),
             parent: predecessor.map(ByteArray::from),
+            origin: None,
         };
         predecessor = Some(commit(&repository, &manifest, &flushed)?);
         last = new;

@@ -163,6 +163,13 @@ pub enum Command {
         #[arg(long)]
         numeric_owner: bool,
     },
+    /// Bring a backup to another destination
+    Copy {
+        #[command(flatten)]
+        of: BackupArgument,
+        #[arg(long, value_name = "DESTINATION")]
+        to: String,
+    },
     /// Prove that a destination's backups are whole
     Check {
         destination: String,
@@ -234,6 +241,8 @@ pub enum Command {
 pub enum DestinationCommand {
     /// All destinations with where they are and how they do
     List,
+    /// Try what a destination can do; leaves nothing behind
+    Test { destination: String },
     /// Make this machine the one that writes there: the other is gone, or shall stop
     TakeOver { destination: String },
 }

@@ -45,6 +45,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             let paths = paths.iter().map(|p| bytes_path(p)).collect();
             context.restore(of, to, paths, restore::Options { overwrite: *overwrite, numeric_owner: *numeric_owner })
         }
+        Command::Copy { of, to } => context.copy(of, to.clone()),
         Command::Check { destination, read_data } => {
             let started = context
                 .client()?
@@ -66,6 +67,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         Command::Job(JobCommand::List) => context.job_list(),
         Command::Job(JobCommand::Show { job }) => context.job_show(job),
         Command::Destination(DestinationCommand::List) => context.destination_list(),
+        Command::Destination(DestinationCommand::Test { destination }) => context.destination_test(destination.clone()),
         Command::Destination(DestinationCommand::TakeOver { destination }) => {
             let out = context.client()?.call::<TakeOver>(&take_over::In { destination: destination.clone() })?;
             context.done(&out, &escape(&out.message))
@@ -122,7 +124,45 @@ impl Context<'_> {
     /// Follows started work to its end.
     fn work(&self, run: &str, tell: bool) -> Result<Exit> {
         let run = follow::follow(self.arguments, self.socket, run)?;
-        self.ended(&run, tell)
+        let exit = self.ended(&run, tell)?;
+        Ok(self.copies(&run)?.unwrap_or(exit))
+    }
+
+    /// Follows the copies of a backup; Partial when one of them failed: it is tried again later, and the backup is made.
+    fn copies(&self, run: &Run) -> Result<Option<Exit>> {
+        let mut exit = None;
+        for id in &run.copies {
+            let copy = follow::follow(self.arguments, self.socket, id)?;
+            let target = copy.destination.clone().unwrap_or_default();
+            if copy.state == RunState::Good {
+                if !self.json() && !self.arguments.quiet {
+                    writeln!(io::stdout(), "copied to {}, {} added", escape(&target), bytes(copy.progress.added_bytes))?;
+                }
+                continue;
+            }
+            follow::conclude(self.arguments, &copy);
+            eprintln!("keepctl: the backup is made, but not copied to {} yet; keepd tries again", escape(&target));
+            exit = Some(Exit::Partial);
+        }
+        Ok(exit)
+    }
+
+    fn copy(&self, of: &BackupArgument, destination: String) -> Result<Exit> {
+        let call = start_copy::In { backup: of.backup.clone(), job: of.job.clone(), destination };
+        let run = self.client()?.call::<StartCopy>(&call)?.run;
+        self.work(&run, true)
+    }
+
+    fn destination_test(&self, destination: String) -> Result<Exit> {
+        let findings = self.client()?.call::<TestDestination>(&test_destination::In { destination })?.findings;
+        let failed = findings.iter().any(|f| f.verdict == "failed");
+        if self.json() {
+            print_json(&findings)?;
+        } else {
+            let rows = findings.iter().map(|f| vec![escape(&f.step), escape(&f.verdict), escape(&f.text)]);
+            table(&["STEP", "VERDICT", "WHAT"], rows.collect())?;
+        }
+        Ok(if failed { Exit::Failed } else { Exit::Good })
     }
 
     fn ended(&self, run: &Run, tell: bool) -> Result<Exit> {
@@ -628,14 +668,17 @@ impl Context<'_> {
 
 fn destinations(list: &[DestinationStatus]) -> Result<()> {
     let rows = list.iter().map(|d| {
-        let error = d.error.as_ref().map_or_else(|| "ok".to_owned(), |e| escape(e));
+        let mut notes: Vec<String> = d.missing.iter().map(|(job, n)| format!("{n} backups of {} not copied yet", escape(job))).collect();
+        notes.extend(d.overdue.iter().map(|job| format!("{} overdue", escape(job))));
+        notes.extend(d.error.as_ref().map(|e| escape(e)));
+        let state = if notes.is_empty() { "ok".to_owned() } else { notes.join("; ") };
         vec![
             escape(&d.name),
             escape(&d.location),
             escape(&d.encryption),
             d.backups.to_string(),
             time_or(d.last_good.as_ref(), "never"),
-            error,
+            state,
         ]
     });
     Ok(table(&["DESTINATION", "WHERE", "ENCRYPTION", "BACKUPS", "LAST GOOD", "STATE"], rows.collect())?)

@@ -54,6 +54,10 @@ method!(/// What the job's retention, or the `policy` given, would do at each de
     show_retention { job: String, #[serde(default)] destination: Option<String>, #[serde(default)] policy: Option<BTreeMap<String, u64>> } -> { plans: Vec<RetentionPlan> });
 method!(/// Starts a run that confirms the job's configured retention and removes what it removes.
     start_retention { job: String, #[serde(default)] destination: Option<String> } -> { run: String });
+method!(/// Starts a run that copies a backup to a destination.
+    start_copy { backup: String, #[serde(default)] job: Option<String>, destination: String } -> { run: String });
+method!(/// Tries what a destination can do, and leaves nothing behind.
+    test_destination { destination: String } -> { findings: Vec<Finding> });
 method!(/// Makes this machine the writer of a destination's repository, whoever was it before.
     take_over { destination: String } -> { message: String });
 method!(/// Streams a backup's entries into the write end of a pipe passed along with the call (see `restore`). `paths` are
@@ -87,7 +91,7 @@ names! {
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
     start_backup as StartBackup = "StartBackup", start_check as StartCheck = "StartCheck", start_prune as StartPrune = "StartPrune",
     start_delete as StartDelete = "StartDelete", mark_backup as MarkBackup = "MarkBackup", show_retention as ShowRetention = "ShowRetention",
-    start_retention as StartRetention = "StartRetention", take_over as TakeOver = "TakeOver", start_restore as StartRestore = "StartRestore", start_cat as StartCat = "StartCat",
+    start_retention as StartRetention = "StartRetention", start_copy as StartCopy = "StartCopy", test_destination as TestDestination = "TestDestination", take_over as TakeOver = "TakeOver", start_restore as StartRestore = "StartRestore", start_cat as StartCat = "StartCat",
     follow_run as FollowRun = "FollowRun", cancel_run as CancelRun = "CancelRun", list_runs as ListRuns = "ListRuns", show_run as ShowRun = "ShowRun",
     list_backups as ListBackups = "ListBackups", show_backup as ShowBackup = "ShowBackup", list_entries as ListEntries = "ListEntries",
     diff_backups as DiffBackups = "DiffBackups", watch as Watch = "Watch", reload as Reload = "Reload",

@@ -39,7 +39,7 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy" });
 word_enum!(/// What is said of a backup.
     Mark { #[default] Pin = "pin", Unpin = "unpin", Accept = "accept" });
 word_enum!(/// Where a run is. `partial`: done, but something was left out and is listed in the messages.
@@ -100,6 +100,36 @@ pub struct DestinationStatus {
     pub last_good: Option<String>,
     /// Empty when the last contact went well.
     pub error: Option<String>,
+    /// Backups that should be here and are not yet, by job.
+    #[serde(default)]
+    pub missing: BTreeMap<String, u64>,
+    /// Jobs whose newest good backup here is older than the destination's `max_age`.
+    #[serde(default)]
+    pub overdue: Vec<String>,
+    #[serde(default)]
+    pub traffic: Traffic,
+}
+
+/// What a destination was used for since the daemon started. Bytes, and operations.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub sent: u64,
+    pub received: u64,
+    pub operations: u64,
+    pub retries: u64,
+    /// Operations that failed for good.
+    pub errors: u64,
+}
+
+/// What a test of a destination found out, step by step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// reach, rights, write …
+    pub step: String,
+    /// `ok`, `warning`, `failed`, `skipped`.
+    pub verdict: String,
+    /// In words and numbers.
+    pub text: String,
 }
 
 /// A job as configured, with its state.
@@ -181,6 +211,16 @@ pub struct BackupDetail {
     /// Bytes of the contents that were new, before they were compressed.
     #[serde(default)]
     pub new_bytes: Option<u64>,
+    /// Of a copy: its id in the destination's repository, which is not the backup's own.
+    #[serde(default)]
+    pub object: Option<String>,
+}
+
+impl BackupDetail {
+    /// The id that the destination's repository knows it by.
+    pub fn object(&self) -> &str {
+        self.object.as_deref().unwrap_or(&self.backup.id)
+    }
 }
 
 /// What retention makes of a job's backups at a destination.
@@ -248,6 +288,9 @@ pub struct Run {
     pub error: Option<String>,
     /// Who started it: `schedule` or a user's name.
     pub by: String,
+    /// The runs that bring this one's backup to the job's other destinations.
+    #[serde(default)]
+    pub copies: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

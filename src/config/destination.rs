@@ -7,7 +7,10 @@ use std::time::Duration;
 use super::load::Known;
 use super::problem::{did_you_mean, looks_like_key, quoted};
 use super::reader::{Item, NOT_BUILT, Table};
-use super::{Bandwidth, Compression, Destination, Encryption, Hours, KeySource, OptionValue, Rates, Retention, SecretSource, Transfer, service, value};
+use super::{
+    Bandwidth, Compression, Destination, Encryption, Hours, KeySource, OptionValue, Rates, Retention, SecretSource, Transfer, service,
+    value,
+};
 
 /// The directory of a destination on this machine.
 pub(super) struct FsRoot<'a> {

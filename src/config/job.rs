@@ -131,8 +131,7 @@ fn suspect(item: &Item<'_>) -> Option<Suspect> {
     let table = item.table("a table such as { fewer_rows = 50, larger = 10 }, 0 to turn a rule off")?;
     table.check_keys(&["fewer_rows", "fewer_files", "smaller", "larger", "changed", "incompressible"], &[]);
     let usual = Suspect::default();
-    let number =
-        |key: &str, most: u64, usual: u32| table.optional(key, |i| i.number(0..=most).and_then(|n| u32::try_from(n).ok()), usual);
+    let number = |key: &str, most: u64, usual: u32| table.optional(key, |i| i.number(0..=most).and_then(|n| u32::try_from(n).ok()), usual);
     let fewer_rows = number("fewer_rows", 100, usual.fewer_rows);
     let fewer_files = number("fewer_files", 100, usual.fewer_files);
     let smaller = number("smaller", 100, usual.smaller);
@@ -249,7 +248,8 @@ fn source_kind<'a>(table: &Table<'a>) -> Option<(SourceKind, FilesPlace<'a>)> {
     let item = table.get(kind)?;
     if kind == "sqlite" {
         table.check_keys(&["name", "sqlite", "verify"], &[(&FILES_ONLY, "is only for files sources"), (&LATER, NOT_BUILT)]);
-        let verify = table.optional("verify",
+        let verify = table.optional(
+            "verify",
             |item| item.word(&[("quick", Verify::Quick), ("full", Verify::Full), ("off", Verify::Off)]),
             Verify::Quick,
         );

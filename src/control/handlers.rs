@@ -198,6 +198,16 @@ impl Control {
         Ok(take_over::Out { message })
     }
 
+    pub(super) async fn start_copy(&self, p: start_copy::In, by: String) -> Result<start_copy::Out> {
+        let run = self.ask_runs(move |runs| runs.start_copy(&p.backup, p.job.as_deref(), &p.destination, &by)).await?;
+        Ok(start_copy::Out { run })
+    }
+
+    pub(super) async fn test_destination(&self, p: test_destination::In) -> Result<test_destination::Out> {
+        let findings = self.ask_runs(move |runs| runs.test_destination(&p.destination)).await?;
+        Ok(test_destination::Out { findings })
+    }
+
     pub(super) async fn start_retention(&self, p: start_retention::In, by: String) -> Result<start_retention::Out> {
         let run = self.ask_runs(move |runs| runs.start_retention(&p.job, p.destination.as_deref(), &by)).await?;
         Ok(start_retention::Out { run })

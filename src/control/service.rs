@@ -77,6 +77,8 @@ impl Control {
             m::MarkBackup::NAME => out::<m::MarkBackup>(self.mark_backup(input::<m::MarkBackup>(p)?, by).await?),
             m::ShowRetention::NAME => out::<m::ShowRetention>(self.show_retention(input::<m::ShowRetention>(p)?).await?),
             m::StartRetention::NAME => out::<m::StartRetention>(self.start_retention(input::<m::StartRetention>(p)?, by).await?),
+            m::StartCopy::NAME => out::<m::StartCopy>(self.start_copy(input::<m::StartCopy>(p)?, by).await?),
+            m::TestDestination::NAME => out::<m::TestDestination>(self.test_destination(input::<m::TestDestination>(p)?).await?),
             m::TakeOver::NAME => out::<m::TakeOver>(self.take_over(input::<m::TakeOver>(p)?, by).await?),
             m::StartRestore::NAME => out::<m::StartRestore>(self.start_restore(input::<m::StartRestore>(p)?, descriptors, by).await?),
             m::StartCat::NAME => out::<m::StartCat>(self.start_cat(input::<m::StartCat>(p)?, descriptors, by).await?),

@@ -5,7 +5,7 @@
 
 pub mod lock;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -102,7 +102,8 @@ impl Ledger {
         db.execute_batch(
             "CREATE INDEX IF NOT EXISTS backup_sequence ON backup (destination, json ->> 'sequence');
              CREATE TABLE IF NOT EXISTS mark (destination TEXT NOT NULL, id TEXT NOT NULL, backup TEXT NOT NULL, time TEXT NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;
-             CREATE INDEX IF NOT EXISTS mark_backup ON mark (backup);",
+             CREATE INDEX IF NOT EXISTS mark_backup ON mark (backup);
+             CREATE TABLE IF NOT EXISTS removed (destination TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;",
         )
         .map_err(|e| failed(&e))?;
         db.set_prepared_statement_cache_capacity(32);
@@ -238,9 +239,10 @@ impl Ledger {
         rows.iter().map(|json| from_json(json)).collect()
     }
 
-    /// The ids a destination's catalogue holds.
-    pub fn backup_ids(&self, destination: &str) -> Result<Vec<String>> {
-        self.run_sql(|db| db.prepare_cached("SELECT id FROM backup WHERE destination = ?1")?.query_map([destination], text)?.collect())
+    /// The backups that a destination's catalogue holds: the id that the repository knows each by, and the backup's own.
+    pub fn objects(&self, destination: &str) -> Result<BTreeMap<String, String>> {
+        let sql = "SELECT coalesce(json ->> 'object', id), id FROM backup WHERE destination = ?1";
+        self.run_sql(|db| db.prepare_cached(sql)?.query_map([destination], |r| Ok((r.get(0)?, r.get(1)?)))?.collect())
     }
 
     /// The backup with the highest sequence number of a destination.
@@ -250,10 +252,21 @@ impl Ledger {
         json.map(|j| from_json(&j)).transpose()
     }
 
-    /// The id of the job's newest backup of a destination.
+    /// What the destination's repository knows the job's newest backup by.
     pub fn newest_of_job(&self, job: &str, destination: &str) -> Result<Option<String>> {
-        let sql = "SELECT id FROM backup WHERE job = ?1 AND destination = ?2 ORDER BY time DESC, id LIMIT 1";
+        let sql = "SELECT coalesce(json ->> 'object', id) FROM backup WHERE job = ?1 AND destination = ?2 ORDER BY time DESC, id LIMIT 1";
         self.run_sql(|db| db.prepare_cached(sql)?.query_row([job, destination], text).optional())
+    }
+
+    /// Notes that a backup was removed from a destination on purpose: it is not copied there again.
+    pub fn set_removed(&self, destination: &str, id: &str) -> Result<()> {
+        let sql = "INSERT OR IGNORE INTO removed (destination, id) VALUES (?1, ?2)";
+        self.run_sql(|db| db.prepare_cached(sql)?.execute([destination, id]).map(drop))
+    }
+
+    /// Backups that were removed from a destination on purpose.
+    pub fn removed(&self, destination: &str) -> Result<BTreeSet<String>> {
+        self.run_sql(|db| db.prepare_cached("SELECT id FROM removed WHERE destination = ?1")?.query_map([destination], text)?.collect())
     }
 
     /// When the newest good backup of a job, or of a destination, was begun; None for any.
@@ -318,15 +331,21 @@ impl Ledger {
         let mut list: Vec<Backup> = Vec::new();
         let mut places: BTreeMap<String, usize> = BTreeMap::new();
         for (id, destination, json) in rows {
+            let detail: BackupDetail = from_json(&json)?;
             let at = match places.get(&id) {
                 Some(at) => *at,
                 None => {
-                    list.push(from_json::<BackupDetail>(&json)?.backup);
+                    list.push(detail.backup.clone());
                     places.insert(id, list.len() - 1);
                     list.len() - 1
                 }
             };
             if let Some(backup) = list.get_mut(at) {
+                // What it added is told of the capture, not of a copy.
+                if detail.object.is_none() {
+                    backup.added_bytes = detail.backup.added_bytes;
+                }
+                backup.pinned |= detail.backup.pinned;
                 backup.destinations.push(BackupPlace { name: destination, status: "present".into() });
             }
         }

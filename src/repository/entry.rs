@@ -111,7 +111,10 @@ pub fn path_order(a: &[u8], b: &[u8]) -> Ordering {
 pub enum SinkError {
     #[error("cancelled")]
     Cancelled,
-    /// The repository or its storage failed; the text says what was tried, on what and why.
+    /// The storage did not do what it was asked; the text says what was tried, on what and why.
+    #[error("{0}")]
+    Storage(String),
+    /// The repository failed; the text says what was tried, on what and why.
     #[error("{0}")]
     Repository(String),
 }

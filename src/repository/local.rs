@@ -35,7 +35,7 @@ pub struct LocalIndex {
 /// Of the layout; a cache of another one is thrown away.
 const VERSION: i64 = 3;
 /// `lost`: chunks that do not open any more, and where that was. `listed`: the index object that a pack stands in. `condemned`: nothing needs it, and new backups must not build upon it. `read`: when it was
-/// read whole and found good, in seconds since 1970.
+/// read whole and found good, in seconds since 1970. `translation`: what chunks of other repositories became here.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX IF NOT EXISTS pack_listed ON pack (listed);
@@ -45,6 +45,7 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL, mark INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
     CREATE TABLE IF NOT EXISTS loaded (id BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS translation (repository BLOB NOT NULL, there BLOB NOT NULL, here BLOB NOT NULL, PRIMARY KEY (repository, there)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;";
 
 impl LocalIndex {
@@ -184,6 +185,37 @@ impl LocalIndex {
         work().map_err(|e| self.fail(e))
     }
 
+    /// Whether anything is remembered of another repository's chunks.
+    pub fn has_translations(&self, repository: &[u8; 16]) -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM translation WHERE repository = ?1)";
+        self.db().query_row(sql, [repository], |r| r.get(0)).map_err(|e| self.fail(e))
+    }
+
+    /// What chunks of another repository are here, as far as that is remembered.
+    pub fn translations(&self, repository: &[u8; 16], there: &[ChunkId]) -> Result<Vec<Option<ChunkId>>> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<Vec<Option<ChunkId>>> {
+            let tx = db.transaction()?;
+            let mut look = tx.prepare_cached("SELECT here FROM translation WHERE repository = ?1 AND there = ?2")?;
+            there.iter().map(|id| look.query_row(params![repository, id.0], |r| Ok(ChunkId(r.get(0)?))).optional()).collect()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Remembers chunks of another repository (first) and what they are here.
+    pub fn put_translations(&self, repository: &[u8; 16], pairs: &[(ChunkId, ChunkId)]) -> Result<()> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            for (there, here) in pairs {
+                let sql = "INSERT OR REPLACE INTO translation (repository, there, here) VALUES (?1, ?2, ?3)";
+                tx.prepare_cached(sql)?.execute(params![repository, there.0, here.0])?;
+            }
+            tx.commit()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
     /// All rows of a question.
     fn rows<T, C: FromIterator<T>>(
         &self,
@@ -261,6 +293,7 @@ impl LocalIndex {
                 tx.execute("DELETE FROM pack WHERE id = ?1", [id])?;
                 tx.execute("DELETE FROM lost WHERE pack = ?1", [id])?;
             }
+            tx.execute("DELETE FROM translation WHERE NOT EXISTS (SELECT 1 FROM chunk WHERE chunk.id = translation.here)", [])?;
             tx.commit()
         };
         work().map_err(|e| self.fail(e))

@@ -67,6 +67,9 @@ pub struct Manifest {
     /// The backup of the same job it was built upon; None when everything was read.
     #[n(21)]
     pub parent: Option<ByteArray<32>>,
+    /// Of a copy: the id of the backup that was captured, in the repository it was captured into.
+    #[n(22)]
+    pub origin: Option<ByteArray<32>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Encode, Decode, CborLen)]

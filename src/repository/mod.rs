@@ -6,6 +6,7 @@
 pub mod check;
 pub mod chunker;
 pub mod condemned;
+pub mod copy;
 pub mod entry;
 pub mod error;
 pub mod fetch;

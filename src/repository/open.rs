@@ -411,6 +411,7 @@ fn parse_config(location: &str, bytes: &[u8]) -> Result<RepositoryConfig> {
 
 fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConfig> {
     let location = storage.location().to_owned();
+    storage.prepare()?;
     // A storage with backups but without its keepd.json is damaged, not new.
     let found = storage.names("backups/")?.len();
     if found > 0 {
@@ -432,6 +433,15 @@ fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConf
         keepd_version: env!("CARGO_PKG_VERSION").into(),
     };
     storage.put_new(CONFIG_NAME, to_json(&config)?)?;
+    if storage.is_remote() {
+        // Where create-if-absent is ignored another daemon may have made one at the same time: the last one counts.
+        std::thread::sleep(super::lease::SETTLE);
+        let there = parse_config(&location, &storage.get(CONFIG_NAME, MAX_SMALL_OBJECT)?)?;
+        if there != config {
+            let text = format!("another keepd made repository {} here at the same time; try again", there.repository);
+            return Err(RepositoryError::NoRepository { location, text });
+        }
+    }
     Ok(config)
 }
 

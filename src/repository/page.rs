@@ -119,17 +119,19 @@ pub fn lists_of(segments: &[Segment]) -> Vec<Vec<u8>> {
     if segments.len() <= INLINE_SEGMENTS {
         return Vec::new();
     }
-    let encode = |part: &[Segment]| {
-        let (mut table, mut triples) = (Table::default(), Vec::new());
-        encode_segments(part, &mut table, &mut triples);
-        let mut bytes = Vec::new();
-        let mut e = Encoder::new(&mut bytes);
-        let _ = e.array(2);
-        table.encode(&mut e);
-        bytes.extend_from_slice(&triples);
-        bytes
-    };
-    segments.chunks(LIST_SEGMENTS).map(encode).collect()
+    segments.chunks(LIST_SEGMENTS).map(encode_list).collect()
+}
+
+/// A list chunk of these segments.
+pub fn encode_list(segments: &[Segment]) -> Vec<u8> {
+    let (mut table, mut triples) = (Table::default(), Vec::new());
+    encode_segments(segments, &mut table, &mut triples);
+    let mut bytes = Vec::new();
+    let mut e = Encoder::new(&mut bytes);
+    let _ = e.array(2);
+    table.encode(&mut e);
+    bytes.extend_from_slice(&triples);
+    bytes
 }
 
 /// The segments of a list chunk.

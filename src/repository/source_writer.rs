@@ -355,6 +355,7 @@ impl From<RepositoryError> for SinkError {
     fn from(error: RepositoryError) -> Self {
         match error {
             RepositoryError::Cancelled => SinkError::Cancelled,
+            e @ RepositoryError::Storage(_) => SinkError::Storage(e.to_string()),
             other => SinkError::Repository(other.to_string()),
         }
     }

@@ -23,7 +23,11 @@ impl World {
 
     /// The repository through a daemon's own cache.
     pub fn seen_by(&self, daemon: &str, told: Option<Told>) -> Arc<Repository> {
-        let destination = Destination::plain("local", "fs", [("root".to_owned(), self.path().join("repository").display().to_string().as_str().into())].into());
+        let destination = Destination::plain(
+            "local",
+            "fs",
+            [("root".to_owned(), self.path().join("repository").display().to_string().as_str().into())].into(),
+        );
         let mut storage = Storage::open(&destination, self.runtime.handle().clone()).unwrap();
         storage.before_each = told;
         let options = OpenOptions {

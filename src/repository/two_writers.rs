@@ -70,6 +70,7 @@ impl Backup {
                     added_bytes: 0,
                     new_bytes: None,
                     parent: None,
+                    origin: None,
                 };
                 self.committed = Some(commit(&self.repository, &manifest, self.flushed.as_ref().unwrap()).is_ok());
             }

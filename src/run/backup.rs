@@ -1,4 +1,4 @@
-//! A backup: capture every source into each destination, commit, then retention and prune.
+//! A backup: capture every source into one destination, commit, then retention and prune there.
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
@@ -30,33 +30,40 @@ pub struct Environment {
 /// Keeps readers of a repository away while packs are removed; None when there are some just now.
 pub type ReaderGate<'a> = &'a dyn Fn(&str) -> Option<Box<dyn Send>>;
 
-/// Backs a job up to all its destinations; good when every one has it.
-pub fn backup(env: &Environment, job: &Job, request: &BackupRequest, live: &LiveRun, gate: ReaderGate<'_>) -> Result<Finish, Failure> {
-    let mut errors = Vec::new();
-    let (mut done, mut suspect) = (0, false);
+/// Waits until nobody else writes to a destination, and keeps others away while it lives.
+pub type Writing<'a> = &'a dyn Fn(&str) -> Result<Box<dyn Send>, Failure>;
+
+/// Backs a job up to the first of its destinations that answers; the others get a copy of that.
+pub fn backup(
+    env: &Environment,
+    job: &Job,
+    request: &BackupRequest,
+    live: &LiveRun,
+    gate: ReaderGate<'_>,
+    writing: Writing<'_>,
+) -> Result<Finish, Failure> {
+    let mut errors: Vec<String> = Vec::new();
     for name in &job.destinations {
         let target = env.config.destinations.get(name).ok_or_else(|| Failure::Failed(format!("there is no destination '{name}'")))?;
+        live.step(&format!("waiting for {name}"));
+        let _alone = writing(name)?;
         match to_destination(env, job, target, request, live, gate) {
             Ok(outcome) => {
-                done += 1;
-                suspect |= outcome == Outcome::Suspect;
+                for text in &errors {
+                    live.message(Level::Error, format!("{text}; the backup went to {name}"));
+                }
+                return Ok(match (outcome, live.report.left_out_count()) {
+                    (Outcome::Suspect, _) => Finish::Suspect,
+                    (Outcome::Good, 0) => Finish::Good,
+                    (Outcome::Good, _) => Finish::Partial,
+                });
             }
-            Err(Failure::Cancelled) => return Err(Failure::Cancelled),
-            Err(Failure::Failed(text)) => errors.push(text),
+            // The next one is asked when it is this one's fault.
+            Err(Failure::Storage(text)) => errors.push(text),
+            Err(other) => return Err(other),
         }
     }
-    if done == 0 {
-        return Err(Failure::Failed(errors.join("; ")));
-    }
-    for text in &errors {
-        live.message(Level::Error, text.clone());
-    }
-    let complete = errors.is_empty() && live.report.left_out_count() == 0;
-    Ok(match (suspect, complete) {
-        (true, _) => Finish::Suspect,
-        (false, true) => Finish::Good,
-        (false, false) => Finish::Partial,
-    })
+    Err(Failure::Failed(errors.join("; ")))
 }
 
 fn to_destination(
@@ -108,7 +115,7 @@ fn to_destination(
         format: 1,
         repository: ByteArray::from(repository.raw_id()),
         sequence: catalogue::next_sequence(&target.name, &env.ledger, newest.as_ref().map_or(0, |d| d.sequence))?,
-        predecessor: newest.as_ref().and_then(|d| unhex(&d.backup.id)).map(ByteArray::from),
+        predecessor: newest.as_ref().and_then(|d| unhex(d.object())).map(ByteArray::from),
         job: job.name.clone(),
         run: snapshot.id.clone(),
         started: started.to_string(),
@@ -127,6 +134,7 @@ fn to_destination(
         added_bytes: flushed.added_bytes,
         new_bytes: Some(flushed.new_bytes),
         parent: parent.as_ref().map(|(id, _)| ByteArray::from(*id)),
+        origin: None,
     };
     let history = env.ledger.newest_good(&job.name, &target.name, outcome::HISTORY)?;
     let reasons = outcome::judge(&catalogue::detail("", &manifest), &history, &job.suspect);
@@ -149,7 +157,7 @@ fn to_destination(
         run.backup.get_or_insert(id);
     });
     // The backup is committed: what comes now may fail without taking that back.
-    if let Err(Failure::Failed(text)) = retain::apply(env, job, target, &repository, &lease, live, gate) {
+    if let Err(Failure::Failed(text) | Failure::Storage(text)) = retain::apply(env, job, target, &repository, &lease, live, gate) {
         live.message(Level::Error, format!("the backup is made, but cleaning up after it failed: {text}"));
     }
     Ok(detail.backup.outcome)
@@ -201,6 +209,7 @@ fn capture(
         SourceError::Cancelled => Failure::Cancelled,
         SourceError::Failed(text) => failed(text),
         SourceError::Sink(SinkError::Cancelled) => Failure::Cancelled,
+        SourceError::Sink(SinkError::Storage(text)) => Failure::Storage(format!("source {}: {text}", source.name)),
         SourceError::Sink(e) => failed(e.to_string()),
     })?;
     let facts = serde_json::to_string(&facts).map_err(|e| failed(e.to_string()))?;

@@ -13,16 +13,17 @@ use crate::repository::{Manifest, Mark, Repository};
 /// Adds backups and marks that came, removes those that went; returns what could not be read.
 pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Result<Vec<String>, Failure> {
     let listed = repository.listed_backups()?;
-    let known: HashSet<String> = ledger.backup_ids(destination)?.into_iter().collect();
+    let known = ledger.objects(destination)?;
     let (mut problems, mut touched) = (Vec::new(), HashSet::new());
     let mut present = HashSet::new();
     for id in &listed {
         let hex = HEXLOWER.encode(id);
-        if !known.contains(&hex) {
+        if !known.contains_key(&hex) {
             match repository.read_manifest(id) {
                 Ok(manifest) => {
-                    ledger.put_backup(destination, &detail(&hex, &manifest))?;
-                    touched.insert(hex.clone());
+                    let detail = detail(&hex, &manifest);
+                    ledger.put_backup(destination, &detail)?;
+                    touched.insert(detail.backup.id);
                 }
                 Err(e @ crate::repository::RepositoryError::Storage(_)) => return Err(e.into()),
                 Err(e) => problems.push(e.to_string()),
@@ -30,7 +31,7 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
         }
         present.insert(hex);
     }
-    let gone: Vec<&String> = known.difference(&present).collect();
+    let gone: Vec<&String> = known.iter().filter(|(object, _)| !present.contains(*object)).map(|(_, id)| id).collect();
     if !gone.is_empty() {
         problems.extend(set_back(destination, &gone, ledger)?);
     }
@@ -44,9 +45,7 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
         if !known.contains_key(&hex) {
             match repository.read_mark(&id) {
                 Ok(mark) => {
-                    let known = known_mark(&id, &mark);
-                    ledger.put_mark(destination, &known)?;
-                    touched.insert(known.backup);
+                    touched.insert(put_mark(destination, ledger, &id, &mark)?);
                 }
                 Err(e @ crate::repository::RepositoryError::Storage(_)) => return Err(e.into()),
                 Err(e) => problems.push(e.to_string()),
@@ -98,25 +97,36 @@ pub fn next_sequence(destination: &str, ledger: &Ledger, newest: u64) -> Result<
 /// Says something of a backup, in the repository and in the catalogue.
 pub fn mark(repository: &Repository, destination: &str, ledger: &Ledger, mark: &Mark) -> Result<(), Failure> {
     let id = repository.write_mark(mark)?;
-    let known = known_mark(&id, mark);
-    ledger.put_mark(destination, &known)?;
-    apply_marks(destination, &known.backup, ledger)
+    let backup = put_mark(destination, ledger, &id, mark)?;
+    apply_marks(destination, &backup, ledger)
 }
 
 /// Removes a backup and what was said of it from a repository and the catalogue.
 pub fn remove(repository: &Repository, destination: &str, ledger: &Ledger, id: &str) -> Result<(), Failure> {
-    let raw = unhex(id).ok_or_else(|| Failure::Failed(format!("the catalogue holds an id that is none: {id}")))?;
-    repository.delete_manifest(&raw)?;
+    repository.delete_manifest(&object(ledger, destination, id)?)?;
     for mark in ledger.marks(destination, Some(id))? {
         if let Some(raw) = unhex(&mark.id) {
             repository.delete_mark(&raw)?;
         }
     }
+    ledger.set_removed(destination, id)?;
     Ok(ledger.remove_backup(destination, id)?)
 }
 
-fn known_mark(id: &[u8; 32], mark: &Mark) -> KnownMark {
-    KnownMark { id: HEXLOWER.encode(id), backup: HEXLOWER.encode(&mark.backup[..]), time: mark.time.clone(), kind: mark.kind.clone() }
+/// What the destination's repository knows a backup by.
+pub fn object(ledger: &Ledger, destination: &str, id: &str) -> Result<[u8; 32], Failure> {
+    let detail = ledger.backup_at(destination, id)?;
+    let object = detail.as_ref().map_or(id, BackupDetail::object);
+    unhex(object).ok_or_else(|| Failure::Failed(format!("'{object}' is no backup id")))
+}
+
+/// Takes a mark up into the ledger, under the backup's own id; returns that.
+fn put_mark(destination: &str, ledger: &Ledger, id: &[u8; 32], mark: &Mark) -> Result<String, Failure> {
+    let object = HEXLOWER.encode(&mark.backup[..]);
+    let backup = ledger.objects(destination)?.remove(&object).unwrap_or(object);
+    let known = KnownMark { id: HEXLOWER.encode(id), backup, time: mark.time.clone(), kind: mark.kind.clone() };
+    ledger.put_mark(destination, &known)?;
+    Ok(known.backup)
 }
 
 /// What the marks make of a backup: the newest pin or unpin holds; once accepted it is good; the newest proof counts.
@@ -140,12 +150,13 @@ fn apply_marks(destination: &str, backup: &str, ledger: &Ledger) -> Result<(), F
 /// A kind of mark that nobody says by hand.
 const PROVEN: &str = "proven";
 
-/// A manifest as the catalogue and the control interface show it.
-pub fn detail(id: &str, manifest: &Manifest) -> BackupDetail {
+/// A manifest, by the id its repository has it under, as the catalogue and the control interface show it. A copy goes by its original's id.
+pub fn detail(object: &str, manifest: &Manifest) -> BackupDetail {
+    let origin = manifest.origin.as_ref().map(|id| HEXLOWER.encode(&id[..]));
     let level = |word: &str| Level::ALL.iter().copied().find(|l| l.as_str() == word).unwrap_or_default();
     BackupDetail {
         backup: Backup {
-            id: id.to_owned(),
+            id: origin.clone().unwrap_or_else(|| object.to_owned()),
             job: manifest.job.clone(),
             time: manifest.started.clone(),
             r#type: manifest.r#type.parse::<BackupType>().unwrap_or_default(),
@@ -188,5 +199,6 @@ pub fn detail(id: &str, manifest: &Manifest) -> BackupDetail {
             .collect(),
         parent: manifest.parent.as_ref().map(|p| HEXLOWER.encode(&p[..])),
         new_bytes: manifest.new_bytes,
+        object: origin.map(|_| object.to_owned()),
     }
 }

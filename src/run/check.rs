@@ -60,7 +60,9 @@ pub fn check_destination(env: &Environment, target: &Destination, wanted: Wanted
     for problem in report.problems.iter().chain(&lost).take(MAX_TOLD) {
         live.message(Level::Error, problem.clone());
     }
-    for (id, paths) in report.hurt.iter().take(MAX_TOLD) {
+    let ids = env.ledger.objects(&target.name)?;
+    for (object, paths) in report.hurt.iter().take(MAX_TOLD) {
+        let id = ids.get(object).unwrap_or(object);
         let job = env.ledger.backup_detail(id)?.map(|d| format!(" of job {} from {}", d.backup.job, d.started)).unwrap_or_default();
         live.message(Level::Error, format!("backup {}{job} is hurt: {}", short(id), paths.join(", ")));
     }
@@ -86,7 +88,7 @@ pub fn check_destination(env: &Environment, target: &Destination, wanted: Wanted
 /// Backups that the ledger knows here and the storage no longer has: removed by somebody else than keepd.
 fn missing_from_storage(env: &Environment, repository: &Repository, name: &str) -> Result<Vec<String>, Failure> {
     let listed = repository.listed_backups()?;
-    let gone = env.ledger.backup_ids(name)?.into_iter().filter(|id| !unhex(id).is_some_and(|raw| listed.contains(&raw)));
+    let gone = env.ledger.objects(name)?.into_keys().filter(|id| !unhex(id).is_some_and(|raw| listed.contains(&raw)));
     Ok(gone.map(|id| format!("{}: backups/{id}: it is missing", repository.location())).collect())
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
+use keepd_protocol::model::{Backup, Traffic};
 use tokio::runtime::Handle;
 
 use super::live::Failure;
@@ -12,8 +13,8 @@ use crate::config::{Config, Destination, KeySource};
 use crate::crypto::{self, key_file};
 use crate::ledger::Ledger;
 use crate::repository::lease::Holder;
-use crate::repository::{OpenOptions, Repository};
-use crate::storage::{self, Storage};
+use crate::repository::{OpenOptions, Repository, RepositoryError};
+use crate::storage::{self, Counters, Storage};
 
 /// Where a destination is, without secrets.
 pub fn location(destination: &Destination) -> String {
@@ -49,11 +50,27 @@ pub fn open(
         create,
         memory: config.daemon.memory / config.daemon.max_parallel_runs.max(1) as u64,
     };
-    let repository = Repository::open(storage, &options).map_err(|e| failed(e.to_string()))?;
+    let repository = Repository::open(storage, &options).map_err(|e| match e {
+        RepositoryError::Storage(e) => Failure::Storage(format!("destination {}: {e}", destination.name)),
+        other => failed(other.to_string()),
+    })?;
     if known_id.is_none() {
         ledger.set_note(&note, &repository.id())?;
     }
     Ok(repository)
+}
+
+/// What a destination was used for since the daemon started.
+pub fn traffic(destination: &Destination) -> Traffic {
+    let Counters { sent, received, operations, retries, errors } = storage::counters(destination);
+    Traffic { sent, received, operations, retries, errors }
+}
+
+/// The configured destinations that have a backup, the quickest to read from first.
+pub fn best_first<'c>(config: &'c Config, backup: &Backup) -> Vec<&'c Destination> {
+    let mut places: Vec<&Destination> = backup.destinations.iter().filter_map(|p| config.destinations.get(&p.name)).collect();
+    places.sort_by_key(|d| d.directory().is_none());
+    places
 }
 
 fn cache_root(state_dir: &Path) -> PathBuf {

@@ -1,7 +1,8 @@
 //! What the daemon does by itself besides backups.
 //!
 //! The rolling check: where a destination has `check_every`, each of its packs is read once in that time, a few at a time. The cleanup:
-//! once a day retention is applied to each job, and what is condemned for long enough is deleted, if there is anything to do.
+//! once a day retention is applied to each job, and what is condemned for long enough is deleted, if there is anything to do. Copies: what a
+//! destination lacks is brought there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub async fn keep_house(runs: Arc<Runs>, cancel: CancellationToken) {
         }
         let asked = runs.clone();
         let started = tokio::task::spawn_blocking(move || asked.start_due_cleanups(CLEANUP_EVERY)).await;
+        let asked = runs.clone();
+        let _ = tokio::task::spawn_blocking(move || asked.start_all_missing_copies("schedule")).await;
         match started {
             Ok(Ok(()) | Err(Error::Busy(_) | Error::ShuttingDown)) => {}
             Ok(Err(e)) => tracing::warn!("the cleanup could not be started: {e}"),

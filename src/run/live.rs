@@ -47,12 +47,16 @@ pub enum Failure {
     Cancelled,
     #[error("{0}")]
     Failed(String),
+    /// The destination's storage did not do what it was asked; another destination may.
+    #[error("{0}")]
+    Storage(String),
 }
 
 impl From<crate::repository::RepositoryError> for Failure {
     fn from(error: crate::repository::RepositoryError) -> Self {
         match error {
             crate::repository::RepositoryError::Cancelled => Failure::Cancelled,
+            e @ crate::repository::RepositoryError::Storage(_) => Failure::Storage(e.to_string()),
             other => Failure::Failed(other.to_string()),
         }
     }
@@ -203,7 +207,7 @@ impl LiveRun {
                     }
                 }
                 Err(Failure::Cancelled) => run.state = RunState::Cancelled,
-                Err(Failure::Failed(text)) => {
+                Err(Failure::Failed(text) | Failure::Storage(text)) => {
                     run.state = RunState::Failed;
                     run.error = Some(text);
                 }

@@ -7,6 +7,7 @@ mod backup;
 mod browse;
 mod catalogue;
 mod check;
+mod copy;
 mod destination;
 pub mod housekeeping;
 mod live;

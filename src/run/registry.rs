@@ -8,20 +8,22 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keepd_protocol::model::{
-    Backup, BackupDetail, BackupType, Change, DestinationStatus, EntryInfo, Event, Level, Mark, Outcome, RetentionPlan, Run, RunKind,
-    RunState,
+    Backup, BackupDetail, BackupType, Change, DestinationStatus, EntryInfo, Event, Finding, Level, Mark, Outcome, RetentionPlan, Run,
+    RunKind, RunState,
 };
 use minicbor::bytes::ByteArray;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, broadcast, mpsc, watch};
 
-use super::backup::{Environment, backup, unhex};
+use super::backup::{Environment, backup};
 use super::live::{Failure, Finish, LiveRun};
-use super::{browse, catalogue, check, destination, restore, retain};
+use super::{browse, catalogue, check, copy, destination, restore, retain};
 use crate::config::{self, Config, Destination, Job, Retention};
 use crate::crypto;
 use crate::ledger::Ledger;
 use crate::repository::{self, Manifest, Repository};
+use crate::storage::Storage;
+use crate::storage::probe::{self, Verdict};
 
 /// Finished runs kept in the ledger.
 const KEEP_RUNS: u32 = 5000;
@@ -91,6 +93,8 @@ pub struct Runs {
     live: Mutex<BTreeMap<String, Arc<LiveRun>>>,
     locks: Mutex<HashMap<String, Locks>>,
     places: Arc<Semaphore>,
+    /// Copies have places of their own: a slow destination must not keep backups waiting.
+    copy_places: Arc<Semaphore>,
     stopping: AtomicBool,
     counter: Mutex<(String, u32)>,
     on_finish: Mutex<Option<OnFinish>>,
@@ -122,7 +126,8 @@ struct Work {
 impl Runs {
     /// To be called inside the async runtime.
     pub fn new(config: Arc<config::Current>, ledger: Arc<Ledger>, events: broadcast::Sender<Event>) -> Arc<Self> {
-        let places = Arc::new(Semaphore::new(config.get().daemon.max_parallel_runs.max(1)));
+        let places = || Arc::new(Semaphore::new(config.get().daemon.max_parallel_runs.max(1)));
+        let (places, copy_places) = (places(), places());
         Arc::new(Self {
             config,
             ledger,
@@ -131,6 +136,7 @@ impl Runs {
             live: Mutex::default(),
             locks: Mutex::default(),
             places,
+            copy_places,
             stopping: AtomicBool::new(false),
             counter: Mutex::default(),
             on_finish: Mutex::default(),
@@ -172,7 +178,103 @@ impl Runs {
             attempt: request.attempt.max(1),
         };
         let runs = self.clone();
-        self.start(work, move |live| backup(&env, &job, &request, live, &|name| runs.readers_gone(name)))
+        self.start(work, move |live| {
+            let writing = |name: &str| runs.wait_to_write(name, live);
+            let finish = backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing)?;
+            let copies = runs.start_missing_copies(&job.name, &request.by);
+            live.update(|run| run.copies = copies);
+            Ok(finish)
+        })
+    }
+
+    /// Waits until nobody else writes to a destination, or the run is cancelled.
+    fn wait_to_write(&self, destination: &str, live: &LiveRun) -> Result<Box<dyn Send>, Failure> {
+        let lock = self.locks(destination).writer.lock_owned();
+        self.runtime.block_on(async {
+            tokio::select! {
+                guard = lock => Ok(Box::new(guard) as Box<dyn Send>),
+                () = live.cancel.cancelled() => Err(Failure::Cancelled),
+            }
+        })
+    }
+
+    /// Queues a run for each destination of a job that lacks backups; returns the runs. What cannot be started is logged.
+    pub fn start_missing_copies(self: &Arc<Self>, job: &str, by: &str) -> Vec<String> {
+        let config = self.config.get();
+        let Some(job) = config.jobs.get(job) else { return Vec::new() };
+        let mut started = Vec::new();
+        for target in job.destinations.iter().filter_map(|name| config.destinations.get(name)) {
+            let run = match copy::missing(&self.ledger, &config, job, target) {
+                Ok(missing) if missing.is_empty() => continue,
+                Ok(_) => self.start_copies(&job.name, &target.name, by, 1),
+                Err(e) => Err(e.into()),
+            };
+            match run {
+                Ok(run) => started.push(run),
+                Err(Error::Busy(_) | Error::ShuttingDown) => {}
+                Err(e) => tracing::warn!(job = %job.name, destination = %target.name, "its copies could not be started: {e}"),
+            }
+        }
+        started
+    }
+
+    /// Queues copies of all that a destination lacks, for all jobs.
+    pub fn start_all_missing_copies(self: &Arc<Self>, by: &str) {
+        for job in self.config.get().jobs.keys() {
+            self.start_missing_copies(job, by);
+        }
+    }
+
+    /// Queues a run that copies to a destination what it lacks of a job.
+    fn start_copies(self: &Arc<Self>, job: &str, destination: &str, by: &str, attempt: u32) -> Result<String> {
+        let env = self.environment();
+        let job = job_named(&env.config, job)?.clone();
+        let target = self.destination(&env.config, destination)?.clone();
+        let work = Work { job: Some(job.name.clone()), attempt, ..Work::on(RunKind::Copy, destination, by) };
+        let runs = self.clone();
+        self.start(work, move |live| {
+            let reading = |name: &str| runs.keep_readable(name);
+            let copied = copy::to_destination(&env, Some(&job), &target, None, live, &|name| runs.readers_gone(name), &reading);
+            if matches!(copied, Err(Failure::Failed(_) | Failure::Storage(_))) {
+                runs.copy_again(&job, &target.name, attempt);
+            }
+            copied
+        })
+    }
+
+    /// Queues a run that copies one backup to a destination, which need not be one of its job's.
+    pub fn start_copy(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: &str, by: &str) -> Result<String> {
+        let env = self.environment();
+        let found = self.resolve(backup, job)?;
+        let target = self.destination(&env.config, destination)?.clone();
+        if found.destinations.iter().any(|p| p.name == destination) {
+            return Err(Error::Failed(format!("backup {} is at {destination} already", super::backup::short(&found.id))));
+        }
+        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Copy, destination, by) };
+        let runs = self.clone();
+        self.start(work, move |live| {
+            let reading = |name: &str| runs.keep_readable(name);
+            copy::to_destination(&env, None, &target, Some(&found.id), live, &|name| runs.readers_gone(name), &reading)
+        })
+    }
+
+    /// Tries copies that failed again, later and later.
+    fn copy_again(self: &Arc<Self>, job: &Job, destination: &str, attempt: u32) {
+        const LONGEST: Duration = Duration::from_secs(3600);
+        let pause = job.retry.backoff.max(Duration::from_secs(1)).saturating_mul(1 << attempt.saturating_sub(1).min(12)).min(LONGEST);
+        let (runs, job, destination) = (self.clone(), job.name.clone(), destination.to_owned());
+        self.runtime.spawn(async move {
+            tokio::time::sleep(pause).await;
+            match runs.start_copies(&job, &destination, "schedule", attempt + 1) {
+                Ok(_) | Err(Error::Busy(_) | Error::ShuttingDown | Error::NotFound { .. }) => {}
+                Err(e) => tracing::warn!(job, destination, "its copies could not be tried again: {e}"),
+            }
+        });
+    }
+
+    /// Keeps a prune away from a destination while it lives.
+    fn keep_readable(&self, destination: &str) -> Box<dyn Send> {
+        Box::new(self.runtime.block_on(self.locks(destination).readers.read_owned()))
     }
 
     /// Queues a check; `read_data` is the percentage of packs to read whole.
@@ -274,18 +376,18 @@ impl Runs {
         if mark == Mark::Accept && found.outcome == Outcome::Good {
             return Err(Error::Failed(format!("backup {short} is good already")));
         }
-        let id = unhex(&found.id).ok_or_else(|| Error::Failed(format!("'{}' is no backup id", found.id)))?;
-        let said = repository::Mark {
-            format: 1,
-            backup: ByteArray::from(id),
-            kind: mark.as_str().into(),
-            time: Timestamp::now().to_string(),
-            by: by.to_owned(),
-        };
+        let time = Timestamp::now().to_string();
         let (mut done, mut errors) = (Vec::new(), Vec::new());
         for place in &found.destinations {
             let written = self.destination(&env.config, &place.name).map_err(|e| Failure::Failed(e.to_string())).and_then(|target| {
                 let repository = destination::open(&env.config, target, &env.ledger, &self.runtime, false)?;
+                let said = repository::Mark {
+                    format: 1,
+                    backup: ByteArray::from(catalogue::object(&env.ledger, &place.name, &found.id)?),
+                    kind: mark.as_str().into(),
+                    time: time.clone(),
+                    by: by.to_owned(),
+                };
                 catalogue::mark(&repository, &place.name, &env.ledger, &said)
             });
             match written {
@@ -299,6 +401,23 @@ impl Runs {
         }
         tracing::info!(backup = %found.id, by, "{mark}");
         self.resolve(&found.id, None)
+    }
+
+    /// Tries what a destination can do. Blocks.
+    pub fn test_destination(&self, destination: &str) -> Result<Vec<Finding>> {
+        let env = self.environment();
+        let target = self.destination(&env.config, destination)?;
+        let storage = Storage::open(target, self.runtime.clone()).map_err(|e| Error::Failed(e.to_string()))?;
+        let told = |f: probe::Finding| {
+            let verdict = match f.verdict {
+                Verdict::Ok => "ok",
+                Verdict::Warning => "warning",
+                Verdict::Failed => "failed",
+                Verdict::Skipped => "skipped",
+            };
+            Finding { step: f.step.into(), verdict: verdict.into(), text: f.text }
+        };
+        Ok(probe::probe(&storage).into_iter().map(told).collect())
     }
 
     /// Makes this machine the writer of a destination's repository; says who it was before. Blocks.
@@ -557,23 +676,22 @@ impl Runs {
     fn open_backup(&self, backup: &Backup) -> Result<(Arc<Repository>, Manifest, String)> {
         let env = self.environment();
         let mut errors = Vec::new();
-        for place in &backup.destinations {
-            let Ok(target) = self.destination(&env.config, &place.name) else {
-                errors.push(format!("destination {} is no longer configured", place.name));
-                continue;
-            };
+        for target in destination::best_first(&env.config, backup) {
             let opened = destination::open(&env.config, target, &env.ledger, &self.runtime, false).and_then(|repository| {
                 for problem in repository.sync_index()? {
                     tracing::warn!("{problem}");
                 }
-                let id = unhex(&backup.id).ok_or_else(|| Failure::Failed(format!("'{}' is no backup id", backup.id)))?;
-                let manifest = repository.read_manifest(&id)?;
+                let manifest = repository.read_manifest(&catalogue::object(&env.ledger, &target.name, &backup.id)?)?;
                 Ok((repository, manifest))
             });
             match opened {
-                Ok((repository, manifest)) => return Ok((repository, manifest, place.name.clone())),
+                Ok((repository, manifest)) => return Ok((repository, manifest, target.name.clone())),
                 Err(e) => errors.push(e.to_string()),
             }
+        }
+        if errors.is_empty() {
+            let names = backup.destinations.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+            errors.push(format!("its destinations ({names}) are no longer configured"));
         }
         Err(Error::Failed(format!("backup {} cannot be opened: {}", super::backup::short(&backup.id), errors.join("; "))))
     }
@@ -597,9 +715,30 @@ impl Runs {
                 backups: self.ledger.count_backups(name).unwrap_or_default(),
                 last_good: self.ledger.last_good(None, Some(name)).ok().flatten().map(|t| t.to_string()),
                 error: problems.get(name).map(|(_, text)| text.clone()),
+                missing: self.missing_at(&config, target),
+                overdue: self.overdue_at(&config, target),
+                traffic: destination::traffic(target),
             });
         }
         list
+    }
+
+    /// By job, how many backups a destination lacks.
+    fn missing_at(&self, config: &Config, target: &Destination) -> BTreeMap<String, u64> {
+        let jobs = config.jobs.values().filter(|job| job.destinations.contains(&target.name));
+        let count = |job: &Job| copy::missing(&self.ledger, config, job, target).map_or(0, |missing| missing.len() as u64);
+        jobs.map(|job| (job.name.clone(), count(job))).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// The jobs whose newest good backup at a destination is older than the destination's `max_age`.
+    fn overdue_at(&self, config: &Config, target: &Destination) -> Vec<String> {
+        let Some(max_age) = target.max_age else { return Vec::new() };
+        let too_old = |job: &&Job| {
+            let last = self.ledger.last_good(Some(&job.name), Some(&target.name)).ok().flatten();
+            last.is_none_or(|t| Timestamp::now().duration_since(t).unsigned_abs() > max_age)
+        };
+        let jobs = config.jobs.values().filter(|job| job.enabled && job.destinations.contains(&target.name));
+        jobs.filter(too_old).map(|job| job.name.clone()).collect()
     }
 
     /// Brings the catalogue of every destination up to date with its repository, in the background, at start.
@@ -620,6 +759,7 @@ impl Runs {
                     }
                 }
             }
+            runs.start_all_missing_copies("schedule");
         });
     }
 
@@ -665,13 +805,17 @@ impl Runs {
         };
         let live = {
             let mut all = lock(&self.live);
+            let is_copy = work.kind == RunKind::Copy;
+            let in_its_way = |r: &Run| match is_copy {
+                true => r.kind == RunKind::Copy && r.destination.as_ref() == work.destinations.first(),
+                false => r.kind == RunKind::Backup,
+            };
             if let Some(job) = &work.job
-                && let Some(other) = all
-                    .values()
-                    .map(|l| l.snapshot())
-                    .find(|r| r.kind == RunKind::Backup && r.job.as_ref() == Some(job) && !r.state.is_finished())
+                && let Some(other) =
+                    all.values().map(|l| l.snapshot()).find(|r| in_its_way(r) && r.job.as_ref() == Some(job) && !r.state.is_finished())
             {
-                return Err(Error::Busy(format!("job {job} is {} already (run {}); a job never overlaps itself", other.state, other.id)));
+                let what = if is_copy { format!("a copy of job {job}") } else { format!("job {job}") };
+                return Err(Error::Busy(format!("{what} is {} already (run {}); a job never overlaps itself", other.state, other.id)));
             }
             if all.len() >= MAX_LIVE {
                 return Err(Error::Busy(format!("{MAX_LIVE} runs are queued or running already; try later")));
@@ -695,7 +839,8 @@ impl Runs {
         live: Arc<LiveRun>,
         body: impl FnOnce(&LiveRun) -> Result<Finish, Failure> + Send + 'static,
     ) {
-        let writes = matches!(work.kind, RunKind::Backup | RunKind::Prune | RunKind::Delete | RunKind::Retention);
+        // A backup waits for the destination it goes to itself.
+        let writes = matches!(work.kind, RunKind::Copy | RunKind::Prune | RunKind::Delete | RunKind::Retention);
         let prepare = async {
             // Always in the order of the names, so that two runs never wait for each other.
             let mut names = work.destinations.clone();
@@ -704,7 +849,15 @@ impl Runs {
             for name in names.iter().filter(|_| writes) {
                 writers.push(self.locks(name).writer.lock_owned().await);
             }
-            let place = if work.kind == RunKind::Backup { self.places.clone().acquire_owned().await.ok() } else { None };
+            let places = match work.kind {
+                RunKind::Backup => Some(self.places.clone()),
+                RunKind::Copy => Some(self.copy_places.clone()),
+                _ => None,
+            };
+            let place = match places {
+                Some(places) => places.acquire_owned().await.ok(),
+                None => None,
+            };
             (writers, place)
         };
         let held = tokio::select! {

@@ -34,12 +34,31 @@ const FAREWELL: Duration = Duration::from_secs(5);
 #[derive(Debug, Serialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
 enum Request<'a> {
-    Hello { versions: &'a [u32], keepd: &'a str, options: &'a BTreeMap<String, String> },
-    Put { name: &'a str, size: u64, if_absent: bool },
-    Get { name: &'a str, offset: u64, #[serde(skip_serializing_if = "Option::is_none")] len: Option<u64> },
-    Stat { name: &'a str },
-    List { prefix: &'a str },
-    Delete { name: &'a str },
+    Hello {
+        versions: &'a [u32],
+        keepd: &'a str,
+        options: &'a BTreeMap<String, String>,
+    },
+    Put {
+        name: &'a str,
+        size: u64,
+        if_absent: bool,
+    },
+    Get {
+        name: &'a str,
+        offset: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        len: Option<u64>,
+    },
+    Stat {
+        name: &'a str,
+    },
+    List {
+        prefix: &'a str,
+    },
+    Delete {
+        name: &'a str,
+    },
     Bye,
 }
 
@@ -147,7 +166,12 @@ impl Plugin {
     }
 
     /// Asks once; `take` reads what follows the answer. A process that did not keep to the interface, or to the time, is ended.
-    async fn ask<T>(&self, request: Request<'_>, bytes: Option<&Buffer>, take: impl AsyncFnOnce(&mut Process, Answer) -> Result<T>) -> Result<T> {
+    async fn ask<T>(
+        &self,
+        request: Request<'_>,
+        bytes: Option<&Buffer>,
+        take: impl AsyncFnOnce(&mut Process, Answer) -> Result<T>,
+    ) -> Result<T> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut process = match idle {
             Some(process) => process,
@@ -215,7 +239,8 @@ impl Process {
         if line.last() != Some(&b'\n') {
             return Err(broken(format!("the plugin's answer is no line: '{}'", shown(&line))));
         }
-        serde_json::from_slice(&line).map_err(|e| broken(format!("the plugin's answer is not of the interface ({e}): '{}'", shown(&line).trim_end())))
+        serde_json::from_slice(&line)
+            .map_err(|e| broken(format!("the plugin's answer is not of the interface ({e}): '{}'", shown(&line).trim_end())))
     }
 
     async fn ask(&mut self, request: &Request<'_>, bytes: Option<&Buffer>) -> Result<Answer> {

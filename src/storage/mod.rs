@@ -10,6 +10,7 @@ pub mod direct;
 mod exec;
 mod fs;
 mod pace;
+pub mod probe;
 mod remote;
 mod secret;
 mod shared;
@@ -123,6 +124,19 @@ impl Storage {
     /// Whether keepd must not delete here.
     pub fn is_append_only(&self) -> bool {
         self.append_only
+    }
+
+    /// Makes the place where a repository is to begin, if that is a directory of this machine.
+    pub fn prepare(&self) -> Result<()> {
+        match &self.place {
+            Place::Directory(root) => std::fs::create_dir_all(root).map_err(|e| self.failed("make", "the directory", e.to_string())),
+            Place::Remote(_) => Ok(()),
+        }
+    }
+
+    /// Whether it is beyond this machine.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.place, Place::Remote(_))
     }
 
     /// False where two writers may both believe that they made an object.
@@ -244,6 +258,11 @@ impl Storage {
         if self.append_only {
             return Err(self.failed("delete", name, "the destination is append_only: keepd deletes nothing there".into()));
         }
+        self.delete_even_here(name)
+    }
+
+    /// As [`Storage::delete`], also where keepd deletes nothing otherwise.
+    fn delete_even_here(&self, name: &str) -> Result<()> {
         self.begin_operation();
         match &self.place {
             Place::Directory(root) => fs::delete(self, root, name),
@@ -278,9 +297,12 @@ impl Storage {
             // Where an object goes, something else is missing: the bucket, or the directory.
             ErrorKind::NotFound if verb != "write" && verb != "list" => StorageError::NotFound { location, name },
             ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists => StorageError::Exists { location, name },
-            ErrorKind::PermissionDenied => {
-                StorageError::Failed { location, verb, name, reason: format!("not permitted; are the credentials right, and their rights? ({reason})") }
-            }
+            ErrorKind::PermissionDenied => StorageError::Failed {
+                location,
+                verb,
+                name,
+                reason: format!("not permitted; are the credentials right, and their rights? ({reason})"),
+            },
             _ if is_no_space(&reason) => StorageError::NoSpace { location, name },
             _ => StorageError::Failed { location, verb, name, reason },
         }
@@ -295,7 +317,8 @@ pub fn location(destination: &Destination) -> String {
         let program = destination.command.first().map_or("", String::as_str);
         return format!("exec:{} through {program}", destination.name);
     }
-    let mut text = format!("{service}:{}", option(&["bucket", "container", "filesystem", "share_name", "share", "repo_name"]).unwrap_or_default());
+    let mut text =
+        format!("{service}:{}", option(&["bucket", "container", "filesystem", "share_name", "share", "repo_name"]).unwrap_or_default());
     if let Some(root) = option(&["root"]) {
         if !root.starts_with('/') && !text.ends_with(':') {
             text.push('/');

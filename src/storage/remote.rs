@@ -229,7 +229,23 @@ impl Remote {
         self.persistently(|| async { self.read_once(name, offset, len, *into.lock().await).await }).await
     }
 
+    /// What is cut off for good is told apart from what was cut off on its way.
     async fn read_once(&self, name: &str, offset: u64, len: u64, into: &mut ReadBuffer) -> Result<(), Error> {
+        let result = self.read_range(name, offset, len, into).await;
+        let Err(e) = &result else { return result };
+        if e.kind() == ErrorKind::NotFound {
+            return result;
+        }
+        match self.patiently(self.operator.stat(name)).await {
+            Ok(there) if there.content_length() < offset + len => Err(Error::new(
+                ErrorKind::RangeNotSatisfied,
+                format!("it is cut off: {} of {len} bytes at {offset} are there", there.content_length().saturating_sub(offset)),
+            )),
+            _ => result,
+        }
+    }
+
+    async fn read_range(&self, name: &str, offset: u64, len: u64, into: &mut ReadBuffer) -> Result<(), Error> {
         let place = into.place(len as usize);
         if place.is_empty() {
             return Ok(());
@@ -262,6 +278,11 @@ impl Remote {
 
     pub async fn size(&self, name: &str) -> Result<u64, Error> {
         self.persistently(|| async { Ok(self.patiently(self.operator.stat(name)).await?.content_length()) }).await
+    }
+
+    /// When an object was written, by the service's clock.
+    pub async fn modified(&self, name: &str) -> Result<Option<std::time::SystemTime>, Error> {
+        self.persistently(|| async { Ok(self.patiently(self.operator.stat(name)).await?.last_modified().map(Into::into)) }).await
     }
 
     /// Names and sizes below a directory (with its slash, or empty for the top): all of them or an error. A size of 0 is one that the listing did

@@ -1,0 +1,212 @@
+//! Copies: a job's backups brought from a destination that has them to one that has not, repository to repository.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keepd_protocol::model::{Backup, BackupDetail, Level, Mark as Said, Outcome};
+use minicbor::bytes::ByteArray;
+
+use super::backup::{Environment, ReaderGate, short, unhex};
+use super::live::{Failure, Finish, LiveRun};
+use super::{catalogue, destination, retain};
+use crate::config::{Config, Destination, Job};
+use crate::ledger::Ledger;
+use crate::repository::copy::copy_sources;
+use crate::repository::lease::{Lease, TERM};
+use crate::repository::writer::{self, Writer};
+use crate::repository::{self, Manifest, Repository};
+use crate::retention::{self, Candidate};
+
+/// Keeps a prune away from a destination that is read, while it lives.
+pub type Reading<'a> = &'a dyn Fn(&str) -> Box<dyn Send>;
+
+/// The backups of a job that a destination should have and has not, oldest first: the newest good one, and those that its retention would keep.
+/// What was removed there on purpose is not missing.
+pub fn missing(ledger: &Ledger, config: &Config, job: &Job, target: &Destination) -> Result<Vec<Backup>, Failure> {
+    let all = ledger.backups(Some(&job.name), None)?;
+    let removed = ledger.removed(&target.name)?;
+    let is_here = |b: &Backup| b.destinations.iter().any(|p| p.name == target.name);
+    let can_come = |b: &Backup| b.destinations.iter().any(|p| config.destinations.contains_key(&p.name));
+    let absent: BTreeSet<&str> =
+        all.iter().filter(|b| !is_here(b) && can_come(b) && !removed.contains(&b.id)).map(|b| b.id.as_str()).collect();
+    if absent.is_empty() {
+        return Ok(Vec::new());
+    }
+    let candidates: Vec<Candidate> = all
+        .iter()
+        .filter(|b| is_here(b) || absent.contains(b.id.as_str()))
+        .filter_map(|b| {
+            let good = b.outcome == Outcome::Good;
+            Some(Candidate { id: b.id.clone(), time: b.time.parse().ok()?, good, pinned: b.pinned, proven: b.proven.is_some() })
+        })
+        .collect();
+    let verdicts = retention::decide(&candidates, retain::policy(job, target), Timestamp::now(), &job.zone());
+    let kept: BTreeSet<&str> = verdicts.iter().filter(|v| v.keep).map(|v| v.id.as_str()).collect();
+    let wanted = all.iter().rev().filter(|b| absent.contains(b.id.as_str()) && kept.contains(b.id.as_str()));
+    Ok(wanted.cloned().collect())
+}
+
+/// Brings what is missing to a destination, or the one backup that is given; then retention there.
+pub fn to_destination(
+    env: &Environment,
+    job: Option<&Job>,
+    target: &Destination,
+    one: Option<&str>,
+    live: &LiveRun,
+    gate: ReaderGate<'_>,
+    reading: Reading<'_>,
+) -> Result<Finish, Failure> {
+    live.step("opening the repository");
+    let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, true)?;
+    let holder = destination::holder(&env.config.daemon.state_dir)?;
+    let lease = Lease::acquire(&repository, &holder, &live.id(), TERM, &live.cancel)?;
+    for problem in repository.sync_index()?.into_iter().chain(catalogue::sync(&repository, &target.name, &env.ledger)?) {
+        live.message(Level::Warning, problem);
+    }
+    let wanted = match (one, job) {
+        (Some(id), _) => {
+            env.ledger.backups_by_prefix(id, None)?.into_iter().filter(|b| !b.destinations.iter().any(|p| p.name == target.name)).collect()
+        }
+        (None, Some(job)) => missing(&env.ledger, &env.config, job, target)?,
+        (None, None) => Vec::new(),
+    };
+    let mut copier = Copier { env, target, repository: &repository, lease: &lease, live, sources: BTreeMap::new() };
+    let (mut done, mut errors) = (0, Vec::new());
+    for backup in &wanted {
+        match copier.copy(backup, reading) {
+            Ok(()) => done += 1,
+            Err(Failure::Cancelled) => return Err(Failure::Cancelled),
+            Err(e) => {
+                errors.push(format!("backup {}: {e}", short(&backup.id)));
+                // One that is damaged everywhere must not keep the others from being copied; a destination that is gone ends it.
+                if lease.check().is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    live.message(Level::Info, format!("{done} of {} backups copied to {}", wanted.len(), target.name));
+    if !errors.is_empty() {
+        return Err(Failure::Failed(format!("destination {}: {}", target.name, errors.join("; "))));
+    }
+    if let Some(job) = job
+        && let Err(Failure::Failed(text) | Failure::Storage(text)) = retain::apply(env, job, target, &repository, &lease, live, gate)
+    {
+        live.message(Level::Error, format!("the copies are made, but cleaning up after them failed: {text}"));
+    }
+    Ok(Finish::Good)
+}
+
+struct Copier<'a> {
+    env: &'a Environment,
+    target: &'a Destination,
+    repository: &'a Arc<Repository>,
+    lease: &'a Lease,
+    live: &'a LiveRun,
+    /// Those that were opened.
+    sources: BTreeMap<String, Arc<Repository>>,
+}
+
+impl Copier<'_> {
+    /// From the first of its places that gives it whole.
+    fn copy(&mut self, backup: &Backup, reading: Reading<'_>) -> Result<(), Failure> {
+        let mut errors = Vec::new();
+        for place in destination::best_first(&self.env.config, backup) {
+            let _reading = reading(&place.name);
+            match self.copy_from(place, backup) {
+                Ok(()) => return Ok(()),
+                Err(Failure::Cancelled) => return Err(Failure::Cancelled),
+                Err(e) => errors.push(e.to_string()),
+            }
+        }
+        match errors.is_empty() {
+            true => Err(Failure::Failed("no configured destination has it".into())),
+            false => Err(Failure::Failed(errors.join("; "))),
+        }
+    }
+
+    fn source(&mut self, place: &Destination) -> Result<Arc<Repository>, Failure> {
+        if let Some(open) = self.sources.get(&place.name) {
+            return Ok(open.clone());
+        }
+        let open = destination::open(&self.env.config, place, &self.env.ledger, &self.env.runtime, false)?;
+        for problem in open.sync_index()? {
+            tracing::warn!(destination = %place.name, "{problem}");
+        }
+        self.sources.insert(place.name.clone(), open.clone());
+        Ok(open)
+    }
+
+    fn copy_from(&mut self, place: &Destination, backup: &Backup) -> Result<(), Failure> {
+        let (env, target, live) = (self.env, self.target, self.live);
+        let from = self.source(place)?;
+        live.step(&format!("copying backup {} from {}", short(&backup.id), place.name));
+        live.update(|run| run.backup = Some(backup.id.clone()));
+        let there = from.read_manifest(&catalogue::object(&env.ledger, &place.name, &backup.id)?)?;
+        let base = self.base(place, &from, backup)?;
+        let mut writer = Writer::new(self.repository.clone(), live.cancel.clone())?;
+        let progress = |bytes| live.report.bytes(bytes);
+        let sources = copy_sources(&from, &there, base.as_ref().map(|(a, b)| (a, b)), &mut writer, &progress, &live.cancel)?;
+        let flushed = writer.flush()?;
+        let newest = env.ledger.newest_in_chain(&target.name)?;
+        // The parent as it is known here, if it is.
+        let parent = there.parent.and_then(|p| self.named_here(place, &p).transpose()).transpose()?;
+        let origin = unhex(&backup.id).ok_or_else(|| Failure::Failed(format!("'{}' is no backup id", backup.id)))?;
+        let manifest = Manifest {
+            repository: ByteArray::from(self.repository.raw_id()),
+            sequence: catalogue::next_sequence(&target.name, &env.ledger, newest.as_ref().map_or(0, |d| d.sequence))?,
+            predecessor: newest.as_ref().and_then(|d| unhex(d.object())).map(ByteArray::from),
+            outcome: backup.outcome.as_str().into(),
+            sources,
+            added_bytes: flushed.added_bytes,
+            parent: parent.map(ByteArray::from),
+            origin: Some(ByteArray::from(origin)),
+            ..there
+        };
+        if live.cancel.is_cancelled() {
+            return Err(Failure::Cancelled);
+        }
+        self.lease.check()?;
+        let id = writer::commit(self.repository, &manifest, &flushed)?;
+        let detail = catalogue::detail(&data_encoding::HEXLOWER.encode(&id), &manifest);
+        env.ledger.put_backup(&target.name, &detail)?;
+        live.set_added(live.snapshot().progress.added_bytes + flushed.added_bytes);
+        live.report.entry();
+        if backup.pinned {
+            let said = repository::Mark {
+                format: 1,
+                backup: ByteArray::from(id),
+                kind: Said::Pin.as_str().into(),
+                time: Timestamp::now().to_string(),
+                by: live.snapshot().by,
+            };
+            catalogue::mark(self.repository, &target.name, &env.ledger, &said)?;
+        }
+        Ok(())
+    }
+
+    /// The newest backup of the job before this one that both have, as each has it. One that cannot be read costs only time.
+    fn base(&self, place: &Destination, from: &Repository, backup: &Backup) -> Result<Option<(Manifest, Manifest)>, Failure> {
+        let here: BTreeSet<String> = self.env.ledger.backups_at(&backup.job, &self.target.name)?.into_iter().map(|b| b.id).collect();
+        let there = self.env.ledger.backups_at(&backup.job, &place.name)?;
+        let Some(base) = there.iter().find(|b| b.time <= backup.time && here.contains(&b.id)) else { return Ok(None) };
+        let read = || -> Result<(Manifest, Manifest), Failure> {
+            let there = from.read_manifest(&catalogue::object(&self.env.ledger, &place.name, &base.id)?)?;
+            let here = self.repository.read_manifest(&catalogue::object(&self.env.ledger, &self.target.name, &base.id)?)?;
+            Ok((there, here))
+        };
+        read().map(Some).or_else(|e| {
+            self.live.message(Level::Warning, format!("the last copy cannot be built upon, everything is looked at: {e}"));
+            Ok(None)
+        })
+    }
+
+    /// What a backup that another destination knows by `object` is known by here.
+    fn named_here(&self, place: &Destination, object: &[u8; 32]) -> Result<Option<[u8; 32]>, Failure> {
+        let id = self.env.ledger.objects(&place.name)?.remove(&data_encoding::HEXLOWER.encode(object));
+        let Some(id) = id else { return Ok(None) };
+        let here = self.env.ledger.backup_at(&self.target.name, &id)?;
+        Ok(here.as_ref().map(BackupDetail::object).and_then(unhex))
+    }
+}
