@@ -39,7 +39,7 @@ pub(super) fn encryption(name: &str, table: &Table<'_>, known: &Known) -> Option
 }
 
 /// Keys that every destination has, whatever its service.
-const COMMON: [&str; 13] = [
+const COMMON: [&str; 14] = [
     "service",
     "encryption",
     "compression",
@@ -53,6 +53,7 @@ const COMMON: [&str; 13] = [
     "concurrency",
     "append_only",
     "object_lock",
+    "object_lock_mode",
 ];
 
 /// The destination unless something is wrong with it, and its directory as far as it is known.
@@ -79,12 +80,12 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
         let _ = common(name, table, known);
         return (None, None);
     };
-    let mut keys: Vec<&str> = COMMON.into_iter().filter(|key| *key != "object_lock" || service == "s3").collect();
+    let mut keys: Vec<&str> = COMMON.into_iter().filter(|key| !key.starts_with("object_lock") || service == "s3").collect();
     if !matches!(service, "fs" | "sftp" | "ftp") {
         keys.push("ca_file");
     }
     keys.extend(&options);
-    table.check_keys(&keys, &[(&["object_lock"], "only S3 knows object lock; append_only = true keeps keepd from deleting anywhere")]);
+    table.check_keys(&keys, &[(&["object_lock", "object_lock_mode"], "only S3 knows object lock; append_only = true keeps keepd from deleting anywhere")]);
     let common = common(name, table, known);
     if service == "fs" {
         let root = table.require("root", "the directory of the repository, an absolute path").and_then(|item| {
@@ -107,6 +108,11 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
         match option(key, &item, known) {
             Some(value) => drop(found.insert(key.to_owned(), value)),
             None => good = false,
+        }
+    }
+    if good && table.has("object_lock") {
+        for key in ["access_key_id", "secret_access_key"] {
+            good &= table.require(key, "object_lock needs it, for OpenDAL does not know object lock and keepd signs these requests itself").is_some();
         }
     }
     if good && table.is_whole() {
@@ -185,7 +191,7 @@ fn path_beside(item: &Item<'_>, known: &Known) -> Option<PathBuf> {
 
 /// `service = "exec"`: a plugin.
 fn exec(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
-    let mut keys: Vec<&str> = COMMON.into_iter().filter(|key| *key != "object_lock").collect();
+    let mut keys: Vec<&str> = COMMON.into_iter().filter(|key| !key.starts_with("object_lock")).collect();
     keys.extend(["command", "options"]);
     table.check_keys(&keys, &[]);
     let common = common(name, table, known);
@@ -233,6 +239,8 @@ fn common(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
     let max_age = table.optional("max_age", |item| item.duration(Duration::from_secs(1)).map(Some), None);
     let append_only = table.optional("append_only", Item::boolean, false);
     let object_lock = table.optional("object_lock", |item| item.duration(Duration::from_secs(86_400)).map(Some), None);
+    let modes = [("governance", false), ("compliance", true)];
+    let compliance_lock = table.optional("object_lock_mode", |item| item.word(&modes), false);
     let transfer = transfer(table, known);
     Some(Destination {
         encryption: encryption?,
@@ -243,6 +251,7 @@ fn common(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
         max_age: max_age?,
         append_only: append_only?,
         object_lock: object_lock?,
+        compliance_lock: compliance_lock?,
         transfer: transfer?,
         ..plain
     })

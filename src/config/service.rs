@@ -93,8 +93,13 @@ const SECRET: [&str; 9] = [
     "credential",
 ];
 /// Options whose names hold such a word and which are none.
-const NO_SECRET: [&str; 4] =
-    ["application_key_id", "credential_path", "server_side_encryption_customer_key_md5", "temp_url_hash_algorithm"];
+const NO_SECRET: [&str; 5] = [
+    "application_key_id",
+    "credential_path",
+    "encryption_key_sha256",
+    "server_side_encryption_customer_key_md5",
+    "temp_url_hash_algorithm",
+];
 
 pub(super) fn is_secret(option: &str) -> bool {
     !NO_SECRET.contains(&option) && SECRET.iter().any(|word| option.contains(word))
@@ -104,7 +109,7 @@ pub(super) fn is_secret(option: &str) -> bool {
 pub(super) fn options(service: &str) -> Option<Vec<&'static str>> {
     let all = (find(service)?.options)();
     // What OpenDAL keeps for old configurations, and what cannot be written as one word.
-    const LEFT_OUT: [&str; 12] = [
+    const LEFT_OUT: [&str; 14] = [
         "allow_anonymous",
         "assume_role_session_tags",
         "atomic_write_dir",
@@ -117,8 +122,11 @@ pub(super) fn options(service: &str) -> Option<Vec<&'static str>> {
         "enable_versioning",
         "enable_write_with_append",
         "endpoint_url",
+        "request_payer",
+        "virtual_hosted_style_request",
     ];
-    Some(all.iter().copied().filter(|o| !o.starts_with("aws_") && !LEFT_OUT.contains(o)).collect())
+    let is_alias = |o: &str| o.starts_with("aws_") || o.starts_with("azure_") || o.starts_with("google_") || LEFT_OUT.contains(&o) || (o == "token" && all.contains(&"session_token"));
+    Some(all.iter().copied().filter(|o| !is_alias(o)).collect())
 }
 
 /// An operator of a service; nothing is contacted.

@@ -67,6 +67,8 @@ pub struct Destination {
     pub append_only: bool,
     /// Objects cannot be deleted for so long, and the lock is renewed while something needs them (S3 object lock).
     pub object_lock: Option<Duration>,
+    /// Nobody at all can take such a lock away; else who has the right to can.
+    pub compliance_lock: bool,
 }
 
 impl Destination {
@@ -86,6 +88,7 @@ impl Destination {
             max_age: None,
             append_only: false,
             object_lock: None,
+            compliance_lock: false,
         }
     }
 

@@ -97,6 +97,13 @@ pub fn check(repository: &Arc<Repository>, reading: Reading, progress: Progress<
     Ok(report)
 }
 
+/// Reads these packs whole; returns what is wrong with them.
+pub fn read_these(repository: &Arc<Repository>, packs: &[([u8; 32], u64)], cancel: &CancellationToken) -> Result<Vec<String>> {
+    let mut report = CheckReport::default();
+    read_packs(repository, packs, &|_, _, _| (), cancel, &mut report)?;
+    Ok(report.problems)
+}
+
 /// So many percent of the packs, by chance.
 fn chosen(packs: &[([u8; 32], u64)], percent: u32) -> Result<Vec<([u8; 32], u64)>> {
     let wanted = (packs.len() * percent.min(100) as usize).div_ceil(100);

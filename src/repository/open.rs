@@ -229,9 +229,25 @@ impl Repository {
         Ok(problems)
     }
 
+    /// The packs that the local index knows and that are not condemned, with their sizes.
+    pub fn packs(&self) -> Result<Vec<([u8; 32], u64)>> {
+        self.local.packs(false)
+    }
+
     /// The packs of the storage with their sizes; a complete list or an error.
     pub fn listed_packs(&self) -> Result<BTreeMap<[u8; 32], u64>> {
         Ok(self.storage.list("packs/")?.into_iter().filter_map(|object| Some((id_of(&object.name)?, object.size))).collect())
+    }
+
+    /// Locks every object that is in use for another period; returns how many.
+    pub fn renew_locks(&self) -> Result<usize> {
+        let mut names = vec![CONFIG_NAME.to_owned()];
+        for directory in ["keys/", "index/", "backups/", "marks/"] {
+            names.extend(self.storage.names(directory)?);
+        }
+        names.extend(self.local.packs(false)?.iter().map(|(id, _)| pack_name(id)));
+        self.storage.renew_locks(&names)?;
+        Ok(names.len())
     }
 
     pub fn listed_backups(&self) -> Result<BTreeSet<[u8; 32]>> {

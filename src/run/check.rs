@@ -8,11 +8,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keepd_protocol::model::Level;
 
-use super::backup::{Environment, ReaderGate, short, unhex};
+use super::backup::{Environment, ReaderGate, Writing, short, unhex};
+use super::copy::{self, Reading};
 use super::live::{Failure, Finish, LiveRun};
 use super::{catalogue, destination, housekeeping};
 use crate::config::Destination;
-use crate::repository::check::Reading;
 use crate::repository::lease::{Lease, TERM};
 use crate::repository::prune::{self, Amount, PruneOptions, PruneReport};
 use crate::repository::{Repository, check};
@@ -30,15 +30,22 @@ pub enum Wanted {
 }
 
 /// Checks a destination; damage makes the run fail.
-pub fn check_destination(env: &Environment, target: &Destination, wanted: Wanted, live: &LiveRun) -> Result<Finish, Failure> {
+pub fn check_destination(
+    env: &Environment,
+    target: &Destination,
+    wanted: Wanted,
+    live: &LiveRun,
+    writing: Writing<'_>,
+    reading: Reading<'_>,
+) -> Result<Finish, Failure> {
     live.step("opening the repository");
     let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
-    let reading = match wanted {
-        Wanted::Percent(percent) => Reading::Percent(percent),
+    let what = match wanted {
+        Wanted::Percent(percent) => check::Reading::Percent(percent),
         Wanted::Rolling(period) => {
             let due = period.saturating_sub(housekeeping::pause(period));
             let before = Timestamp::now().as_second().saturating_sub_unsigned(due.as_secs());
-            Reading::Next { before, share: housekeeping::share(period) }
+            check::Reading::Next { before, share: housekeeping::share(period) }
         }
     };
     live.step(match wanted {
@@ -55,7 +62,7 @@ pub fn check_destination(env: &Environment, target: &Destination, wanted: Wanted
             live.update(|run| run.progress.percent = Some((done * 1000 / all) as f64 / 10.0));
         }
     };
-    let report = check::check(&repository, reading, &progress, &live.cancel)?;
+    let report = check::check(&repository, what, &progress, &live.cancel)?;
     let lost = missing_from_storage(env, &repository, &target.name)?;
     for problem in report.problems.iter().chain(&lost).take(MAX_TOLD) {
         live.message(Level::Error, problem.clone());
@@ -76,6 +83,13 @@ pub fn check_destination(env: &Environment, target: &Destination, wanted: Wanted
         let backups = if matches!(wanted, Wanted::Rolling(_)) { String::new() } else { format!("{} backups, ", report.backups) };
         live.message(Level::Info, format!("no damage found: {backups}{read}"));
         return Ok(Finish::Good);
+    }
+    if !report.hurt.is_empty() && lost.is_empty() {
+        let repaired = copy::repair(env, target, &repository, report.hurt.keys(), live, writing, reading)?;
+        if repaired == report.hurt.len() {
+            live.message(Level::Warning, format!("all {repaired} hurt backups were repaired from other destinations, and that was verified"));
+            return Ok(Finish::Partial);
+        }
     }
     let problems = report.problems.len() + lost.len();
     Err(Failure::Failed(format!(
@@ -106,6 +120,18 @@ pub fn take_over(env: &Environment, target: &Destination) -> Result<String, Fail
     })
 }
 
+/// Between condemning a pack and deleting it: no earlier than its lock ends, which nobody renews once it is condemned.
+pub fn grace(target: &Destination) -> Duration {
+    target.prune_grace.max(target.object_lock.unwrap_or_default())
+}
+
+fn may_delete(target: &Destination) -> Result<(), Failure> {
+    match target.append_only {
+        true => Err(Failure::Failed(format!("destination {} is append_only: keepd deletes nothing there", target.name))),
+        false => Ok(()),
+    }
+}
+
 /// Prunes a destination.
 pub fn prune_destination(
     env: &Environment,
@@ -115,6 +141,9 @@ pub fn prune_destination(
     gate: ReaderGate<'_>,
 ) -> Result<Finish, Failure> {
     live.step("opening the repository");
+    if !dry_run {
+        may_delete(target)?;
+    }
     if dry_run {
         let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
         prune(env, target, &repository, true, live, gate)?;
@@ -136,7 +165,7 @@ pub fn prune(
     gate: ReaderGate<'_>,
 ) -> Result<(), Failure> {
     let alone = || gate(&target.name);
-    let options = PruneOptions { dry_run, grace: target.prune_grace, alone: &alone };
+    let options = PruneOptions { dry_run, grace: grace(target), alone: &alone };
     let report = prune::prune(repository, &options, &|step| live.step(step), &live.cancel)?;
     tell_prune(&report, &options, live);
     let earliest = repository.earliest_condemned()?.map(|t| t.to_string()).unwrap_or_default();
@@ -173,6 +202,7 @@ fn tell_prune(report: &PruneReport, options: &PruneOptions<'_>, live: &LiveRun) 
 
 /// Removes a backup from a destination; its data goes with the next prune.
 pub fn delete_backup(env: &Environment, target: &Destination, id: &str, live: &LiveRun) -> Result<Finish, Failure> {
+    may_delete(target)?;
     live.step("opening the repository");
     let (repository, lease) = open_for_writing(env, target, live)?;
     live.step("deleting");

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use keepd_protocol::model::{Backup, BackupDetail, Level, Mark as Said, Outcome};
 use minicbor::bytes::ByteArray;
 
-use super::backup::{Environment, ReaderGate, short, unhex};
+use super::backup::{Environment, ReaderGate, Writing, short, unhex};
 use super::live::{Failure, Finish, LiveRun};
 use super::{catalogue, destination, retain};
 use crate::config::{Config, Destination, Job};
@@ -15,7 +15,7 @@ use crate::ledger::Ledger;
 use crate::repository::copy::copy_sources;
 use crate::repository::lease::{Lease, TERM};
 use crate::repository::writer::{self, Writer};
-use crate::repository::{self, Manifest, Repository};
+use crate::repository::{self, Manifest, ManifestSource, Repository, RepositoryError, check};
 use crate::retention::{self, Candidate};
 
 /// Keeps a prune away from a destination that is read, while it lives.
@@ -208,5 +208,97 @@ impl Copier<'_> {
         let Some(id) = id else { return Ok(None) };
         let here = self.env.ledger.backup_at(&self.target.name, &id)?;
         Ok(here.as_ref().map(BackupDetail::object).and_then(unhex))
+    }
+}
+
+/// Stores anew what hurt backups of a destination lack, from other destinations that have them whole; returns how many are whole again.
+/// `hurt`: as the destination's repository knows them.
+pub fn repair<'h>(
+    env: &Environment,
+    target: &Destination,
+    repository: &Arc<Repository>,
+    hurt: impl Iterator<Item = &'h String>,
+    live: &LiveRun,
+    writing: Writing<'_>,
+    reading: Reading<'_>,
+) -> Result<usize, Failure> {
+    let ids = env.ledger.objects(&target.name)?;
+    let known: Vec<(&String, Backup)> = hurt
+        .filter_map(|object| {
+            let backup = env.ledger.backups_by_prefix(ids.get(object)?, None).ok()?.into_iter().next()?;
+            (backup.destinations.len() > 1).then_some((object, backup))
+        })
+        .collect();
+    if known.is_empty() {
+        return Ok(0);
+    }
+    let _alone = writing(&target.name)?;
+    let holder = destination::holder(&env.config.daemon.state_dir)?;
+    let lease = Lease::acquire(repository, &holder, &live.id(), TERM, &live.cancel)?;
+    let mut copier = Copier { env, target, repository, lease: &lease, live, sources: BTreeMap::new() };
+    let mut repaired = 0;
+    for (object, backup) in known {
+        live.step(&format!("repairing backup {}", short(&backup.id)));
+        match copier.repair(object, &backup, reading) {
+            Ok(place) => {
+                repaired += 1;
+                live.message(Level::Warning, format!("backup {} is whole again, from the copy at {place}", short(&backup.id)));
+            }
+            Err(Failure::Cancelled) => return Err(Failure::Cancelled),
+            Err(e) => live.message(Level::Error, format!("backup {} could not be repaired: {e}", short(&backup.id))),
+        }
+    }
+    Ok(repaired)
+}
+
+impl Copier<'_> {
+    /// Repairs one backup; returns the place that had what was missing.
+    fn repair(&mut self, object: &str, backup: &Backup, reading: Reading<'_>) -> Result<String, Failure> {
+        let mut errors = Vec::new();
+        for place in destination::best_first(&self.env.config, backup).into_iter().filter(|p| p.name != self.target.name) {
+            let _reading = reading(&place.name);
+            match self.repair_from(place, object, backup) {
+                Ok(()) => return Ok(place.name.clone()),
+                Err(Failure::Cancelled) => return Err(Failure::Cancelled),
+                Err(e) => errors.push(e.to_string()),
+            }
+        }
+        Err(Failure::Failed(errors.join("; ")))
+    }
+
+    fn repair_from(&mut self, place: &Destination, object: &str, backup: &Backup) -> Result<(), Failure> {
+        let from = self.source(place)?;
+        let there = from.read_manifest(&catalogue::object(&self.env.ledger, &place.name, &backup.id)?)?;
+        let raw = unhex(object).ok_or_else(|| Failure::Failed(format!("'{object}' is no backup id")))?;
+        let here = match self.repository.read_manifest(&raw) {
+            Ok(manifest) => manifest,
+            Err(e @ RepositoryError::Storage(_)) => return Err(e.into()),
+            // It is made anew by a copy, and takes the place of what cannot be read.
+            Err(_) => {
+                self.copy_from(place, backup)?;
+                return match self.repository.storage().is_append_only() {
+                    true => Ok(()),
+                    false => Ok(self.repository.delete_manifest(&raw)?),
+                };
+            }
+        };
+        let before: BTreeSet<[u8; 32]> = self.repository.packs()?.into_iter().map(|(id, _)| id).collect();
+        let mut writer = Writer::new(self.repository.clone(), self.live.cancel.clone())?;
+        let progress = |bytes| self.live.report.bytes(bytes);
+        // Everything is looked at, so that pages that are lost are made again, too.
+        let sources = copy_sources(&from, &there, None, &mut writer, &progress, &self.live.cancel)?;
+        self.lease.check()?;
+        let flushed = writer.flush()?;
+        self.live.set_added(self.live.snapshot().progress.added_bytes + flushed.added_bytes);
+        let pages = |sources: &[ManifestSource]| sources.iter().flat_map(|s| s.pages.iter().map(|p| *p.chunk)).collect::<Vec<_>>();
+        if pages(&sources) != pages(&here.sources) {
+            return Err(Failure::Failed(format!("the copy at {} is not of the same contents", place.name)));
+        }
+        let new: Vec<([u8; 32], u64)> = self.repository.packs()?.into_iter().filter(|(id, _)| !before.contains(id)).collect();
+        let problems = check::read_these(self.repository, &new, &self.live.cancel)?;
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Failure::Failed(format!("what was stored anew is damaged again: {}", problems.join("; ")))),
+        }
     }
 }

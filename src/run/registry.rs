@@ -281,11 +281,16 @@ impl Runs {
     pub fn start_check(self: &Arc<Self>, destination: &str, read_data: u32, by: &str) -> Result<String> {
         let env = self.environment();
         let target = self.destination(&env.config, destination)?.clone();
-        let readers = self.locks(destination).readers;
+        let runs = self.clone();
         self.start(Work::on(RunKind::Check, destination, by), move |live| {
-            let _reading = readers.blocking_read();
-            check::check_destination(&env, &target, check::Wanted::Percent(read_data), live)
+            runs.check(&env, &target, check::Wanted::Percent(read_data), live)
         })
+    }
+
+    fn check(&self, env: &Environment, target: &Destination, wanted: check::Wanted, live: &LiveRun) -> Result<Finish, Failure> {
+        let _reading = self.keep_readable(&target.name);
+        let writing = |name: &str| self.wait_to_write(name, live);
+        check::check_destination(env, target, wanted, live, &writing, &|name| self.keep_readable(name))
     }
 
     /// Destinations that are checked a few packs at a time, with the period.
@@ -317,10 +322,9 @@ impl Runs {
         if !self.begin_if_due(&format!("rolling check of {destination}"), super::housekeeping::pause(period))? {
             return Err(Error::Busy("the next part is not due yet".into()));
         }
-        let readers = self.locks(destination).readers;
+        let runs = self.clone();
         self.start(Work::on(RunKind::Check, destination, "schedule"), move |live| {
-            let _reading = readers.blocking_read();
-            check::check_destination(&env, &target, check::Wanted::Rolling(period), live)
+            runs.check(&env, &target, check::Wanted::Rolling(period), live)
         })
     }
 
@@ -537,17 +541,19 @@ impl Runs {
         let (entries, bytes) = (manifest.entries(), manifest.bytes());
         super::selection::Selection::new(&manifest, &paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
         let whole = paths.is_empty();
-        let readers = self.locks(&destination).readers;
         let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Restore, &destination, by) };
+        let (runs, id) = (self.clone(), found.id.clone());
         let run = self.start(work, move |live| {
-            let _reading = readers.blocking_read();
             if whole {
                 live.set_total(bytes);
             }
             live.step("restoring");
-            restore::stream(&repository, &manifest, &paths, out, live)
+            let mut tried = vec![destination.clone()];
+            let reading = runs.keep_readable(&destination);
+            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            restore::stream(place, &mut || runs.another_place(&found, &mut tried), &paths, out, live)
         })?;
-        Ok(RestoreStarted { run, backup: found.id, entries, bytes })
+        Ok(RestoreStarted { run, backup: id, entries, bytes })
     }
 
     /// Writes one file's contents into `out`; returns the run and the size.
@@ -562,20 +568,22 @@ impl Runs {
         let found = self.resolve(backup, job)?;
         let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
         let looked = {
-            let repository = repository.clone();
+            let (repository, manifest, path) = (repository.clone(), manifest.clone(), path.clone());
             let name = String::from_utf8_lossy(&path).into_owned();
             let find = move || restore::find_file(&repository, &manifest, &path);
             let found = tokio::task::spawn_blocking(find).await.map_err(|e| Error::Failed(e.to_string()))?;
             found.map_err(|e| Error::NotFound { what: "path", name, text: e.to_string() })?
         };
         let size = looked.size;
-        let readers = self.locks(&destination).readers;
-        let work = Work { backup: Some(found.id), ..Work::on(RunKind::Cat, &destination, by) };
+        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Cat, &destination, by) };
+        let runs = self.clone();
         let run = self.start(work, move |live| {
-            let _reading = readers.blocking_read();
             live.set_total(size);
             live.step("reading");
-            restore::cat(&repository, &looked, out, live)
+            let mut tried = vec![destination.clone()];
+            let reading = runs.keep_readable(&destination);
+            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            restore::cat(place, &mut || runs.another_place(&found, &mut tried), &path, &looked, out, live)
         })?;
         Ok((run, size))
     }
@@ -674,9 +682,23 @@ impl Runs {
     }
 
     fn open_backup(&self, backup: &Backup) -> Result<(Arc<Repository>, Manifest, String)> {
+        self.open_backup_beside(backup, &[])
+    }
+
+    /// A place of a backup that was not tried yet; it is noted as tried.
+    fn another_place(&self, backup: &Backup, tried: &mut Vec<String>) -> Option<restore::Place> {
+        let opened = self.open_backup_beside(backup, tried);
+        let (repository, manifest, destination) = opened.map_err(|e| tracing::warn!("no other copy can be read: {e}")).ok()?;
+        tried.push(destination.clone());
+        let reading = self.keep_readable(&destination);
+        Some(restore::Place { repository, manifest, destination, _reading: reading })
+    }
+
+    /// Opens a backup at the best place that is not among `tried`.
+    fn open_backup_beside(&self, backup: &Backup, tried: &[String]) -> Result<(Arc<Repository>, Manifest, String)> {
         let env = self.environment();
         let mut errors = Vec::new();
-        for target in destination::best_first(&env.config, backup) {
+        for target in destination::best_first(&env.config, backup).into_iter().filter(|d| !tried.contains(&d.name)) {
             let opened = destination::open(&env.config, target, &env.ledger, &self.runtime, false).and_then(|repository| {
                 for problem in repository.sync_index()? {
                     tracing::warn!("{problem}");

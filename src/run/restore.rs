@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use data_encoding::BASE64;
-use keepd_protocol::model::{BytesPath, EntryKind};
+use keepd_protocol::model::{BytesPath, EntryKind, Level};
 use keepd_protocol::restore::{EntryHeader, FrameWriter, INLINE_BYTES, Summary};
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio_util::sync::CancellationToken;
@@ -45,34 +45,36 @@ enum Op {
     },
 }
 
-/// Streams what is selected into `out`.
-pub fn stream(
-    repository: &Arc<Repository>,
-    manifest: &Manifest,
-    paths: &[Vec<u8>],
-    out: OwnedFd,
-    live: &LiveRun,
-) -> Result<Finish, Failure> {
-    let selection = Selection::new(manifest, paths).map_err(Failure::Failed)?;
+/// A backup as one destination has it.
+pub struct Place {
+    pub repository: Arc<Repository>,
+    pub manifest: Manifest,
+    pub destination: String,
+    /// Keeps a prune away.
+    pub _reading: Box<dyn Send>,
+}
+
+/// Another place of the same backup, when one can no longer be read; None when there is no other.
+pub type Another<'a> = &'a mut dyn FnMut() -> Option<Place>;
+
+/// Streams what is selected into `out`. When a place fails, another one goes on where it stopped: copies have the same entries and segments
+/// in the same order.
+pub fn stream(mut place: Place, another: Another<'_>, paths: &[Vec<u8>], out: OwnedFd, live: &LiveRun) -> Result<Finish, Failure> {
     let mut frames = FrameWriter::new(io::BufWriter::with_capacity(256 << 10, PatientWriter::new(out, live.cancel.clone())?));
-    let result = std::thread::scope(|scope| {
-        let (ops, queue) = bounded::<Result<Op, RepositoryError>>(1024);
-        let (repository, selection, cancel) = (repository.clone(), &selection, live.cancel.clone());
-        let planner = std::thread::Builder::new().name("plan".into()).spawn_scoped(scope, move || {
-            let mut planner = match Fetcher::new(repository.clone(), repository.ahead_bytes(), cancel) {
-                Ok(fetcher) => Planner { repository, manifest, fetcher, ops: ops.clone(), next: 0 },
-                Err(e) => return drop(ops.send(Err(e))),
-            };
-            if let Err(e) = planner.plan(selection) {
-                let _ = ops.send(Err(e));
-            }
-        });
-        planner.map_err(|e| Failure::Failed(format!("cannot start a thread: {e}")))?;
-        write_out(&queue, &mut frames, live)
-    });
+    let mut done = Done::default();
+    let result = loop {
+        match stream_from(&place, paths, &mut frames, &mut done, live) {
+            Ok(()) => break Ok(()),
+            Err(Broken::End(failure)) => break Err(failure),
+            Err(Broken::Place(e)) => match next_place(&mut place, another, &e, live) {
+                true => {}
+                false => break Err(e.into()),
+            },
+        }
+    };
     match result {
-        Ok(summary) => {
-            frames.finish(&summary).map_err(|e| gone(&live.cancel, &e))?;
+        Ok(()) => {
+            frames.finish(&done.summary).map_err(|e| gone(&live.cancel, &e))?;
             Ok(Finish::Good)
         }
         Err(failure) => {
@@ -83,39 +85,113 @@ pub fn stream(
     }
 }
 
+/// Goes on to another place that has the backup in the same shape; false when there is none.
+fn next_place(place: &mut Place, another: Another<'_>, error: &RepositoryError, live: &LiveRun) -> bool {
+    let shape = |m: &Manifest| m.sources.iter().map(|s| (s.name.clone(), s.entries, s.bytes)).collect::<Vec<_>>();
+    while !live.cancel.is_cancelled() {
+        let Some(next) = another() else { return false };
+        if shape(&next.manifest) == shape(&place.manifest) {
+            live.message(Level::Warning, format!("{error}; going on with the copy at {}", next.destination));
+            *place = next;
+            return true;
+        }
+    }
+    false
+}
+
+/// How far a stream has come.
+#[derive(Default)]
+struct Done {
+    ops: u64,
+    summary: Summary,
+}
+
+/// Why a stream from one place ended early.
+enum Broken {
+    /// It could not be read.
+    Place(RepositoryError),
+    End(Failure),
+}
+
+impl From<RepositoryError> for Broken {
+    fn from(error: RepositoryError) -> Self {
+        match error {
+            RepositoryError::Cancelled => Broken::End(Failure::Cancelled),
+            other => Broken::Place(other),
+        }
+    }
+}
+
+fn stream_from<W: Write>(
+    place: &Place,
+    paths: &[Vec<u8>],
+    frames: &mut FrameWriter<W>,
+    done: &mut Done,
+    live: &LiveRun,
+) -> Result<(), Broken> {
+    let manifest = &place.manifest;
+    let selection = Selection::new(manifest, paths).map_err(|text| Broken::End(Failure::Failed(text)))?;
+    // What is still on its way when a place fails is given up.
+    let cancel = live.cancel.child_token();
+    let result = std::thread::scope(|scope| {
+        let (ops, queue) = bounded::<Result<Op, RepositoryError>>(1024);
+        let (repository, selection, skip) = (place.repository.clone(), &selection, done.ops);
+        let for_planner = cancel.clone();
+        let planner = std::thread::Builder::new().name("plan".into()).spawn_scoped(scope, move || {
+            let mut planner = match Fetcher::new(repository.clone(), repository.ahead_bytes(), for_planner) {
+                Ok(fetcher) => Planner { repository, manifest, fetcher, ops: ops.clone(), next: 0, skip },
+                Err(e) => return drop(ops.send(Err(e))),
+            };
+            if let Err(e) = planner.plan(selection) {
+                let _ = ops.send(Err(e));
+            }
+        });
+        planner.map_err(|e| Broken::End(Failure::Failed(format!("cannot start a thread: {e}"))))?;
+        let written = write_out(&queue, frames, done, live);
+        if written.is_err() {
+            cancel.cancel();
+        }
+        drop(queue);
+        written
+    });
+    result
+}
+
 fn write_out<W: Write>(
     queue: &Receiver<Result<Op, RepositoryError>>,
     frames: &mut FrameWriter<W>,
+    done: &mut Done,
     live: &LiveRun,
-) -> Result<Summary, Failure> {
-    let mut summary = Summary::default();
+) -> Result<(), Broken> {
     let mut contents = Vec::new();
     for op in queue {
-        let io = |e: io::Error| gone(&live.cancel, &e);
+        let io = |e: io::Error| Broken::End(gone(&live.cancel, &e));
+        let broken = Broken::End;
         match op? {
             Op::Entry(header, parts) => {
                 contents.clear();
                 for (slot, extent) in parts {
-                    contents.extend_from_slice(part(&slot.wait()?, &extent)?);
+                    contents.extend_from_slice(part(&slot.wait()?, &extent).map_err(broken)?);
                 }
                 frames.entry(&header, &contents).map_err(io)?;
-                summary.entries += 1;
-                summary.bytes += contents.len() as u64;
+                done.summary.entries += 1;
+                done.summary.bytes += contents.len() as u64;
                 live.report.entry();
                 live.report.bytes(contents.len() as u64);
             }
             Op::Data { entry, offset, slot, extent } => {
-                frames.data(entry, offset, part(&slot.wait()?, &extent)?).map_err(io)?;
-                summary.bytes += u64::from(extent.len);
+                frames.data(entry, offset, part(&slot.wait()?, &extent).map_err(broken)?).map_err(io)?;
+                done.summary.bytes += u64::from(extent.len);
                 live.report.bytes(u64::from(extent.len));
             }
             Op::End { entry } => frames.end(entry).map_err(io)?,
         }
+        done.ops += 1;
         if live.cancel.is_cancelled() {
-            return Err(Failure::Cancelled);
+            return Err(Broken::End(Failure::Cancelled));
         }
     }
-    Ok(summary)
+    Ok(())
 }
 
 fn part<'b>(bytes: &'b [u8], extent: &Extent) -> Result<&'b [u8], Failure> {
@@ -139,9 +215,18 @@ struct Planner<'a> {
     fetcher: Fetcher,
     ops: Sender<Result<Op, RepositoryError>>,
     next: u64,
+    /// Ops that another place gave already.
+    skip: u64,
 }
 
 impl Planner<'_> {
+    /// Whether the next op was sent from another place already.
+    fn skipped(&mut self) -> bool {
+        let skipped = self.skip > 0;
+        self.skip = self.skip.saturating_sub(1);
+        skipped
+    }
+
     fn plan(&mut self, selection: &Selection<'_>) -> Result<(), RepositoryError> {
         for selected in &selection.sources {
             let shown = &selected.shown;
@@ -195,12 +280,16 @@ impl Planner<'_> {
         let index = self.next;
         self.next += 1;
         let mut header = self.header(shown, index, &path, &entry);
+        let is_sent = self.skipped();
         if entry.kind != Kind::File {
-            return self.send(Op::Entry(Box::new(header), Vec::new()));
+            return if is_sent { Ok(()) } else { self.send(Op::Entry(Box::new(header), Vec::new())) };
         }
         header.sparse = entry.content.segments.iter().any(|s| matches!(s, Segment::Hole(_)));
         // Many pieces would hold many chunks at once.
         header.inline = !header.sparse && entry.size <= INLINE_BYTES && entry.content.segments.len() <= INLINE_SEGMENTS;
+        if header.inline && is_sent {
+            return Ok(());
+        }
         if header.inline {
             let mut parts = Vec::new();
             for segment in &entry.content.segments {
@@ -210,14 +299,18 @@ impl Planner<'_> {
             }
             return self.send(Op::Entry(Box::new(header), parts));
         }
-        self.send(Op::Entry(Box::new(header), Vec::new()))?;
+        if !is_sent {
+            self.send(Op::Entry(Box::new(header), Vec::new()))?;
+        }
         let mut at = 0;
         for window in entry.content.segments.chunks(WINDOW_SEGMENTS) {
             let mut offset = at;
             at += window.iter().map(Segment::len).sum::<u64>();
             if self.is_fine_in_order(window) {
                 for segment in window {
-                    if let Segment::Data(extent) = segment {
+                    if let Segment::Data(extent) = segment
+                        && !self.skipped()
+                    {
                         let slot = self.fetcher.request(extent.chunk)?;
                         self.send(Op::Data { entry: index, offset, slot, extent: *extent })?;
                     }
@@ -240,13 +333,18 @@ impl Planner<'_> {
                 offset += segment.len();
             }
             for chunk in order {
+                let pieces = of_chunk.remove(&chunk).unwrap_or_default();
+                let pieces: Vec<_> = pieces.into_iter().filter(|_| !self.skipped()).collect();
+                if pieces.is_empty() {
+                    continue;
+                }
                 let slot = self.fetcher.request(chunk)?;
-                for (offset, extent) in of_chunk.remove(&chunk).unwrap_or_default() {
+                for (offset, extent) in pieces {
                     self.send(Op::Data { entry: index, offset, slot: slot.clone(), extent })?;
                 }
             }
         }
-        self.send(Op::End { entry: index })
+        if self.skipped() { Ok(()) } else { self.send(Op::End { entry: index }) }
     }
 
     /// Whether the segments can be sent from the first to the last with no chunk read twice: true for a file of few generations, whose
@@ -379,16 +477,18 @@ pub fn find_file(repository: &Arc<Repository>, manifest: &Manifest, path: &[u8])
 }
 
 /// Writes a file's contents in order.
-pub fn cat(repository: &Arc<Repository>, entry: &Entry, out: OwnedFd, live: &LiveRun) -> Result<Finish, Failure> {
+pub fn cat(mut place: Place, another: Another<'_>, path: &[u8], entry: &Entry, out: OwnedFd, live: &LiveRun) -> Result<Finish, Failure> {
+    let mut entry = entry.clone();
     let mut out = PatientWriter::new(out, live.cancel.clone())?;
     let mut last: Option<(ChunkId, Vec<u8>)> = None;
     let zeros = vec![0u8; 64 << 10];
-    for segment in &entry.content.segments {
+    let mut at = 0;
+    while let Some(segment) = entry.content.segments.get(at).cloned() {
         if live.cancel.is_cancelled() {
             return Err(Failure::Cancelled);
         }
         let io = |e: io::Error| gone(&live.cancel, &e);
-        match segment {
+        match &segment {
             Segment::Hole(len) => {
                 let mut left = *len;
                 while left > 0 {
@@ -399,7 +499,20 @@ pub fn cat(repository: &Arc<Repository>, entry: &Entry, out: OwnedFd, live: &Liv
             }
             Segment::Data(extent) => {
                 if last.as_ref().is_none_or(|(id, _)| *id != extent.chunk) {
-                    last = Some((extent.chunk, repository.read_chunk(&extent.chunk)?));
+                    match place.repository.read_chunk(&extent.chunk) {
+                        Ok(bytes) => last = Some((extent.chunk, bytes)),
+                        Err(e) => {
+                            if !next_place(&mut place, another, &e, live) {
+                                return Err(e.into());
+                            }
+                            let found = find_file(&place.repository, &place.manifest, path)?;
+                            if found.content.segments.len() != entry.content.segments.len() {
+                                return Err(e.into());
+                            }
+                            (entry, last) = (found, None);
+                            continue;
+                        }
+                    }
                 }
                 if let Some((_, bytes)) = &last {
                     out.write_all(part(bytes, extent)?).map_err(io)?;
@@ -407,6 +520,7 @@ pub fn cat(repository: &Arc<Repository>, entry: &Entry, out: OwnedFd, live: &Liv
             }
         }
         live.report.bytes(segment.len());
+        at += 1;
     }
     live.report.entry();
     Ok(Finish::Good)

@@ -130,6 +130,10 @@ pub fn apply(
     live: &LiveRun,
     gate: ReaderGate<'_>,
 ) -> Result<(), Failure> {
+    renew_locks(env, target, repository, live)?;
+    if target.append_only {
+        return Ok(());
+    }
     let (Decision { remove, held_back, .. }, before) = configured(&env.ledger, job, target)?;
     if let Some(text) = held_back_words(job, target, held_back) {
         live.message(Level::Warning, text);
@@ -137,7 +141,7 @@ pub fn apply(
         confirm(&env.ledger, job, target)?;
     }
     // What was condemned earlier is deleted when its time has come.
-    if remove.is_empty() && !repository.has_expired(target.prune_grace)? {
+    if remove.is_empty() && !repository.has_expired(check::grace(target))? {
         return Ok(());
     }
     live.step("retention");
@@ -152,8 +156,40 @@ pub fn apply(
     check::prune(env, target, repository, false, live, gate)
 }
 
+/// Locks what is in use for another period, once in a quarter of it. What is condemned, or no backup any more, is not among that: its lock
+/// ends.
+fn renew_locks(env: &Environment, target: &Destination, repository: &std::sync::Arc<Repository>, live: &LiveRun) -> Result<(), Failure> {
+    if !locks_are_due(&env.ledger, target)? {
+        return Ok(());
+    }
+    live.step("renewing locks");
+    let renewed = repository.renew_locks()?;
+    let text = lock_note_text(target, Timestamp::now().as_second());
+    env.ledger.set_note(&lock_note(target), &text)?;
+    live.message(Level::Info, format!("{renewed} objects at {} are locked anew", target.name));
+    Ok(())
+}
+
+fn lock_note(target: &Destination) -> String {
+    format!("locks renewed at {}", target.name)
+}
+
+fn lock_note_text(target: &Destination, time: i64) -> String {
+    format!("{time} {}", target.object_lock.unwrap_or_default().as_secs())
+}
+
+fn locks_are_due(ledger: &Ledger, target: &Destination) -> Result<bool, Failure> {
+    let Some(period) = target.object_lock else { return Ok(false) };
+    let note = ledger.note(&lock_note(target))?.unwrap_or_default();
+    let last = note.split_once(' ').filter(|(_, p)| p.parse() == Ok(period.as_secs())).and_then(|(time, _)| time.parse::<i64>().ok());
+    Ok(last.is_none_or(|last| Timestamp::now().as_second().abs_diff(last) >= period.as_secs() / 4))
+}
+
 /// What a changed policy would remove and does not until it is confirmed, in words.
 pub fn held_back(ledger: &Ledger, job: &Job, target: &Destination) -> Result<Option<String>, Failure> {
+    if target.append_only {
+        return Ok(None);
+    }
     Ok(held_back_words(job, target, configured(ledger, job, target)?.0.held_back))
 }
 
@@ -169,8 +205,14 @@ fn held_back_words(job: &Job, target: &Destination, held_back: usize) -> Option<
 
 /// Whether a cleanup of a job at a destination would do anything, as far as the ledger knows.
 pub fn has_work(ledger: &Ledger, job: &Job, target: &Destination) -> Result<bool, Failure> {
+    if locks_are_due(ledger, target)? {
+        return Ok(true);
+    }
+    if target.append_only {
+        return Ok(false);
+    }
     let condemned: Option<i64> = ledger.note(&check::condemned_note(&target.name))?.and_then(|t| t.parse().ok());
-    if condemned.is_some_and(|since| is_over(since, Timestamp::now().as_second(), target.prune_grace)) {
+    if condemned.is_some_and(|since| is_over(since, Timestamp::now().as_second(), check::grace(target))) {
         return Ok(true);
     }
     Ok(!configured(ledger, job, target)?.0.remove.is_empty())

@@ -9,6 +9,8 @@
 pub mod direct;
 mod exec;
 mod fs;
+#[cfg(feature = "services-common")]
+mod lock;
 mod pace;
 pub mod probe;
 mod remote;
@@ -154,6 +156,14 @@ impl Storage {
         match &self.place {
             Place::Directory(root) => fs::publish(self, root, name, &bytes, fs::Publish::New),
             Place::Remote(remote) => self.wait("write", name, remote.publish_new(name, &bytes)),
+        }
+    }
+
+    /// Locks objects that are there for another period, where the destination locks its objects.
+    pub fn renew_locks(&self, names: &[String]) -> Result<()> {
+        match &self.place {
+            Place::Directory(_) => Ok(()),
+            Place::Remote(remote) => self.wait("lock", "the objects in use", remote.renew_locks(names)),
         }
     }
 

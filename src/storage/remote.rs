@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use bytes::{Buf, Bytes};
-use futures::{Future, TryStreamExt};
+use futures::{Future, StreamExt, TryStreamExt};
 use opendal::{Buffer, Error, ErrorKind, HttpTransporter, OperationContext, Operator};
 use tokio::time::timeout;
 
@@ -40,6 +40,8 @@ pub(super) struct Remote {
     /// Where transfers are not watched below.
     patience: Option<Duration>,
     retry: Retry,
+    #[cfg(feature = "services-common")]
+    lock: Option<super::lock::ObjectLock>,
     shared: Arc<Shared>,
 }
 
@@ -52,16 +54,23 @@ impl Remote {
     pub fn open(destination: &Destination, shared: Arc<Shared>) -> Result<Self, String> {
         let options = secret::resolve(&destination.options)?;
         let transfer = &destination.transfer;
+        #[cfg(feature = "services-common")]
+        let mut lock = None;
         let (operator, watched) = match destination.service.as_str() {
             // The plugin's side sees to pace and patience by itself.
             "exec" => (exec::operator(&destination.command, options, transfer.timeout, shared.clone()), true),
             service => {
-                let operator = config::operator(service, options).map_err(|e| reason(&e))?;
+                let operator = config::operator(service, options.clone()).map_err(|e| reason(&e))?;
                 match service {
                     "sftp" | "ftp" | "memory" => (operator, false),
                     _ => {
                         let transport = Transport::new(shared.clone(), transfer.timeout, transfer.ca_file.as_deref())?;
-                        let context = OperationContext::new().with_http_transport(HttpTransporter::new(transport));
+                        let transport = HttpTransporter::new(transport);
+                        #[cfg(feature = "services-common")]
+                        if let Some(period) = destination.object_lock {
+                            lock = Some(super::lock::ObjectLock::new(&options, period, destination.compliance_lock, transport.clone())?);
+                        }
+                        let context = OperationContext::new().with_http_transport(transport);
                         (operator.with_context(context), true)
                     }
                 }
@@ -81,6 +90,8 @@ impl Remote {
             publishing,
             patience: (!watched).then_some(transfer.timeout),
             retry: transfer.retry.clone(),
+            #[cfg(feature = "services-common")]
+            lock,
             shared,
         })
     }
@@ -147,7 +158,35 @@ impl Remote {
                 },
             }
         })
-        .await
+        .await?;
+        self.lock(name).await
+    }
+
+    #[cfg(feature = "services-common")]
+    async fn lock(&self, name: &str) -> Result<(), Error> {
+        match self.lock.as_ref().filter(|_| super::lock::ObjectLock::covers(name)) {
+            Some(lock) => self.persistently(|| lock.lock(name)).await,
+            None => Ok(()),
+        }
+    }
+
+    #[cfg(not(feature = "services-common"))]
+    async fn lock(&self, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Locks objects for another period; one that went meanwhile is fine.
+    pub async fn renew_locks(&self, names: &[String]) -> Result<(), Error> {
+        let renew = |name: &String| {
+            let name = name.clone();
+            async move {
+                match self.lock(&name).await {
+                    Err(_) if matches!(self.operator.exists(&name).await, Ok(false)) => Ok(()),
+                    other => other,
+                }
+            }
+        };
+        futures::stream::iter(names.iter().map(renew)).map(Ok).try_for_each_concurrent(8, |work| work).await
     }
 
     /// Writes an object, replacing what is there.
