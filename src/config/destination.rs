@@ -85,7 +85,10 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
         keys.push("ca_file");
     }
     keys.extend(&options);
-    table.check_keys(&keys, &[(&["object_lock", "object_lock_mode"], "only S3 knows object lock; append_only = true keeps keepd from deleting anywhere")]);
+    table.check_keys(
+        &keys,
+        &[(&["object_lock", "object_lock_mode"], "only S3 knows object lock; append_only = true keeps keepd from deleting anywhere")],
+    );
     let common = common(name, table, known);
     if service == "fs" {
         let root = table.require("root", "the directory of the repository, an absolute path").and_then(|item| {
@@ -112,7 +115,9 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
     }
     if good && table.has("object_lock") {
         for key in ["access_key_id", "secret_access_key"] {
-            good &= table.require(key, "object_lock needs it, for OpenDAL does not know object lock and keepd signs these requests itself").is_some();
+            good &= table
+                .require(key, "object_lock needs it, for OpenDAL does not know object lock and keepd signs these requests itself")
+                .is_some();
         }
     }
     if good && table.is_whole() {

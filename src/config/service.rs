@@ -125,7 +125,13 @@ pub(super) fn options(service: &str) -> Option<Vec<&'static str>> {
         "request_payer",
         "virtual_hosted_style_request",
     ];
-    let is_alias = |o: &str| o.starts_with("aws_") || o.starts_with("azure_") || o.starts_with("google_") || LEFT_OUT.contains(&o) || (o == "token" && all.contains(&"session_token"));
+    let is_alias = |o: &str| {
+        o.starts_with("aws_")
+            || o.starts_with("azure_")
+            || o.starts_with("google_")
+            || LEFT_OUT.contains(&o)
+            || (o == "token" && all.contains(&"session_token"))
+    };
     Some(all.iter().copied().filter(|o| !is_alias(o)).collect())
 }
 

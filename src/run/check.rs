@@ -87,7 +87,10 @@ pub fn check_destination(
     if !report.hurt.is_empty() && lost.is_empty() {
         let repaired = copy::repair(env, target, &repository, report.hurt.keys(), live, writing, reading)?;
         if repaired == report.hurt.len() {
-            live.message(Level::Warning, format!("all {repaired} hurt backups were repaired from other destinations, and that was verified"));
+            live.message(
+                Level::Warning,
+                format!("all {repaired} hurt backups were repaired from other destinations, and that was verified"),
+            );
             return Ok(Finish::Partial);
         }
     }

@@ -82,7 +82,8 @@ impl ObjectLock {
             StatusCode::OK | StatusCode::NO_CONTENT => Ok(()),
             status => {
                 let text = String::from_utf8_lossy(&answer.into_body().to_bytes()).chars().take(300).collect::<String>();
-                let error = failed(format!("{status}: {text}; is object lock enabled for the bucket, and is s3:PutObjectRetention permitted?"));
+                let error =
+                    failed(format!("{status}: {text}; is object lock enabled for the bucket, and is s3:PutObjectRetention permitted?"));
                 Err(if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS { error.set_temporary() } else { error })
             }
         }

@@ -1,6 +1,8 @@
 //! A keepd of a test's own: configuration, key, repository and socket in a temporary directory, the real binaries.
 #![allow(dead_code)]
 
+pub mod servers;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -10,6 +12,8 @@ use serde_json::Value;
 
 pub struct Keepd {
     pub dir: tempfile::TempDir,
+    /// Of the daemon, beside what it inherits.
+    pub environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -34,7 +38,7 @@ impl Keepd {
     /// Sources db (shop.db, WAL) and files (`files`), one destination; not started.
     pub fn prepared() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let keepd = Self { dir, child: None };
+        let keepd = Self { dir, environment: Vec::new(), child: None };
         keepd.generate_key("main.key");
         fs::create_dir(keepd.path("files")).unwrap();
         keepd.configure("", "");
@@ -81,7 +85,7 @@ impl Keepd {
 
     pub fn start(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("keepd.log")).unwrap();
-        self.child = Some(self.command().stderr(log).spawn().unwrap());
+        self.child = Some(self.command().envs(self.environment.iter().cloned()).stderr(log).spawn().unwrap());
         let since = Instant::now();
         while !self.ctl(&["status"]).status.success() {
             assert!(since.elapsed() < Duration::from_secs(30), "keepd does not answer: {}", self.log());
