@@ -2,7 +2,6 @@
 //! a hundred bytes: their number matters here, not their size) and refers to those of the backup before, too.
 
 use std::path::Path;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use keepd::config::{Compression, Destination};

@@ -176,6 +176,9 @@ pub enum Command {
         /// Read the packs too, all or so many percent of them
         #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100", value_parser = clap::value_parser!(u32).range(0..=100))]
         read_data: Option<u32>,
+        /// What no other destination has whole: read its sources again, and check once more
+        #[arg(long)]
+        repair: bool,
     },
     /// Remove what no backup needs
     Prune {

@@ -46,10 +46,12 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             context.restore(of, to, paths, restore::Options { overwrite: *overwrite, numeric_owner: *numeric_owner })
         }
         Command::Copy { of, to } => context.copy(of, to.clone()),
-        Command::Check { destination, read_data } => {
-            let started = context
-                .client()?
-                .call::<StartCheck>(&start_check::In { destination: destination.clone(), read_data: read_data.unwrap_or(0) })?;
+        Command::Check { destination, read_data, repair } => {
+            let started = context.client()?.call::<StartCheck>(&start_check::In {
+                destination: destination.clone(),
+                read_data: read_data.unwrap_or(0),
+                repair: *repair,
+            })?;
             context.work(&started.run, true)
         }
         Command::Prune { destination, dry_run } => {
@@ -446,6 +448,9 @@ impl Context<'_> {
                 return Err(Failure::failed(format!("the restore to {} is not complete: {}{cause}", to.display(), escape(&text))));
             }
         };
+        for message in run.messages.iter().filter(|m| m.level != keepd_protocol::model::Level::Info) {
+            eprintln!("{}: {}", message.level, escape(&message.text));
+        }
         for warning in &outcome.warnings {
             eprintln!("warning: {warning}");
         }

@@ -41,8 +41,9 @@ method!(/// One job in full.
     show_job { job: String } -> { job: JobDetail });
 method!(/// Starts a backup of a job and returns at once with the run's id; follow it with FollowRun.
     start_backup { job: String, #[serde(default)] r#type: Option<BackupType>, #[serde(default)] name: Option<String>, #[serde(default)] labels: BTreeMap<String, String> } -> { run: String });
-method!(/// Starts a check of a destination's repository. `read_data`: percentage of the packs to read whole, 0 for the structure only.
-    start_check { destination: String, #[serde(default)] read_data: u32 } -> { run: String });
+method!(/// Starts a check of a destination's repository. `read_data`: percentage of the packs to read whole, 0 for the structure only. `repair`: what
+    /// no other destination has is read from its sources again, and checked once more.
+    start_check { destination: String, #[serde(default)] read_data: u32, #[serde(default)] repair: bool } -> { run: String });
 method!(/// Starts a prune of a destination's repository.
     start_prune { destination: String, #[serde(default)] dry_run: bool } -> { run: String });
 method!(/// Starts the deletion of a backup on every destination (or the one named).

@@ -85,10 +85,8 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
         keys.push("ca_file");
     }
     keys.extend(&options);
-    table.check_keys(
-        &keys,
-        &[(&["object_lock", "object_lock_mode"], "only S3 knows object lock; append_only = true keeps keepd from deleting anywhere")],
-    );
+    let only_s3: &[&str] = if service == "s3" { &[] } else { &["object_lock", "object_lock_mode"] };
+    table.check_keys(&keys, &[(only_s3, "only S3 knows object lock; append_only = true keeps keepd from deleting anywhere")]);
     let common = common(name, table, known);
     if service == "fs" {
         let root = table.require("root", "the directory of the repository, an absolute path").and_then(|item| {

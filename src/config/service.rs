@@ -109,7 +109,7 @@ pub(super) fn is_secret(option: &str) -> bool {
 pub(super) fn options(service: &str) -> Option<Vec<&'static str>> {
     let all = (find(service)?.options)();
     // What OpenDAL keeps for old configurations, and what cannot be written as one word.
-    const LEFT_OUT: [&str; 14] = [
+    const LEFT_OUT: [&str; 15] = [
         "allow_anonymous",
         "assume_role_session_tags",
         "atomic_write_dir",
@@ -123,6 +123,7 @@ pub(super) fn options(service: &str) -> Option<Vec<&'static str>> {
         "enable_write_with_append",
         "endpoint_url",
         "request_payer",
+        "service_account_key",
         "virtual_hosted_style_request",
     ];
     let is_alias = |o: &str| {

@@ -163,7 +163,7 @@ impl Control {
         if p.read_data > 100 {
             return Err(Fault::invalid_parameter("read_data"));
         }
-        let run = self.ask_runs(move |runs| runs.start_check(&p.destination, p.read_data, &by)).await?;
+        let run = self.ask_runs(move |runs| runs.start_check(&p.destination, p.read_data, p.repair, &by)).await?;
         Ok(start_check::Out { run })
     }
 

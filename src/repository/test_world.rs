@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::{OpenOptions, Repository};
 use crate::config::{Compression, Destination};

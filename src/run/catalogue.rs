@@ -16,6 +16,7 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
     let known = ledger.objects(destination)?;
     let (mut problems, mut touched) = (Vec::new(), HashSet::new());
     let mut present = HashSet::new();
+    let mut unreadable = Vec::new();
     for id in &listed {
         let hex = HEXLOWER.encode(id);
         if !known.contains_key(&hex) {
@@ -26,11 +27,15 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
                     touched.insert(detail.backup.id);
                 }
                 Err(e @ crate::repository::RepositoryError::Storage(_)) => return Err(e.into()),
-                Err(e) => problems.push(e.to_string()),
+                Err(e) => {
+                    problems.push(e.to_string());
+                    unreadable.push(hex.clone());
+                }
             }
         }
         present.insert(hex);
     }
+    set_unreadable(destination, &unreadable, ledger)?;
     let gone: Vec<&String> = known.iter().filter(|(object, _)| !present.contains(*object)).map(|(_, id)| id).collect();
     if !gone.is_empty() {
         problems.extend(set_back(destination, &gone, ledger)?);
@@ -61,6 +66,19 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
         apply_marks(destination, backup, ledger)?;
     }
     Ok(problems)
+}
+
+/// Backups of a destination whose manifests cannot be read: nobody knows what they are, and they stay.
+pub fn unreadable(destination: &str, ledger: &Ledger) -> Result<Vec<String>, Failure> {
+    let text = ledger.note(&format!("unreadable at {destination}"))?.unwrap_or_default();
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+fn set_unreadable(destination: &str, ids: &[String], ledger: &Ledger) -> Result<(), Failure> {
+    if unreadable(destination, ledger)? != ids {
+        ledger.set_note(&format!("unreadable at {destination}"), &ids.join(" "))?;
+    }
+    Ok(())
 }
 
 /// Backups that were here and that keepd did not remove are gone. When the newest is among them, the storage was most likely set back to an

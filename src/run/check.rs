@@ -1,5 +1,6 @@
 //! Check, prune and delete as runs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,7 +30,8 @@ pub enum Wanted {
     Rolling(Duration),
 }
 
-/// Checks a destination; damage makes the run fail.
+/// Checks a destination; damage that cannot be repaired from other destinations makes the run fail. `hurt_jobs` gets the jobs whose
+/// backups are hurt.
 pub fn check_destination(
     env: &Environment,
     target: &Destination,
@@ -37,6 +39,7 @@ pub fn check_destination(
     live: &LiveRun,
     writing: Writing<'_>,
     reading: Reading<'_>,
+    hurt_jobs: &mut BTreeSet<String>,
 ) -> Result<Finish, Failure> {
     live.step("opening the repository");
     let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
@@ -70,7 +73,9 @@ pub fn check_destination(
     let ids = env.ledger.objects(&target.name)?;
     for (object, paths) in report.hurt.iter().take(MAX_TOLD) {
         let id = ids.get(object).unwrap_or(object);
-        let job = env.ledger.backup_detail(id)?.map(|d| format!(" of job {} from {}", d.backup.job, d.started)).unwrap_or_default();
+        let detail = env.ledger.backup_detail(id)?;
+        hurt_jobs.extend(detail.as_ref().map(|d| d.backup.job.clone()));
+        let job = detail.map(|d| format!(" of job {} from {}", d.backup.job, d.started)).unwrap_or_default();
         live.message(Level::Error, format!("backup {}{job} is hurt: {}", short(id), paths.join(", ")));
     }
     for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {

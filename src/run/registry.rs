@@ -1,6 +1,6 @@
 //! The registry of runs: starts them, knows which live, and keeps them out of each other's way.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -278,19 +278,58 @@ impl Runs {
     }
 
     /// Queues a check; `read_data` is the percentage of packs to read whole.
-    pub fn start_check(self: &Arc<Self>, destination: &str, read_data: u32, by: &str) -> Result<String> {
+    pub fn start_check(self: &Arc<Self>, destination: &str, read_data: u32, repair: bool, by: &str) -> Result<String> {
         let env = self.environment();
         let target = self.destination(&env.config, destination)?.clone();
         let runs = self.clone();
         self.start(Work::on(RunKind::Check, destination, by), move |live| {
-            runs.check(&env, &target, check::Wanted::Percent(read_data), live)
+            runs.check(&env, &target, check::Wanted::Percent(read_data), repair, live)
         })
     }
 
-    fn check(&self, env: &Environment, target: &Destination, wanted: check::Wanted, live: &LiveRun) -> Result<Finish, Failure> {
+    fn check(
+        self: &Arc<Self>,
+        env: &Environment,
+        target: &Destination,
+        wanted: check::Wanted,
+        repair: bool,
+        live: &LiveRun,
+    ) -> Result<Finish, Failure> {
         let _reading = self.keep_readable(&target.name);
         let writing = |name: &str| self.wait_to_write(name, live);
-        check::check_destination(env, target, wanted, live, &writing, &|name| self.keep_readable(name))
+        let mut hurt_jobs = BTreeSet::new();
+        let checked = check::check_destination(env, target, wanted, live, &writing, &|name| self.keep_readable(name), &mut hurt_jobs);
+        if repair && matches!(checked, Err(Failure::Failed(_))) && !hurt_jobs.is_empty() {
+            let jobs = hurt_jobs.iter().cloned().collect::<Vec<_>>().join(", ");
+            live.message(
+                Level::Info,
+                format!("what the sources of {jobs} still have is stored anew by a backup now, and checked after it"),
+            );
+            self.read_sources_again(hurt_jobs, target.name.clone(), live.snapshot().by);
+        }
+        checked
+    }
+
+    /// Backs jobs up, whose sources may have what a destination lost, and checks the destination's structure afterwards.
+    fn read_sources_again(self: &Arc<Self>, jobs: BTreeSet<String>, destination: String, by: String) {
+        let runs = self.clone();
+        self.runtime.spawn(async move {
+            for job in jobs {
+                let request = BackupRequest { job: job.clone(), r#type: BackupType::Scheduled, by: by.clone(), ..BackupRequest::default() };
+                match runs.start_backup(request) {
+                    Ok(run) => {
+                        // Its sender goes with the run.
+                        if let Some(mut followed) = runs.follow(&run) {
+                            while followed.changed().await.is_ok() {}
+                        }
+                    }
+                    Err(e) => tracing::warn!(job, "what {destination} lost could not be read from its sources again: {e}"),
+                }
+            }
+            if let Err(e) = runs.start_check(&destination, 0, false, &by) {
+                tracing::warn!(destination, "the repair could not be checked: {e}");
+            }
+        });
     }
 
     /// Destinations that are checked a few packs at a time, with the period.
@@ -324,7 +363,7 @@ impl Runs {
         }
         let runs = self.clone();
         self.start(Work::on(RunKind::Check, destination, "schedule"), move |live| {
-            runs.check(&env, &target, check::Wanted::Rolling(period), live)
+            runs.check(&env, &target, check::Wanted::Rolling(period), true, live)
         })
     }
 

@@ -133,7 +133,7 @@ fn stream_from<W: Write>(
     let selection = Selection::new(manifest, paths).map_err(|text| Broken::End(Failure::Failed(text)))?;
     // What is still on its way when a place fails is given up.
     let cancel = live.cancel.child_token();
-    let result = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let (ops, queue) = bounded::<Result<Op, RepositoryError>>(1024);
         let (repository, selection, skip) = (place.repository.clone(), &selection, done.ops);
         let for_planner = cancel.clone();
@@ -153,8 +153,7 @@ fn stream_from<W: Write>(
         }
         drop(queue);
         written
-    });
-    result
+    })
 }
 
 fn write_out<W: Write>(

@@ -107,6 +107,15 @@ pub fn plan(
             reasons: v.reasons,
         })
     };
+    let mut verdicts: Vec<RetentionVerdict> = verdicts.into_iter().filter_map(verdict).collect();
+    verdicts.extend(catalogue::unreadable(&target.name, ledger)?.into_iter().map(|id| RetentionVerdict {
+        id,
+        outcome: Outcome::Suspect,
+        keep: true,
+        quarantined: true,
+        reasons: vec!["its manifest cannot be read: it may be of any job, counts for nothing and is never removed".into()],
+        ..RetentionVerdict::default()
+    }));
     Ok(RetentionPlan {
         job: job.name.clone(),
         destination: target.name.clone(),
@@ -115,7 +124,7 @@ pub fn plan(
         simulated: simulated.is_some(),
         removes: (remove.len() + held_back) as u64,
         held_back: if simulated.is_some() { 0 } else { held_back as u64 },
-        verdicts: verdicts.into_iter().filter_map(verdict).collect(),
+        verdicts,
     })
 }
 

@@ -244,7 +244,7 @@ fn anchor(state: &ScheduleState) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Compression, Config, Daemon, Destination, Retention, Retry, Schedule};
+    use crate::config::{Config, Daemon, Destination, Retention, Retry, Schedule};
     use std::pin::Pin;
 
     struct HandClock(Mutex<Timestamp>);

@@ -307,7 +307,7 @@ impl Storage {
             // Where an object goes, something else is missing: the bucket, or the directory.
             ErrorKind::NotFound if verb != "write" && verb != "list" => StorageError::NotFound { location, name },
             ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists => StorageError::Exists { location, name },
-            ErrorKind::PermissionDenied => StorageError::Failed {
+            kind if kind == ErrorKind::PermissionDenied || is_denied(&reason) => StorageError::Failed {
                 location,
                 verb,
                 name,
@@ -349,6 +349,12 @@ pub fn location(destination: &Destination) -> String {
 /// What a place has been used for since the daemon started.
 pub fn counters(destination: &Destination) -> Counters {
     Shared::counters(&location(destination))
+}
+
+/// What services say of wrong credentials that OpenDAL has no kind for.
+fn is_denied(reason: &str) -> bool {
+    const WORDS: [&str; 6] = ["401 Unauthorized", "403 Forbidden", "Permission denied (", "NotLoggedIn", "Not logged in", "[530]"];
+    WORDS.iter().any(|words| reason.contains(words))
 }
 
 fn is_no_space(reason: &str) -> bool {

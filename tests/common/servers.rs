@@ -22,7 +22,6 @@ pub enum Kind {
     Moto,
 }
 
-pub const ALL: [Kind; 5] = [Kind::S3, Kind::Webdav, Kind::Ftp, Kind::Sftp, Kind::Moto];
 pub const SECRET: &str = "canary-7f3a-secret";
 const USER: &str = "keeper";
 
