@@ -76,6 +76,11 @@ fn golden_repositories_open() {
             Command::new("sha256sum").args(["--check", "--quiet"]).arg(entry.path().join("SHA256SUMS")).current_dir(&out).output().unwrap();
         assert!(sums.status.success(), "{name}: {}", text(&sums));
         assert_eq!(proven_sum(&out.join("db/shop.db")), 50_100, "{name}");
+        if name.ends_with("-copy") {
+            // They go by the ids of what they are copies of.
+            let objects = files_below(&keepd.path("repository/backups"));
+            assert!(keepd.backups().iter().all(|id| !objects.iter().any(|o| o.ends_with(id))));
+        }
         if name.ends_with("-marks") {
             let list = keepd.json(&["list"]);
             assert_eq!((list[0]["pinned"].as_bool(), list[1]["pinned"].as_bool()), (Some(false), Some(true)), "{list}");
@@ -86,7 +91,7 @@ fn golden_repositories_open() {
         }
         seen += 1;
     }
-    assert!(seen >= 4, "{seen} golden repositories");
+    assert!(seen >= 5, "{seen} golden repositories");
 }
 
 /// Makes new golden repositories: `GOLDEN=DIR cargo test --test format make_golden -- --ignored`.
@@ -94,12 +99,24 @@ fn golden_repositories_open() {
 #[ignore = "writes fixtures"]
 fn make_golden() {
     let target = std::env::var("GOLDEN").expect("GOLDEN names the directory");
-    let all = [("1-zstd", "main", "zstd"), ("1-gzip", "main", "gzip"), ("1-plain", "none", "none"), ("1-marks", "main", "zstd")];
+    let all = [
+        ("1-zstd", "main", "zstd"),
+        ("1-gzip", "main", "gzip"),
+        ("1-plain", "none", "none"),
+        ("1-marks", "main", "zstd"),
+        ("1-copy", "main", "zstd"),
+    ];
     for (name, encryption, compression) in all {
         let mut keepd = Keepd::prepared();
         let toml = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
         let settings = format!("encryption = \"{encryption}\"\ncompression = \"{compression}\"");
-        fs::write(keepd.path("keepd.toml"), toml.replace("encryption = \"main\"", &settings)).unwrap();
+        let mut toml = toml.replace("encryption = \"main\"", &settings);
+        if name == "1-copy" {
+            let copied = keepd.path("copied");
+            toml = toml.replace("destinations = [\"local\"]", "destinations = [\"local\", \"copied\"]");
+            toml.push_str(&format!("[destination.copied]\nservice = \"fs\"\nroot = \"{}\"\n{settings}\n", copied.display()));
+        }
+        fs::write(keepd.path("keepd.toml"), toml).unwrap();
         let db = make_database(&keepd.path("shop.db"), 500);
         fs::create_dir_all(keepd.path("files/deep")).unwrap();
         fs::write(keepd.path("files/deep/note.txt"), "a note").unwrap();
@@ -124,8 +141,9 @@ fn make_golden() {
         let to = Path::new(&target).join(name);
         fs::create_dir_all(&to).unwrap();
         // It names the machine it was made on.
-        fs::remove_file(keepd.path("repository/writer.json")).unwrap();
-        assert!(Command::new("cp").arg("-r").arg(keepd.path("repository")).arg(&to).status().unwrap().success());
+        let repository = keepd.path(if name == "1-copy" { "copied" } else { "repository" });
+        fs::remove_file(repository.join("writer.json")).unwrap();
+        assert!(Command::new("cp").arg("-r").arg(&repository).arg(to.join("repository")).status().unwrap().success());
         fs::copy(keepd.path("main.key"), to.join("golden.key")).unwrap();
         let sums = Command::new("sh")
             .args(["-c", "find . -type f ! -name shop.db -exec sha256sum {} + | sort -k2"])

@@ -537,8 +537,14 @@ fn append_only_deletes_nothing() {
 fn object_lock_is_set_renewed_and_respected() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::started(Kind::Moto, dir.path());
-    let keepd = started(&server, 1 << 20, "object_lock = \"30d\"\nprune_grace = \"0s\"");
+    let stored = "server_side_encryption = \"AES256\"\ndefault_storage_class = \"STANDARD_IA\"";
+    let keepd = started(&server, 1 << 20, &format!("object_lock = \"30d\"\nprune_grace = \"0s\"\n{stored}"));
     keepd.ok(&["backup", "shop"]);
+    let head = "
+for o in client.list_objects_v2(Bucket='bucket')['Contents']:
+    head = client.head_object(Bucket='bucket', Key=o['Key'])
+    print(head.get('ServerSideEncryption'), head.get('StorageClass'))";
+    assert!(server.python(head).lines().all(|line| line == "AES256 STANDARD_IA"), "{}", server.python(head));
     let locks = || -> serde_json::Value {
         let program = "
 import json
@@ -723,7 +729,8 @@ fn a_check_has_what_no_copy_has_read_from_its_source_again() {
     let first = keepd.backups().remove(0);
     let said = keepd.fails(1, &["check", "near", "--read-data", "--repair"]);
     assert!(said.contains("hurt"), "{said}");
-    let runs = || keepd.json(&["run", "list"]).as_array().unwrap().iter().map(|r| (r["kind"].clone(), r["state"].clone())).collect::<Vec<_>>();
+    let runs =
+        || keepd.json(&["run", "list"]).as_array().unwrap().iter().map(|r| (r["kind"].clone(), r["state"].clone())).collect::<Vec<_>>();
     wait_for("backup and check follow by themselves", &keepd, || {
         let runs = runs();
         runs.len() == 4 && runs[0] == ("check".into(), "good".into()) && runs[1].0 == "backup"
@@ -731,4 +738,46 @@ fn a_check_has_what_no_copy_has_read_from_its_source_again() {
     // The older backup is whole again, too.
     let to = keepd.restored(&first);
     assert_same(&keepd.path("files"), &to.join("files"));
+}
+
+#[test]
+fn two_that_begin_at_once_make_one_repository_and_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::started(Kind::S3, dir.path());
+    let both: Vec<Keepd> = (0..2).map(|_| started(&server, 200_000, "")).collect();
+    fs::copy(both[0].path("main.key"), both[1].path("main.key")).unwrap();
+    for round in 0..4 {
+        for keepd in &both {
+            configure(keepd, &[server.destination("there", "").replace("\"pre\"", &format!("\"pre{round}\""))], "");
+            keepd.ok(&["reload"]);
+        }
+        let running: Vec<_> = both
+            .iter()
+            .map(|keepd| keepd.ctl_command(&["backup", "shop", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+            .collect();
+        let outs: Vec<_> = running.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+        let mut made = Vec::new();
+        for out in &outs {
+            let run: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+            match run["backup"].as_str() {
+                Some(id) if out.status.success() => made.push(id.to_owned()),
+                _ => {
+                    let told = text(out);
+                    let known = ["another keepd", "one writer", "took the repository over", "exists already", "lease", "try again"];
+                    assert!(known.iter().any(|words| told.contains(words)), "{told}");
+                }
+            }
+        }
+        assert!(!made.is_empty(), "round {round}: neither could: {}\n{}", text(&outs[0]), text(&outs[1]));
+        // Whoever was refused can go on at once, and everything that was told to be made is there and whole.
+        for keepd in &both {
+            let out = keepd.ctl(&["backup", "shop"]);
+            assert!(out.status.success(), "round {round}: {}", text(&out));
+        }
+        both[0].ok(&["backup", "shop"]);
+        let listed = both[0].backups();
+        assert!(made.iter().all(|id| listed.contains(id)), "round {round}: {made:?} {listed:?}");
+        both[0].ok(&["check", "there", "--read-data"]);
+        assert_restores(&both[0]);
+    }
 }

@@ -26,8 +26,6 @@ const NAME: &str = "writer.json";
 const MAX_BYTES: u64 = 16 << 10;
 /// Between looks at somebody else's lease.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// For what two daemons wrote at the same time.
-pub(super) const SETTLE: Duration = Duration::from_millis(250);
 
 /// Who writes, for messages and to know one's own leftovers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,11 +120,8 @@ impl Lease {
             std::thread::sleep(LOOK_EVERY);
         }
         let lease = Self::keep(repository.clone(), record, term);
-        // Where create-if-absent is ignored another one may have written at the same time: the last one has it, and what was on its way
-        // must have arrived.
-        if repository.storage.is_remote() {
-            std::thread::sleep(SETTLE);
-        }
+        // Where create-if-absent is ignored another one may have written at the same time: the last one has it. What is still on its way now is seen
+        // by the look before the commit.
         lease.check()?;
         Ok(lease)
     }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
@@ -23,6 +25,8 @@ use crate::storage::{Storage, StorageError};
 
 const CONFIG_NAME: &str = "keepd.json";
 const MAX_SMALL_OBJECT: u64 = 64 << 10;
+/// For what two daemons wrote at the same time.
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// `keepd.json`: what any reader needs before it has a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +60,8 @@ pub struct Repository {
     pub(super) compression: Compression,
     pub(super) local: LocalIndex,
     cache_dir: PathBuf,
+    /// Made by this process, and not looked at again yet.
+    fresh: AtomicBool,
     memory: u64,
     /// Ciphers of packs read lately, so that a pack's header is read and its subkey derived once.
     ciphers: Mutex<HashMap<[u8; 32], Arc<ObjectCipher>>>,
@@ -69,6 +75,7 @@ impl Repository {
     pub fn open(storage: Storage, options: &OpenOptions<'_>) -> Result<Arc<Self>> {
         let location = storage.location().to_owned();
         let none = |text: String| RepositoryError::NoRepository { location: location.clone(), text };
+        let mut fresh = false;
         let config = match storage.get(CONFIG_NAME, MAX_SMALL_OBJECT) {
             Ok(bytes) => parse_config(&location, &bytes)?,
             Err(StorageError::NotFound { .. }) => {
@@ -80,6 +87,7 @@ impl Repository {
                 if !options.create {
                     return Err(none("nothing was backed up to it yet".into()));
                 }
+                fresh = true;
                 create(&storage, options)?
             }
             Err(e) => return Err(e.into()),
@@ -110,9 +118,24 @@ impl Repository {
             compression: options.compression,
             local,
             cache_dir,
+            fresh: AtomicBool::new(fresh),
             memory: options.memory,
             ciphers: Mutex::default(),
         }))
+    }
+
+    /// Where create-if-absent is ignored, another daemon may have made a repository in the same place at the same time: the last one counts.
+    /// An error when it is not this one. To be asked before anything is committed.
+    pub(super) fn is_still_this(&self) -> Result<()> {
+        if !self.fresh.swap(false, Ordering::AcqRel) || !self.storage.is_remote() {
+            return Ok(());
+        }
+        is_still(&self.storage, &self.id())
+    }
+
+    /// Whether it was just made where another daemon may have made one at the same time.
+    pub fn may_be_another(&self) -> bool {
+        self.storage.is_remote() && self.fresh.load(Ordering::Acquire)
     }
 
     /// The id in hexadecimal.
@@ -450,15 +473,24 @@ fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConf
     };
     storage.put_new(CONFIG_NAME, to_json(&config)?)?;
     if storage.is_remote() {
-        // Where create-if-absent is ignored another daemon may have made one at the same time: the last one counts.
-        std::thread::sleep(super::lease::SETTLE);
-        let there = parse_config(&location, &storage.get(CONFIG_NAME, MAX_SMALL_OBJECT)?)?;
-        if there != config {
-            let text = format!("another keepd made repository {} here at the same time; try again", there.repository);
-            return Err(RepositoryError::NoRepository { location, text });
-        }
+        // Where create-if-absent is ignored another daemon may have made one at the same time; the last one counts. Looked at once more before
+        // the first commit.
+        std::thread::sleep(SETTLE);
+        is_still(storage, &config.repository)?;
     }
     Ok(config)
+}
+
+fn is_still(storage: &Storage, id: &str) -> Result<()> {
+    let location = storage.location().to_owned();
+    let there = parse_config(&location, &storage.get(CONFIG_NAME, MAX_SMALL_OBJECT)?)?;
+    match there.repository == id {
+        true => Ok(()),
+        false => {
+            let text = format!("another keepd made repository {} here at the same time; try again", there.repository);
+            Err(RepositoryError::NoRepository { location, text })
+        }
+    }
 }
 
 fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {

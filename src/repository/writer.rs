@@ -156,7 +156,9 @@ impl Writer {
             let (shared, job_queue, packs) = (shared.clone(), job_queue.clone(), packs.clone());
             writer.workers.push(spawn("compress", Box::new(move || shared.clone().guard(|| shared.compress(&job_queue, &packs))))?);
         }
-        for _ in 0..2 {
+        // Beyond this machine most of the time goes by waiting for the other side.
+        let storers = if shared.repository.storage().is_remote() { 4 } else { 2 };
+        for _ in 0..storers {
             let (shared, pack_queue) = (shared.clone(), pack_queue.clone());
             writer.storers.push(spawn("store", Box::new(move || shared.clone().guard(|| shared.store_packs(&pack_queue))))?);
         }
@@ -329,6 +331,7 @@ fn publish(repository: &Repository, index: &Index) -> Result<()> {
 /// Another writer (which should not be there) may have condemned or deleted meanwhile what this backup builds upon. Such a backup is not committed.
 /// Whatever is condemned after this look is deleted a grace period later, and by then the manifest says that it is needed.
 pub fn commit(repository: &Repository, manifest: &Manifest, flushed: &Flushed) -> Result<[u8; 32]> {
+    repository.is_still_this()?;
     let mut problems = Vec::new();
     repository.sync_condemned(&mut problems)?;
     let there: HashSet<[u8; 32]> = ids(repository.storage.names("packs/")?);

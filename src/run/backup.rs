@@ -151,6 +151,7 @@ fn to_destination(
     lease.check()?;
     live.step("committing");
     let id = data_encoding::HEXLOWER.encode(&writer::commit(&repository, &manifest, &flushed)?);
+    destination::remember(&env.ledger, &repository)?;
     let detail = catalogue::detail(&id, &manifest);
     env.ledger.put_backup(&target.name, &detail)?;
     live.update(|run| {

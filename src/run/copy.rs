@@ -169,6 +169,7 @@ impl Copier<'_> {
         }
         self.lease.check()?;
         let id = writer::commit(self.repository, &manifest, &flushed)?;
+        destination::remember(&env.ledger, self.repository)?;
         let detail = catalogue::detail(&data_encoding::HEXLOWER.encode(&id), &manifest);
         env.ledger.put_backup(&target.name, &detail)?;
         live.set_added(live.snapshot().progress.added_bytes + flushed.added_bytes);

@@ -40,7 +40,7 @@ pub fn open(
         }
     };
     let storage = Storage::open(destination, runtime.clone()).map_err(|e| failed(e.to_string()))?;
-    let note = format!("repository at {}", storage.location());
+    let note = id_note(storage.location());
     let known_id = ledger.note(&note)?;
     let options = OpenOptions {
         key: key.as_ref().map(|(profile, key)| (*profile, key.bytes())),
@@ -54,10 +54,19 @@ pub fn open(
         RepositoryError::Storage(e) => Failure::Storage(format!("destination {}: {e}", destination.name)),
         other => failed(other.to_string()),
     })?;
-    if known_id.is_none() {
-        ledger.set_note(&note, &repository.id())?;
+    if known_id.is_none() && !repository.may_be_another() {
+        remember(ledger, &repository)?;
     }
     Ok(repository)
+}
+
+fn id_note(location: &str) -> String {
+    format!("repository at {location}")
+}
+
+/// From now on another repository in its place is an error. One that was just made is remembered when something was committed to it.
+pub fn remember(ledger: &Ledger, repository: &Repository) -> Result<(), Failure> {
+    Ok(ledger.set_note(&id_note(repository.location()), &repository.id())?)
 }
 
 /// What a destination was used for since the daemon started.

@@ -19,11 +19,12 @@ const MIN_READ: usize = 128 << 10;
 /// Written at a time: a disk that was given all at once makes everybody else's fsync wait for it.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// A new file with these bytes, synced; `before` is called with the length of each piece before it is written.
-pub fn write_new(path: &Path, bytes: &[u8], before: &dyn Fn(usize)) -> io::Result<()> {
+/// A new file with these bytes, synced; `before` is called with the length of each piece before it is written, and pieces of a large file
+/// are not longer than `piece` (and no longer than a disk should be given at once).
+pub fn write_new(path: &Path, bytes: &[u8], piece: usize, before: &dyn Fn(usize)) -> io::Result<()> {
     let aligned = bytes.as_ptr().align_offset(ALIGNMENT) == 0;
     if bytes.len() >= MIN_WRITTEN && aligned {
-        match direct_write_new(path, bytes, before) {
+        match direct_write_new(path, bytes, piece, before) {
             // The file system does not know O_DIRECT (a few network ones, older tmpfs).
             Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => drop(std::fs::remove_file(path)),
             other => return other,
@@ -35,10 +36,11 @@ pub fn write_new(path: &Path, bytes: &[u8], before: &dyn Fn(usize)) -> io::Resul
     file.sync_all()
 }
 
-fn direct_write_new(path: &Path, bytes: &[u8], before: &dyn Fn(usize)) -> io::Result<()> {
+fn direct_write_new(path: &Path, bytes: &[u8], piece: usize, before: &dyn Fn(usize)) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
     let (blocks, tail) = bytes.split_at(bytes.len() - bytes.len() % ALIGNMENT);
-    blocks.chunks(PIECE_BYTES).try_for_each(|piece| {
+    let piece = piece.next_multiple_of(ALIGNMENT).clamp(ALIGNMENT, PIECE_BYTES);
+    blocks.chunks(piece).try_for_each(|piece| {
         before(piece.len());
         file.write_all(piece)
     })?;
@@ -155,8 +157,8 @@ mod tests {
                 .enumerate()
         {
             let (path, bytes) = (dir.path().join(n.to_string()), &memory[from..from + len]);
-            write_new(&path, bytes, &|_| ()).unwrap();
-            assert_eq!(write_new(&path, bytes, &|_| ()).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            write_new(&path, bytes, 1 << 20, &|_| ()).unwrap();
+            assert_eq!(write_new(&path, bytes, 1 << 20, &|_| ()).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
             let file = File::open(&path).unwrap();
             for warm in [false, true] {
                 if warm {

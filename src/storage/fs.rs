@@ -48,10 +48,11 @@ fn write(storage: &Storage, root: &Path, path: &Path, bytes: &[u8]) -> io::Resul
         storage.shared.pace.wait(Way::Up, len);
         storage.shared.went(len);
     };
-    match direct::write_new(path, bytes, &before) {
+    let piece = storage.shared.pace.piece(Way::Up, bytes.len());
+    match direct::write_new(path, bytes, piece, &before) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             make_directories(root, path.parent().unwrap_or(root))?;
-            direct::write_new(path, bytes, &before)
+            direct::write_new(path, bytes, piece, &before)
         }
         other => other,
     }
