@@ -65,7 +65,9 @@ install: $(BINARIES)/keepd $(BINARIES)/keepctl
 	  put zsh "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_keepctl"; \
 	  put fish "$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/keepctl.fish"
 	@for file in README.md CHANGELOG.md docs/*.md; do [ ! -e "$$file" ] || install -m 0644 "$$file" "$(DESTDIR)$(DOCDIR)/"; done
-	@# So do the manual pages.
+	install -d "$(DESTDIR)$(DOCDIR)/plugins"
+	install -m 0755 config/plugins/directory.py "$(DESTDIR)$(DOCDIR)/plugins/"
+	@# The manual pages come from the programs, too.
 	@install -d "$(DESTDIR)$(MANDIR)/man1" "$(DESTDIR)$(MANDIR)/man8"
 	$(BINARIES)/keepctl manual >"$(DESTDIR)$(MANDIR)/man1/keepctl.1"
 	$(BINARIES)/keepd manual >"$(DESTDIR)$(MANDIR)/man8/keepd.8"

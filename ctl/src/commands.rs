@@ -197,7 +197,8 @@ impl Context<'_> {
 
     fn status(&self, job: Option<String>) -> Result<Exit> {
         let status = self.client()?.call::<GetStatus>(&get_status::In { job })?.status;
-        let exit = if status.jobs.iter().any(|j| j.overdue) { Exit::Overdue } else { Exit::Good };
+        let overdue = status.jobs.iter().any(|j| j.overdue) || status.destinations.iter().any(|d| !d.overdue.is_empty());
+        let exit = if overdue { Exit::Overdue } else { Exit::Good };
         if self.json() {
             print_json(&status)?;
             return Ok(exit);

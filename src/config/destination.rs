@@ -111,7 +111,7 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
             None => good = false,
         }
     }
-    if good && table.has("object_lock") {
+    if good && service == "s3" && table.has("object_lock") {
         for key in ["access_key_id", "secret_access_key"] {
             good &= table
                 .require(key, "object_lock needs it, for OpenDAL does not know object lock and keepd signs these requests itself")
@@ -140,7 +140,13 @@ fn option(key: &str, item: &Item<'_>, known: &Known) -> Option<OptionValue> {
         ));
         return None;
     }
-    item.scalar("a string, a number, true or false").map(OptionValue::Plain)
+    let text = item.scalar("a string, a number, true or false")?;
+    let host = text.split_once("://").map_or(text.as_str(), |(_, rest)| rest);
+    if key == "endpoint" && host.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+        item.report("holds a password, which does not belong into the configuration; give it as an option of its own, { file = … }");
+        return None;
+    }
+    Some(OptionValue::Plain(text))
 }
 
 /// `{ file = … }`, `{ credential = … }` or `{ env = … }`.

@@ -151,11 +151,8 @@ pub(super) fn check(service: &str, options: &BTreeMap<String, Option<String>>) -
     match (found.operator)(options.iter().map(|(k, v)| (k.clone(), stand_in(v))).collect()) {
         // One that may be so only because a secret is not known yet.
         Err(e) if e.kind() == ErrorKind::ConfigInvalid || all_known => {
-            let mut text = e.to_string();
-            if let Some(source) = std::error::Error::source(&e) {
-                text = source.to_string();
-            }
-            Err(text.replace('\n', " "))
+            let cause = std::error::Error::source(&e).map(|source| format!(": {source}")).unwrap_or_default();
+            Err(format!("{}{cause}", e.message()).replace('\n', " "))
         }
         _ => Ok(()),
     }

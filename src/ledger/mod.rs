@@ -258,6 +258,14 @@ impl Ledger {
         self.run_sql(|db| db.prepare_cached(sql)?.query_row([job, destination], text).optional())
     }
 
+    /// Whether a job has backups elsewhere that a destination has not, those that were removed there on purpose not counted.
+    pub fn lacks_any(&self, job: &str, destination: &str) -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM backup b WHERE job = ?1 AND destination != ?2
+             AND NOT EXISTS (SELECT 1 FROM backup h WHERE h.id = b.id AND h.destination = ?2)
+             AND NOT EXISTS (SELECT 1 FROM removed r WHERE r.id = b.id AND r.destination = ?2))";
+        self.run_sql(|db| db.prepare_cached(sql)?.query_row([job, destination], |r| r.get(0)))
+    }
+
     /// Notes that a backup was removed from a destination on purpose: it is not copied there again.
     pub fn set_removed(&self, destination: &str, id: &str) -> Result<()> {
         let sql = "INSERT OR IGNORE INTO removed (destination, id) VALUES (?1, ?2)";

@@ -24,6 +24,9 @@ pub type Reading<'a> = &'a dyn Fn(&str) -> Box<dyn Send>;
 /// The backups of a job that a destination should have and has not, oldest first: the newest good one, and those that its retention would keep.
 /// What was removed there on purpose is not missing.
 pub fn missing(ledger: &Ledger, config: &Config, job: &Job, target: &Destination) -> Result<Vec<Backup>, Failure> {
+    if !ledger.lacks_any(&job.name, &target.name)? {
+        return Ok(Vec::new());
+    }
     let all = ledger.backups(Some(&job.name), None)?;
     let removed = ledger.removed(&target.name)?;
     let is_here = |b: &Backup| b.destinations.iter().any(|p| p.name == target.name);

@@ -185,6 +185,10 @@ impl Storage {
 
     /// As [`Storage::get`], into memory that is used again.
     pub fn get_into(&self, name: &str, limit: u64, into: &mut ReadBuffer) -> Result<()> {
+        if let Place::Remote(remote) = &self.place {
+            self.begin_operation();
+            return self.wait("read", name, remote.read_whole(name, limit, into));
+        }
         let size = self.size(name)?;
         if size > limit {
             return Err(self.failed("read", name, format!("it is {size} bytes long, more than the {limit} such an object may have")));

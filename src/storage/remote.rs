@@ -262,6 +262,34 @@ impl Remote {
         self.patiently(writer.close()).await.map(drop)
     }
 
+    /// All of an object, in one request; an error when it is longer than `limit` bytes.
+    pub async fn read_whole(&self, name: &str, limit: u64, into: &mut ReadBuffer) -> Result<(), Error> {
+        let read = self.persistently(|| async {
+            let mut stream = self.patiently(async { self.operator.reader(name).await?.into_stream(..).await }).await?;
+            let (mut pieces, mut len) = (Vec::new(), 0);
+            while let Some(buffer) = self.patiently(stream.try_next()).await? {
+                len += buffer.len();
+                if len as u64 > limit {
+                    let text = format!("it is longer than the {limit} bytes such an object may have");
+                    return Err(Error::new(ErrorKind::RangeNotSatisfied, text));
+                }
+                if self.patience.is_some() {
+                    self.shared.came(buffer.len()).await;
+                }
+                pieces.push(buffer);
+            }
+            Ok((pieces, len))
+        });
+        let (pieces, len) = read.await?;
+        let mut place = into.place(len);
+        for piece in pieces.into_iter().flatten() {
+            let (part, rest) = place.split_at_mut(piece.len().min(place.len()));
+            part.copy_from_slice(piece.get(..part.len()).unwrap_or_default());
+            place = rest;
+        }
+        Ok(())
+    }
+
     /// Exactly `len` bytes from `offset`.
     pub async fn read(&self, name: &str, offset: u64, len: u64, into: &mut ReadBuffer) -> Result<(), Error> {
         let into = tokio::sync::Mutex::new(into);

@@ -1,0 +1,409 @@
+//! The registry of runs: starts them, knows which live, and keeps them out of each other's way.
+
+mod questions;
+mod starts;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keepd_protocol::model::{BackupType, Event, Level, Run, RunKind, RunState};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, broadcast, watch};
+
+use super::backup::Environment;
+use super::live::{Failure, Finish, LiveRun};
+use crate::config::{self, Config, Destination, Job};
+use crate::crypto;
+use crate::ledger::Ledger;
+
+/// Finished runs kept in the ledger.
+const KEEP_RUNS: u32 = 5000;
+/// Runs that may be queued or running at once, of all kinds.
+const MAX_LIVE: usize = 64;
+
+/// Why a run could not be started, or a question not answered. Each text says what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// `what`: job, backup, run, destination, path.
+    #[error("{text}")]
+    NotFound { what: &'static str, name: String, text: String },
+    #[error("{0}")]
+    Ambiguous(String),
+    #[error("{0}")]
+    Busy(String),
+    #[error("keepd is stopping and starts nothing new")]
+    ShuttingDown,
+    #[error("{0}")]
+    Failed(String),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Error::Failed(failure.to_string())
+    }
+}
+
+impl From<crate::ledger::LedgerError> for Error {
+    fn from(error: crate::ledger::LedgerError) -> Self {
+        Error::Failed(error.to_string())
+    }
+}
+
+/// What to back up and why.
+#[derive(Debug, Clone, Default)]
+pub struct BackupRequest {
+    pub job: String,
+    pub r#type: BackupType,
+    pub name: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    /// `schedule`, or a user's name.
+    pub by: String,
+    /// 1 for the first, more for a retry.
+    pub attempt: u32,
+}
+
+/// A restore that has begun to write into the client's pipe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RestoreStarted {
+    pub run: String,
+    pub backup: String,
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+type OnFinish = Box<dyn Fn(&Run) + Send + Sync>;
+
+/// The registry of runs.
+pub struct Runs {
+    config: Arc<config::Current>,
+    ledger: Arc<Ledger>,
+    events: broadcast::Sender<Event>,
+    runtime: Handle,
+    live: Mutex<BTreeMap<String, Arc<LiveRun>>>,
+    locks: Mutex<HashMap<String, Locks>>,
+    places: Arc<Semaphore>,
+    /// Copies have places of their own: a slow destination must not keep backups waiting.
+    copy_places: Arc<Semaphore>,
+    stopping: AtomicBool,
+    counter: Mutex<(String, u32)>,
+    on_finish: Mutex<Option<OnFinish>>,
+    /// What was wrong with a destination last, and what kind of run saw it.
+    problems: Mutex<HashMap<String, (RunKind, String)>>,
+}
+
+/// Of one destination: who writes, and who reads what a prune would remove.
+#[derive(Clone, Default)]
+struct Locks {
+    writer: Arc<tokio::sync::Mutex<()>>,
+    readers: Arc<RwLock<()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a run works on and how.
+struct Work {
+    kind: RunKind,
+    job: Option<String>,
+    destinations: Vec<String>,
+    backup: Option<String>,
+    by: String,
+    attempt: u32,
+}
+
+impl Runs {
+    /// To be called inside the async runtime.
+    pub fn new(config: Arc<config::Current>, ledger: Arc<Ledger>, events: broadcast::Sender<Event>) -> Arc<Self> {
+        let places = || Arc::new(Semaphore::new(config.get().daemon.max_parallel_runs.max(1)));
+        let (places, copy_places) = (places(), places());
+        Arc::new(Self {
+            config,
+            ledger,
+            events,
+            runtime: Handle::current(),
+            live: Mutex::default(),
+            locks: Mutex::default(),
+            places,
+            copy_places,
+            stopping: AtomicBool::new(false),
+            counter: Mutex::default(),
+            on_finish: Mutex::default(),
+            problems: Mutex::default(),
+        })
+    }
+
+    /// Who is told of every run that ended (the schedule).
+    pub fn set_on_finish(&self, told: impl Fn(&Run) + Send + Sync + 'static) {
+        *lock(&self.on_finish) = Some(Box::new(told));
+    }
+
+    fn environment(&self) -> Environment {
+        Environment { config: self.config.get(), ledger: self.ledger.clone(), runtime: self.runtime.clone() }
+    }
+
+    fn locks(&self, destination: &str) -> Locks {
+        lock(&self.locks).entry(destination.to_owned()).or_default().clone()
+    }
+
+    fn destination<'c>(&self, config: &'c Config, name: &str) -> Result<&'c Destination> {
+        config.destinations.get(name).ok_or_else(|| {
+            let known = config.destinations.keys().cloned().collect::<Vec<_>>().join(", ");
+            let text = format!("there is no destination '{name}'; configured are: {known}");
+            Error::NotFound { what: "destination", name: name.into(), text }
+        })
+    }
+
+    /// Waits until nobody else writes to a destination, or the run is cancelled.
+    fn wait_to_write(&self, destination: &str, live: &LiveRun) -> Result<Box<dyn Send>, Failure> {
+        let lock = self.locks(destination).writer.lock_owned();
+        self.runtime.block_on(async {
+            tokio::select! {
+                guard = lock => Ok(Box::new(guard) as Box<dyn Send>),
+                () = live.cancel.cancelled() => Err(Failure::Cancelled),
+            }
+        })
+    }
+
+    /// Keeps a prune away from a destination while it lives.
+    fn keep_readable(&self, destination: &str) -> Box<dyn Send> {
+        Box::new(self.runtime.block_on(self.locks(destination).readers.read_owned()))
+    }
+
+    /// Whether something that is done every so often, and known by a note of the ledger, is due; it counts as begun then.
+    fn begin_if_due(&self, note: &str, every: Duration) -> Result<bool> {
+        let now = Timestamp::now().as_second();
+        let last: i64 = self.ledger.note(note)?.and_then(|t| t.parse().ok()).unwrap_or(0);
+        // A time in the future was written by a clock that was wrong.
+        if now.abs_diff(last) < every.as_secs() {
+            return Ok(false);
+        }
+        self.ledger.set_note(note, &now.to_string())?;
+        Ok(true)
+    }
+
+    /// The job and those of its destinations that are meant.
+    fn job_at<'c>(&self, config: &'c Config, job: &str, destination: Option<&str>) -> Result<(&'c Job, Vec<&'c Destination>)> {
+        let found = job_named(config, job)?;
+        if let Some(name) = destination.filter(|d| !found.destinations.iter().any(|n| n == d)) {
+            let text = format!("job {job} does not back up to '{name}'; its destinations are: {}", found.destinations.join(", "));
+            return Err(Error::NotFound { what: "destination", name: name.into(), text });
+        }
+        let names = found.destinations.iter().filter(|n| destination.is_none_or(|d| d == *n));
+        Ok((found, names.map(|n| self.destination(config, n)).collect::<Result<_>>()?))
+    }
+
+    /// Keeps readers of a repository away while it lives; None when there are some just now.
+    fn readers_gone(&self, destination: &str) -> Option<Box<dyn Send>> {
+        let guard: OwnedRwLockWriteGuard<()> = self.locks(destination).readers.try_write_owned().ok()?;
+        Some(Box::new(guard))
+    }
+
+    /// The run as it changes; its sender is dropped when the run has finished. Runs that ended are in the ledger.
+    pub fn follow(&self, run: &str) -> Option<watch::Receiver<Arc<Run>>> {
+        lock(&self.live).get(run).map(|live| live.follow())
+    }
+
+    /// Asks a run to stop at its next safe point; false when no such run is queued or running.
+    pub fn cancel(&self, run: &str) -> bool {
+        let live = lock(&self.live).get(run).cloned();
+        live.map(|live| live.cancel.cancel()).is_some()
+    }
+
+    /// What is queued or running now, oldest first.
+    pub fn active(&self) -> Vec<Arc<Run>> {
+        lock(&self.live).values().map(|live| Arc::new(live.snapshot())).collect()
+    }
+
+    /// Starts nothing more, asks all runs to stop at a safe point, and returns when they have (or `limit` is over: false).
+    pub async fn shutdown(&self, limit: Duration) -> bool {
+        self.stopping.store(true, Ordering::Release);
+        lock(&self.live).values().for_each(|live| live.cancel.cancel());
+        let deadline = tokio::time::Instant::now() + limit;
+        while !lock(&self.live).is_empty() {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        true
+    }
+
+    /// `20261121T021500-3f9a`: time and a random part, so ids sort by time and are never used twice.
+    fn next_id(&self) -> Result<String> {
+        let random: [u8; 3] = crypto::random().map_err(|e| Error::Failed(e.to_string()))?;
+        let time = Timestamp::now().strftime("%Y%m%dT%H%M%S").to_string();
+        let mut counter = lock(&self.counter);
+        counter.1 = if counter.0 == time { counter.1 + 1 } else { 0 };
+        counter.0.clone_from(&time);
+        Ok(format!("{time}-{:02}{}", counter.1 % 100, data_encoding::HEXLOWER.encode(&random)))
+    }
+
+    fn start(self: &Arc<Self>, work: Work, body: impl FnOnce(&LiveRun) -> Result<Finish, Failure> + Send + 'static) -> Result<String> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Error::ShuttingDown);
+        }
+        let run = Run {
+            id: self.next_id()?,
+            kind: work.kind,
+            state: RunState::Queued,
+            job: work.job.clone(),
+            destination: work.destinations.first().cloned(),
+            backup: work.backup.clone(),
+            queued: Timestamp::now().to_string(),
+            attempt: work.attempt,
+            by: work.by.clone(),
+            ..Run::default()
+        };
+        let live = {
+            let mut all = lock(&self.live);
+            let is_copy = work.kind == RunKind::Copy;
+            let in_its_way = |r: &Run| match is_copy {
+                true => r.kind == RunKind::Copy && r.destination.as_ref() == work.destinations.first(),
+                false => r.kind == RunKind::Backup,
+            };
+            if let Some(job) = &work.job
+                && let Some(other) =
+                    all.values().map(|l| l.snapshot()).find(|r| in_its_way(r) && r.job.as_ref() == Some(job) && !r.state.is_finished())
+            {
+                let what = if is_copy { format!("a copy of job {job}") } else { format!("job {job}") };
+                return Err(Error::Busy(format!("{what} is {} already (run {}); a job never overlaps itself", other.state, other.id)));
+            }
+            if all.len() >= MAX_LIVE {
+                return Err(Error::Busy(format!("{MAX_LIVE} runs are queued or running already; try later")));
+            }
+            let live = Arc::new(LiveRun::new(run.clone(), self.events.clone()));
+            all.insert(run.id.clone(), live.clone());
+            live
+        };
+        if let Err(e) = self.ledger.save_run(&run) {
+            lock(&self.live).remove(&run.id);
+            return Err(e.into());
+        }
+        let runs = self.clone();
+        self.runtime.spawn(async move { runs.carry_out(work, live, body).await });
+        Ok(run.id)
+    }
+
+    async fn carry_out(
+        self: Arc<Self>,
+        work: Work,
+        live: Arc<LiveRun>,
+        body: impl FnOnce(&LiveRun) -> Result<Finish, Failure> + Send + 'static,
+    ) {
+        // A backup waits for the destination it goes to itself.
+        let writes = matches!(work.kind, RunKind::Copy | RunKind::Prune | RunKind::Delete | RunKind::Retention);
+        let prepare = async {
+            // Always in the order of the names, so that two runs never wait for each other.
+            let mut names = work.destinations.clone();
+            names.sort();
+            let mut writers = Vec::new();
+            for name in names.iter().filter(|_| writes) {
+                writers.push(self.locks(name).writer.lock_owned().await);
+            }
+            let places = match work.kind {
+                RunKind::Backup => Some(self.places.clone()),
+                RunKind::Copy => Some(self.copy_places.clone()),
+                _ => None,
+            };
+            let place = match places {
+                Some(places) => places.acquire_owned().await.ok(),
+                None => None,
+            };
+            (writers, place)
+        };
+        let held = tokio::select! {
+            held = prepare => Some(held),
+            () = live.cancel.cancelled() => None,
+        };
+        let result = match &held {
+            None => Err(Failure::Cancelled),
+            Some(_) => {
+                live.begin();
+                let _ = self.save(&live.snapshot()).await;
+                let ticking = self.tick(live.clone());
+                let worker = live.clone();
+                let done = tokio::task::spawn_blocking(move || {
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&worker))).unwrap_or_else(|_| {
+                        Err(Failure::Failed("an internal error (a panic, see the log); nothing was committed by it".into()))
+                    })
+                })
+                .await;
+                ticking.abort();
+                done.unwrap_or_else(|e| Err(Failure::Failed(e.to_string())))
+            }
+        };
+        drop(held);
+        let run = live.end(result);
+        self.tell(&run);
+        if let Err(e) = self.save(&run).await {
+            tracing::error!(run = %run.id, "the end of the run could not be written down: {e}");
+        }
+        lock(&self.live).remove(&run.id);
+        self.runtime.spawn_blocking(super::memory::give_back);
+        if let Some(told) = lock(&self.on_finish).as_ref() {
+            told(&run);
+        }
+    }
+
+    fn tick(self: &Arc<Self>, live: Arc<LiveRun>) -> tokio::task::JoinHandle<()> {
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(250)).await;
+                live.tick();
+            }
+        })
+    }
+
+    async fn save(&self, run: &Run) -> Result<()> {
+        let (ledger, run) = (self.ledger.clone(), run.clone());
+        let saved = tokio::task::spawn_blocking(move || {
+            ledger.save_run(&run)?;
+            if run.state.is_finished() { ledger.trim_runs(KEEP_RUNS) } else { Ok(()) }
+        });
+        Ok(saved.await.map_err(|e| Error::Failed(e.to_string()))??)
+    }
+
+    fn tell(&self, run: &Run) {
+        let (job, id, state) = (run.job.as_deref().unwrap_or("-"), &run.id, run.state);
+        for message in run.messages.iter().filter(|m| m.level != Level::Info) {
+            tracing::warn!(job, run = %id, "{}", message.text);
+        }
+        match &run.error {
+            None => {
+                tracing::info!(job, run = %id, kind = %run.kind, state = %state, bytes = run.progress.bytes, added = run.progress.added_bytes, "run finished")
+            }
+            Some(error) => tracing::error!(job, run = %id, kind = %run.kind, state = %state, "run failed: {error}"),
+        }
+        if let Some(destination) = &run.destination {
+            let mut problems = lock(&self.problems);
+            // Damage is forgotten when a check found none, other trouble when anything went well.
+            let damaged = problems.get(destination).is_some_and(|(kind, _)| *kind == RunKind::Check);
+            match (&run.error, run.state) {
+                (Some(error), RunState::Failed) if run.kind == RunKind::Check || error.contains(destination.as_str()) => {
+                    drop(problems.insert(destination.clone(), (run.kind, error.clone())))
+                }
+                (None, RunState::Good) if !damaged || run.kind == RunKind::Check => drop(problems.remove(destination)),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn job_named<'c>(config: &'c Config, name: &str) -> Result<&'c Job> {
+    config.jobs.get(name).ok_or_else(|| {
+        let known = config.jobs.keys().cloned().collect::<Vec<_>>().join(", ");
+        Error::NotFound { what: "job", name: name.into(), text: format!("there is no job '{name}'; configured are: {known}") }
+    })
+}
+
+impl Work {
+    fn on(kind: RunKind, destination: &str, by: &str) -> Self {
+        Self { kind, job: None, destinations: vec![destination.into()], backup: None, by: by.into(), attempt: 1 }
+    }
+}

@@ -1,0 +1,210 @@
+//! What can be asked: backups, destinations, retention.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keepd_protocol::model::{Backup, BackupDetail, Change, DestinationStatus, EntryInfo, RetentionPlan};
+use tokio::sync::mpsc;
+
+use super::{Error, Result, Runs, lock};
+use crate::config::{Config, Destination, Job, Retention};
+use crate::repository::{Manifest, Repository};
+use crate::run::backup::short;
+use crate::run::{browse, catalogue, copy, destination, restore, retain};
+
+impl Runs {
+    /// Destinations that are checked a few packs at a time, with the period.
+    pub fn rolling_checks(&self) -> BTreeMap<String, Duration> {
+        let config = self.config.get();
+        config.destinations.iter().filter_map(|(name, d)| Some((name.clone(), d.check_every?))).collect()
+    }
+
+    /// What a job's retention, or the `policy` given, would do at each of its destinations. `next`: when the job is due after a time.
+    pub fn plan_retention(
+        &self,
+        job: &str,
+        destination: Option<&str>,
+        policy: Option<&Retention>,
+        next: &dyn Fn(&Job, Timestamp) -> Option<Timestamp>,
+    ) -> Result<Vec<RetentionPlan>> {
+        let env = self.environment();
+        let (job, targets) = self.job_at(&env.config, job, destination)?;
+        targets.into_iter().map(|target| Ok(retain::plan(&env.ledger, job, target, policy, &|after| next(job, after))?)).collect()
+    }
+
+    /// Where a changed retention would remove more than before and is held back, in words. What cannot be told is logged.
+    pub fn held_back(&self) -> Vec<String> {
+        let config = self.config.get();
+        let mut notes = Vec::new();
+        for job in config.jobs.values() {
+            for target in job.destinations.iter().filter_map(|name| config.destinations.get(name)) {
+                match retain::held_back(&self.ledger, job, target) {
+                    Ok(note) => notes.extend(note),
+                    Err(e) => tracing::warn!(job = %job.name, "what its retention would remove is not known: {e}"),
+                }
+            }
+        }
+        notes
+    }
+
+    /// The entries at or below a path, in batches; the receiver ends with the list, an error is its last item.
+    pub fn list_entries(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        path: Option<Vec<u8>>,
+        recursive: bool,
+    ) -> Result<mpsc::Receiver<Result<Vec<EntryInfo>>>> {
+        let found = self.resolve(backup, job)?;
+        let runs = self.clone();
+        Ok(self.answer(move |emit| {
+            let (repository, manifest, destination) = runs.open_backup(&found)?;
+            let readers = runs.locks(&destination).readers;
+            let _reading = readers.blocking_read();
+            Ok(browse::list(&repository, &manifest, path, recursive, emit)?)
+        }))
+    }
+
+    /// What differs between two backups, in batches.
+    pub fn diff(self: &Arc<Self>, a: &str, b: &str, job: Option<&str>) -> Result<mpsc::Receiver<Result<Vec<Change>>>> {
+        let (a, b) = (self.resolve(a, job)?, self.resolve(b, job)?);
+        let runs = self.clone();
+        Ok(self.answer(move |emit| {
+            let (left, right) = (runs.open_backup(&a)?, runs.open_backup(&b)?);
+            let left_side = browse::Side { repository: &left.0, manifest: &left.1 };
+            let right_side = browse::Side { repository: &right.0, manifest: &right.1 };
+            Ok(browse::diff(&left_side, &right_side, emit)?)
+        }))
+    }
+
+    /// Runs a question on a blocking thread; its answers come through a bounded channel.
+    fn answer<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut dyn FnMut(Vec<T>) -> bool) -> Result<()> + Send + 'static,
+    ) -> mpsc::Receiver<Result<Vec<T>>> {
+        let (sender, receiver) = mpsc::channel(4);
+        self.runtime.spawn_blocking(move || {
+            let mut emit = |batch: Vec<T>| batch.is_empty() || sender.blocking_send(Ok(batch)).is_ok();
+            if let Err(e) = work(&mut emit) {
+                let _ = sender.blocking_send(Err(e));
+            }
+        });
+        receiver
+    }
+
+    /// A backup by id, unique prefix, or `latest`.
+    pub fn resolve(&self, backup: &str, job: Option<&str>) -> Result<Backup> {
+        let absent = |text: String| Error::NotFound { what: "backup", name: backup.to_owned(), text };
+        if backup == "latest" {
+            let of = job.map(|j| format!(" of job {j}")).unwrap_or_default();
+            return self.ledger.latest(job)?.ok_or_else(|| absent(format!("there is no good backup{of} yet")));
+        }
+        let hex = !backup.is_empty() && backup.len() <= 64 && backup.bytes().all(|b| b.is_ascii_hexdigit());
+        if !hex {
+            return Err(absent(format!(
+                "'{backup}' is no backup: give an id as 'keepctl list' shows it, a unique start of one, or 'latest'"
+            )));
+        }
+        let mut found = self.ledger.backups_by_prefix(&backup.to_ascii_lowercase(), job)?;
+        match found.len() {
+            0 => Err(absent(format!("there is no backup whose id starts with {backup}; 'keepctl list' shows what there is"))),
+            1 => Ok(found.remove(0)),
+            _ => Err(Error::Ambiguous(format!("several backups' ids start with {backup}; give more of it"))),
+        }
+    }
+
+    pub fn backup_detail(&self, backup: &str, job: Option<&str>) -> Result<BackupDetail> {
+        let found = self.resolve(backup, job)?;
+        let mut detail = self.ledger.backup_detail(&found.id)?.ok_or_else(|| Error::NotFound {
+            what: "backup",
+            name: found.id.clone(),
+            text: format!("backup {} is gone", found.id),
+        })?;
+        detail.backup = found;
+        Ok(detail)
+    }
+
+    fn open_backup(&self, backup: &Backup) -> Result<(Arc<Repository>, Manifest, String)> {
+        self.open_backup_beside(backup, &[])
+    }
+
+    /// A place of a backup that was not tried yet; it is noted as tried.
+    pub(super) fn another_place(&self, backup: &Backup, tried: &mut Vec<String>) -> Option<restore::Place> {
+        let opened = self.open_backup_beside(backup, tried);
+        let (repository, manifest, destination) = opened.map_err(|e| tracing::warn!("no other copy can be read: {e}")).ok()?;
+        tried.push(destination.clone());
+        let reading = self.keep_readable(&destination);
+        Some(restore::Place { repository, manifest, destination, _reading: reading })
+    }
+
+    /// Opens a backup at the best place that is not among `tried`.
+    fn open_backup_beside(&self, backup: &Backup, tried: &[String]) -> Result<(Arc<Repository>, Manifest, String)> {
+        let env = self.environment();
+        let mut errors = Vec::new();
+        for target in destination::best_first(&env.config, backup).into_iter().filter(|d| !tried.contains(&d.name)) {
+            let opened = destination::open(&env.config, target, &env.ledger, &self.runtime, false).and_then(|repository| {
+                for problem in repository.sync_index()? {
+                    tracing::warn!("{problem}");
+                }
+                let manifest = repository.read_manifest(&catalogue::object(&env.ledger, &target.name, &backup.id)?)?;
+                Ok((repository, manifest))
+            });
+            match opened {
+                Ok((repository, manifest)) => return Ok((repository, manifest, target.name.clone())),
+                Err(e) => errors.push(e.to_string()),
+            }
+        }
+        if errors.is_empty() {
+            let names = backup.destinations.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+            errors.push(format!("its destinations ({names}) are no longer configured"));
+        }
+        Err(Error::Failed(format!("backup {} cannot be opened: {}", short(&backup.id), errors.join("; "))))
+    }
+
+    pub(super) async fn open_backup_async(self: &Arc<Self>, backup: Backup) -> Result<(Arc<Repository>, Manifest, String)> {
+        let runs = self.clone();
+        tokio::task::spawn_blocking(move || runs.open_backup(&backup)).await.map_err(|e| Error::Failed(e.to_string()))?
+    }
+
+    pub fn destinations(&self) -> Vec<DestinationStatus> {
+        let config = self.config.get();
+        let problems = lock(&self.problems).clone();
+        let mut list = Vec::new();
+        for (name, target) in &config.destinations {
+            list.push(DestinationStatus {
+                name: name.clone(),
+                service: target.service.clone(),
+                location: destination::location(target),
+                encryption: target.encryption.clone().unwrap_or_else(|| "none".into()),
+                compression: format!("{:?}", target.compression).to_lowercase(),
+                backups: self.ledger.count_backups(name).unwrap_or_default(),
+                last_good: self.ledger.last_good(None, Some(name)).ok().flatten().map(|t| t.to_string()),
+                error: problems.get(name).map(|(_, text)| text.clone()),
+                missing: self.missing_at(&config, target),
+                overdue: self.overdue_at(&config, target),
+                traffic: destination::traffic(target),
+            });
+        }
+        list
+    }
+
+    /// By job, how many backups a destination lacks.
+    fn missing_at(&self, config: &Config, target: &Destination) -> BTreeMap<String, u64> {
+        let jobs = config.jobs.values().filter(|job| job.destinations.contains(&target.name));
+        let count = |job: &Job| copy::missing(&self.ledger, config, job, target).map_or(0, |missing| missing.len() as u64);
+        jobs.map(|job| (job.name.clone(), count(job))).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// The jobs whose newest good backup at a destination is older than the destination's `max_age`.
+    fn overdue_at(&self, config: &Config, target: &Destination) -> Vec<String> {
+        let Some(max_age) = target.max_age else { return Vec::new() };
+        let too_old = |job: &&Job| {
+            let last = self.ledger.last_good(Some(&job.name), Some(&target.name)).ok().flatten();
+            last.is_none_or(|t| Timestamp::now().duration_since(t).unsigned_abs() > max_age)
+        };
+        let jobs = config.jobs.values().filter(|job| job.enabled && job.destinations.contains(&target.name));
+        jobs.filter(too_old).map(|job| job.name.clone()).collect()
+    }
+}

@@ -1,0 +1,427 @@
+//! What can be started: each kind of run, and what follows by itself.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, RunKind};
+use minicbor::bytes::ByteArray;
+
+use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named, lock};
+use crate::config::{Destination, Job};
+use crate::repository;
+use crate::run::backup::{Environment, backup, short};
+use crate::run::live::{Failure, Finish, LiveRun};
+use crate::run::selection::Selection;
+use crate::run::{catalogue, check, copy, destination, housekeeping, restore, retain};
+use crate::storage::Storage;
+use crate::storage::probe::{self, Verdict};
+
+impl Runs {
+    /// Queues a backup. A job that is queued or running already is refused as busy.
+    pub fn start_backup(self: &Arc<Self>, request: BackupRequest) -> Result<String> {
+        let env = self.environment();
+        let job = job_named(&env.config, &request.job)?.clone();
+        let work = Work {
+            kind: RunKind::Backup,
+            job: Some(job.name.clone()),
+            destinations: job.destinations.clone(),
+            backup: None,
+            by: request.by.clone(),
+            attempt: request.attempt.max(1),
+        };
+        let runs = self.clone();
+        self.start(work, move |live| {
+            let writing = |name: &str| runs.wait_to_write(name, live);
+            let finish = backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing)?;
+            let copies = runs.start_missing_copies(&job.name, &request.by);
+            live.update(|run| run.copies = copies);
+            Ok(finish)
+        })
+    }
+
+    /// Queues a run for each destination of a job that lacks backups; returns the runs. What cannot be started is logged.
+    pub fn start_missing_copies(self: &Arc<Self>, job: &str, by: &str) -> Vec<String> {
+        let config = self.config.get();
+        let Some(job) = config.jobs.get(job) else { return Vec::new() };
+        let mut started = Vec::new();
+        for target in job.destinations.iter().filter_map(|name| config.destinations.get(name)) {
+            let run = match copy::missing(&self.ledger, &config, job, target) {
+                Ok(missing) if missing.is_empty() => continue,
+                Ok(_) => self.start_copies(&job.name, &target.name, by, 1),
+                Err(e) => Err(e.into()),
+            };
+            match run {
+                Ok(run) => started.push(run),
+                Err(Error::Busy(_) | Error::ShuttingDown) => {}
+                Err(e) => tracing::warn!(job = %job.name, destination = %target.name, "its copies could not be started: {e}"),
+            }
+        }
+        started
+    }
+
+    /// Queues copies of all that a destination lacks, for all jobs.
+    pub fn start_all_missing_copies(self: &Arc<Self>, by: &str) {
+        for job in self.config.get().jobs.keys() {
+            self.start_missing_copies(job, by);
+        }
+    }
+
+    /// Queues a run that copies to a destination what it lacks of a job.
+    fn start_copies(self: &Arc<Self>, job: &str, destination: &str, by: &str, attempt: u32) -> Result<String> {
+        let env = self.environment();
+        let job = job_named(&env.config, job)?.clone();
+        let target = self.destination(&env.config, destination)?.clone();
+        let work = Work { job: Some(job.name.clone()), attempt, ..Work::on(RunKind::Copy, destination, by) };
+        let runs = self.clone();
+        self.start(work, move |live| {
+            let reading = |name: &str| runs.keep_readable(name);
+            let copied = copy::to_destination(&env, Some(&job), &target, None, live, &|name| runs.readers_gone(name), &reading);
+            if matches!(copied, Err(Failure::Failed(_) | Failure::Storage(_))) {
+                runs.copy_again(&job, &target.name, attempt);
+            }
+            copied
+        })
+    }
+
+    /// Queues a run that copies one backup to a destination, which need not be one of its job's.
+    pub fn start_copy(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: &str, by: &str) -> Result<String> {
+        let env = self.environment();
+        let found = self.resolve(backup, job)?;
+        let target = self.destination(&env.config, destination)?.clone();
+        if found.destinations.iter().any(|p| p.name == destination) {
+            return Err(Error::Failed(format!("backup {} is at {destination} already", short(&found.id))));
+        }
+        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Copy, destination, by) };
+        let runs = self.clone();
+        self.start(work, move |live| {
+            let reading = |name: &str| runs.keep_readable(name);
+            copy::to_destination(&env, None, &target, Some(&found.id), live, &|name| runs.readers_gone(name), &reading)
+        })
+    }
+
+    /// Tries copies that failed again, later and later.
+    fn copy_again(self: &Arc<Self>, job: &Job, destination: &str, attempt: u32) {
+        const LONGEST: Duration = Duration::from_secs(3600);
+        let pause = job.retry.backoff.max(Duration::from_secs(1)).saturating_mul(1 << attempt.saturating_sub(1).min(12)).min(LONGEST);
+        let (runs, job, destination) = (self.clone(), job.name.clone(), destination.to_owned());
+        self.runtime.spawn(async move {
+            tokio::time::sleep(pause).await;
+            match runs.start_copies(&job, &destination, "schedule", attempt + 1) {
+                Ok(_) | Err(Error::Busy(_) | Error::ShuttingDown | Error::NotFound { .. }) => {}
+                Err(e) => tracing::warn!(job, destination, "its copies could not be tried again: {e}"),
+            }
+        });
+    }
+
+    /// Queues a check; `read_data` is the percentage of packs to read whole.
+    pub fn start_check(self: &Arc<Self>, destination: &str, read_data: u32, repair: bool, by: &str) -> Result<String> {
+        let env = self.environment();
+        let target = self.destination(&env.config, destination)?.clone();
+        let runs = self.clone();
+        self.start(Work::on(RunKind::Check, destination, by), move |live| {
+            runs.check(&env, &target, check::Wanted::Percent(read_data), repair, live)
+        })
+    }
+
+    fn check(
+        self: &Arc<Self>,
+        env: &Environment,
+        target: &Destination,
+        wanted: check::Wanted,
+        repair: bool,
+        live: &LiveRun,
+    ) -> Result<Finish, Failure> {
+        let _reading = self.keep_readable(&target.name);
+        let writing = |name: &str| self.wait_to_write(name, live);
+        let mut hurt_jobs = BTreeSet::new();
+        let checked = check::check_destination(env, target, wanted, live, &writing, &|name| self.keep_readable(name), &mut hurt_jobs);
+        if repair && matches!(checked, Err(Failure::Failed(_))) && !hurt_jobs.is_empty() {
+            let jobs = hurt_jobs.iter().cloned().collect::<Vec<_>>().join(", ");
+            live.message(
+                Level::Info,
+                format!("what the sources of {jobs} still have is stored anew by a backup now, and checked after it"),
+            );
+            self.read_sources_again(hurt_jobs, target.name.clone(), live.snapshot().by);
+        }
+        checked
+    }
+
+    /// Backs jobs up, whose sources may have what a destination lost, and checks the destination's structure afterwards.
+    fn read_sources_again(self: &Arc<Self>, jobs: BTreeSet<String>, destination: String, by: String) {
+        let runs = self.clone();
+        self.runtime.spawn(async move {
+            for job in jobs {
+                let request = BackupRequest { job: job.clone(), r#type: BackupType::Scheduled, by: by.clone(), ..BackupRequest::default() };
+                match runs.start_backup(request) {
+                    Ok(run) => {
+                        // Its sender goes with the run.
+                        if let Some(mut followed) = runs.follow(&run) {
+                            while followed.changed().await.is_ok() {}
+                        }
+                    }
+                    Err(e) => tracing::warn!(job, "what {destination} lost could not be read from its sources again: {e}"),
+                }
+            }
+            if let Err(e) = runs.start_check(&destination, 0, false, &by) {
+                tracing::warn!(destination, "the repair could not be checked: {e}");
+            }
+        });
+    }
+
+    /// Queues the next part of a destination's rolling check, unless something works on the destination.
+    pub fn start_rolling_check(self: &Arc<Self>, destination: &str) -> Result<String> {
+        let env = self.environment();
+        let target = self.destination(&env.config, destination)?.clone();
+        let Some(period) = target.check_every else { return Err(Error::Busy("it has no rolling check".into())) };
+        if lock(&self.live).values().any(|l| l.snapshot().destination.as_deref() == Some(destination)) {
+            return Err(Error::Busy(format!("something works on {destination}")));
+        }
+        if !self.begin_if_due(&format!("rolling check of {destination}"), housekeeping::pause(period))? {
+            return Err(Error::Busy("the next part is not due yet".into()));
+        }
+        let runs = self.clone();
+        self.start(Work::on(RunKind::Check, destination, "schedule"), move |live| {
+            runs.check(&env, &target, check::Wanted::Rolling(period), true, live)
+        })
+    }
+
+    pub fn start_prune(self: &Arc<Self>, destination: &str, dry_run: bool, by: &str) -> Result<String> {
+        let env = self.environment();
+        let target = self.destination(&env.config, destination)?.clone();
+        let runs = self.clone();
+        self.start(Work::on(RunKind::Prune, destination, by), move |live| {
+            check::prune_destination(&env, &target, dry_run, live, &|name| runs.readers_gone(name))
+        })
+    }
+
+    pub fn start_delete(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: Option<&str>, by: &str) -> Result<String> {
+        let env = self.environment();
+        let found = self.resolve(backup, job)?;
+        let mut targets = Vec::new();
+        for place in found.destinations.iter().filter(|p| destination.is_none_or(|d| d == p.name)) {
+            targets.push(self.destination(&env.config, &place.name)?.clone());
+        }
+        if targets.is_empty() {
+            let name = destination.unwrap_or_default().to_owned();
+            let text = format!("backup {} is not on destination '{name}'", found.id);
+            return Err(Error::NotFound { what: "destination", name, text });
+        }
+        if found.pinned {
+            return Err(Error::Failed(format!(
+                "backup {} is pinned and not deleted; 'keepctl unpin {}' takes the pin away",
+                short(&found.id),
+                short(&found.id)
+            )));
+        }
+        let work = Work {
+            kind: RunKind::Delete,
+            job: None,
+            destinations: targets.iter().map(|t| t.name.clone()).collect(),
+            backup: Some(found.id.clone()),
+            by: by.into(),
+            attempt: 1,
+        };
+        self.start(work, move |live| {
+            for target in &targets {
+                check::delete_backup(&env, target, &found.id, live)?;
+            }
+            Ok(Finish::Good)
+        })
+    }
+
+    /// Says something of a backup on every destination that has it. Blocks until it is durable there.
+    pub fn mark(&self, backup: &str, job: Option<&str>, mark: Mark, by: &str) -> Result<Backup> {
+        let env = self.environment();
+        let found = self.resolve(backup, job)?;
+        let short = short(&found.id);
+        if mark == Mark::Accept && found.outcome == Outcome::Good {
+            return Err(Error::Failed(format!("backup {short} is good already")));
+        }
+        let time = Timestamp::now().to_string();
+        let (mut done, mut errors) = (Vec::new(), Vec::new());
+        for place in &found.destinations {
+            let written = self.destination(&env.config, &place.name).map_err(|e| Failure::Failed(e.to_string())).and_then(|target| {
+                let repository = destination::open(&env.config, target, &env.ledger, &self.runtime, false)?;
+                let said = repository::Mark {
+                    format: 1,
+                    backup: ByteArray::from(catalogue::object(&env.ledger, &place.name, &found.id)?),
+                    kind: mark.as_str().into(),
+                    time: time.clone(),
+                    by: by.to_owned(),
+                };
+                catalogue::mark(&repository, &place.name, &env.ledger, &said)
+            });
+            match written {
+                Ok(()) => done.push(place.name.as_str()),
+                Err(e) => errors.push(format!("{}: {e}", place.name)),
+            }
+        }
+        if !errors.is_empty() {
+            let where_done = if done.is_empty() { "nowhere".to_owned() } else { format!("only at {}", done.join(", ")) };
+            return Err(Error::Failed(format!("{mark} of backup {short} is done {where_done}: {}; try again", errors.join("; "))));
+        }
+        tracing::info!(backup = %found.id, by, "{mark}");
+        self.resolve(&found.id, None)
+    }
+
+    /// Tries what a destination can do. Blocks.
+    pub fn test_destination(&self, destination: &str) -> Result<Vec<Finding>> {
+        let env = self.environment();
+        let target = self.destination(&env.config, destination)?;
+        let storage = Storage::open(target, self.runtime.clone()).map_err(|e| Error::Failed(e.to_string()))?;
+        let told = |f: probe::Finding| {
+            let verdict = match f.verdict {
+                Verdict::Ok => "ok",
+                Verdict::Warning => "warning",
+                Verdict::Failed => "failed",
+                Verdict::Skipped => "skipped",
+            };
+            Finding { step: f.step.into(), verdict: verdict.into(), text: f.text }
+        };
+        Ok(probe::probe(&storage).into_iter().map(told).collect())
+    }
+
+    /// Makes this machine the writer of a destination's repository; says who it was before. Blocks.
+    pub fn take_over(&self, destination: &str, by: &str) -> Result<String> {
+        let env = self.environment();
+        let message = check::take_over(&env, self.destination(&env.config, destination)?)?;
+        tracing::warn!(destination, by, "{message}");
+        Ok(message)
+    }
+
+    /// Queues a run that confirms the job's retention and removes what it removes.
+    pub fn start_retention(self: &Arc<Self>, job: &str, destination: Option<&str>, by: &str) -> Result<String> {
+        self.start_cleanup(job, destination, by, true)
+    }
+
+    /// Starts a cleanup of every job for which the last one is longer ago than `every` and that has something to clean up.
+    pub fn start_due_cleanups(self: &Arc<Self>, every: Duration) -> Result<()> {
+        let env = self.environment();
+        for (name, job) in env.config.jobs.iter() {
+            if !self.begin_if_due(&format!("cleanup of {name}"), every)? {
+                continue;
+            }
+            for target in self.job_at(&env.config, name, None)?.1 {
+                if retain::has_work(&env.ledger, job, target)? {
+                    self.start_cleanup(name, Some(&target.name), "schedule", false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start_cleanup(self: &Arc<Self>, job: &str, destination: Option<&str>, by: &str, is_confirmed: bool) -> Result<String> {
+        let env = self.environment();
+        let (job, targets) = self.job_at(&env.config, job, destination)?;
+        let (job, targets): (Job, Vec<Destination>) = (job.clone(), targets.into_iter().cloned().collect());
+        let work = Work {
+            kind: RunKind::Retention,
+            job: Some(job.name.clone()),
+            destinations: targets.iter().map(|t| t.name.clone()).collect(),
+            backup: None,
+            by: by.into(),
+            attempt: 1,
+        };
+        let runs = self.clone();
+        self.start(work, move |live| {
+            for target in &targets {
+                live.step("opening the repository");
+                let (repository, lease) = check::open_for_writing(&env, target, live)?;
+                for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
+                    live.message(Level::Warning, problem);
+                }
+                if is_confirmed {
+                    retain::confirm(&env.ledger, &job, target)?;
+                }
+                retain::apply(&env, &job, target, &repository, &lease, live, &|name| runs.readers_gone(name))?;
+            }
+            Ok(Finish::Good)
+        })
+    }
+
+    /// Streams entries into `out` (see `keepd_protocol::restore`); `paths` are `<source>[/<path>]`, none means all.
+    pub async fn start_restore(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        paths: Vec<Vec<u8>>,
+        out: OwnedFd,
+        by: &str,
+    ) -> Result<RestoreStarted> {
+        let found = self.resolve(backup, job)?;
+        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        let (entries, bytes) = (manifest.entries(), manifest.bytes());
+        Selection::new(&manifest, &paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
+        let whole = paths.is_empty();
+        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Restore, &destination, by) };
+        let (runs, id) = (self.clone(), found.id.clone());
+        let run = self.start(work, move |live| {
+            if whole {
+                live.set_total(bytes);
+            }
+            live.step("restoring");
+            let mut tried = vec![destination.clone()];
+            let reading = runs.keep_readable(&destination);
+            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            restore::stream(place, &mut || runs.another_place(&found, &mut tried), &paths, out, live)
+        })?;
+        Ok(RestoreStarted { run, backup: id, entries, bytes })
+    }
+
+    /// Writes one file's contents into `out`; returns the run and the size.
+    pub async fn start_cat(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        path: Vec<u8>,
+        out: OwnedFd,
+        by: &str,
+    ) -> Result<(String, u64)> {
+        let found = self.resolve(backup, job)?;
+        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        let looked = {
+            let (repository, manifest, path) = (repository.clone(), manifest.clone(), path.clone());
+            let name = String::from_utf8_lossy(&path).into_owned();
+            let find = move || restore::find_file(&repository, &manifest, &path);
+            let found = tokio::task::spawn_blocking(find).await.map_err(|e| Error::Failed(e.to_string()))?;
+            found.map_err(|e| Error::NotFound { what: "path", name, text: e.to_string() })?
+        };
+        let size = looked.size;
+        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Cat, &destination, by) };
+        let runs = self.clone();
+        let run = self.start(work, move |live| {
+            live.set_total(size);
+            live.step("reading");
+            let mut tried = vec![destination.clone()];
+            let reading = runs.keep_readable(&destination);
+            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            restore::cat(place, &mut || runs.another_place(&found, &mut tried), &path, &looked, out, live)
+        })?;
+        Ok((run, size))
+    }
+
+    /// Brings the catalogue of every destination up to date with its repository, in the background, at start.
+    pub fn sync_catalogue(self: &Arc<Self>) {
+        let runs = self.clone();
+        self.runtime.spawn_blocking(move || {
+            let env = runs.environment();
+            for (name, target) in &env.config.destinations {
+                let synced = destination::open(&env.config, target, &env.ledger, &runs.runtime, false)
+                    .and_then(|repository| catalogue::sync(&repository, name, &env.ledger));
+                match synced {
+                    Ok(problems) => problems.iter().for_each(|p| tracing::warn!(destination = %name, "{p}")),
+                    // A destination that nothing was backed up to yet is no problem.
+                    Err(e) if e.to_string().contains("nothing was backed up to it yet") => {}
+                    Err(e) => {
+                        tracing::warn!(destination = %name, "the catalogue could not be brought up to date: {e}");
+                        lock(&runs.problems).insert(name.clone(), (RunKind::Backup, e.to_string()));
+                    }
+                }
+            }
+            runs.start_all_missing_copies("schedule");
+        });
+    }
+}
