@@ -185,7 +185,9 @@ impl Storage {
 
     /// As [`Storage::get`], into memory that is used again.
     pub fn get_into(&self, name: &str, limit: u64, into: &mut ReadBuffer) -> Result<()> {
-        if let Place::Remote(remote) = &self.place {
+        if let Place::Remote(remote) = &self.place
+            && remote.can_read_whole()
+        {
             self.begin_operation();
             return self.wait("read", name, remote.read_whole(name, limit, into));
         }

@@ -262,6 +262,11 @@ impl Remote {
         self.patiently(writer.close()).await.map(drop)
     }
 
+    /// OpenDAL's ftp does not notice the end of an object whose length it was not told.
+    pub fn can_read_whole(&self) -> bool {
+        !self.reads_from_start
+    }
+
     /// All of an object, in one request; an error when it is longer than `limit` bytes.
     pub async fn read_whole(&self, name: &str, limit: u64, into: &mut ReadBuffer) -> Result<(), Error> {
         let read = self.persistently(|| async {
