@@ -166,11 +166,8 @@ fn survives(keepd: &Keepd, server: &mut Server, arguments: &[&str]) {
 fn survives_everything(kind: Kind) {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::started(kind, dir.path());
-    let mut keepd = prepared(4 << 20);
-    keepd.environment = server.environment();
     let slow = "bandwidth = \"1500KiB/s\"\nprune_grace = \"0s\"\ntimeout = \"5s\"";
-    configure(&keepd, &[server.destination("there", slow)], "");
-    keepd.start();
+    let keepd = started(&server, 4 << 20, slow);
     survives(&keepd, &mut server, &["backup", "shop"]);
     let to = keepd.path("out");
     survives(&keepd, &mut server, &["restore", "latest", "--to", to.to_str().unwrap()]);
@@ -320,10 +317,7 @@ fn a_full_storage_is_told_and_what_is_there_stays_good() {
             eprintln!("not tested: nothing can be mounted here");
             return;
         };
-        let mut keepd = prepared(1 << 20);
-        keepd.environment = server.environment();
-        configure(&keepd, &[server.destination("there", "retry = { attempts = 2, backoff = \"1s\" }")], "");
-        keepd.start();
+        let keepd = started(&server, 1 << 20, "retry = { attempts = 2, backoff = \"1s\" }");
         keepd.ok(&["backup", "shop"]);
         fs::write(keepd.path("files/huge"), noise(6 << 20, 3)).unwrap();
         let said = keepd.fails(1, &["backup", "shop"]);

@@ -39,7 +39,7 @@ pub(super) fn encryption(name: &str, table: &Table<'_>, known: &Known) -> Option
 }
 
 /// Keys that every destination has, whatever its service.
-const COMMON: [&str; 14] = [
+const COMMON: [&str; 12] = [
     "service",
     "encryption",
     "compression",
@@ -52,9 +52,10 @@ const COMMON: [&str; 14] = [
     "retry",
     "concurrency",
     "append_only",
-    "object_lock",
-    "object_lock_mode",
 ];
+
+/// Keys that only S3 has a use for.
+const LOCK: [&str; 2] = ["object_lock", "object_lock_mode"];
 
 /// The destination unless something is wrong with it, and its directory as far as it is known.
 pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -> (Option<Destination>, Option<FsRoot<'a>>) {
@@ -80,13 +81,13 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
         let _ = common(name, table, known);
         return (None, None);
     };
-    let mut keys: Vec<&str> = COMMON.into_iter().filter(|key| !key.starts_with("object_lock") || service == "s3").collect();
+    let (lock, no_lock): (&[&str], &[&str]) = if service == "s3" { (&LOCK, &[]) } else { (&[], &LOCK) };
+    let mut keys: Vec<&str> = [&COMMON, lock].concat();
     if !matches!(service, "fs" | "sftp" | "ftp") {
         keys.push("ca_file");
     }
     keys.extend(&options);
-    let only_s3: &[&str] = if service == "s3" { &[] } else { &["object_lock", "object_lock_mode"] };
-    table.check_keys(&keys, &[(only_s3, "only S3 knows object lock; append_only = true keeps keepd from deleting anywhere")]);
+    table.check_keys(&keys, &[(no_lock, "only S3 knows object lock; append_only = true keeps keepd from deleting anywhere")]);
     let common = common(name, table, known);
     if service == "fs" {
         let root = table.require("root", "the directory of the repository, an absolute path").and_then(|item| {
@@ -103,14 +104,8 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
         });
         return (destination, root);
     }
-    let mut found = BTreeMap::new();
-    let mut good = true;
-    for (key, item) in table.items().filter(|(key, _)| options.contains(key)) {
-        match option(key, &item, known) {
-            Some(value) => drop(found.insert(key.to_owned(), value)),
-            None => good = false,
-        }
-    }
+    let found = read_options(table.items().filter(|(key, _)| options.contains(key)), known);
+    let mut good = found.is_some();
     if good && service == "s3" && table.has("object_lock") {
         for key in ["access_key_id", "secret_access_key"] {
             good &= table
@@ -118,15 +113,21 @@ pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -
                 .is_some();
         }
     }
-    if good && table.is_whole() {
+    if let Some(found) = found.as_ref().filter(|_| good && table.is_whole()) {
         let values = found.iter().map(|(key, value)| (key.clone(), value.plain().map(str::to_owned))).collect();
         if let Err(text) = service::check(service, &values) {
             table.report(format!("cannot be opened so: {text}"));
             good = false;
         }
     }
-    let destination = common.filter(|_| good).map(|common| Destination { service: service.to_owned(), options: found, ..common });
-    (destination, None)
+    let destination = common.filter(|_| good).zip(found);
+    (destination.map(|(common, options)| Destination { service: service.to_owned(), options, ..common }), None)
+}
+
+/// The values of options, when all of them are right; each that is not is noted.
+fn read_options<'a>(items: impl Iterator<Item = (&'a str, Item<'a>)>, known: &Known) -> Option<BTreeMap<String, OptionValue>> {
+    let read: Vec<_> = items.map(|(key, item)| Some((key.to_owned(), option(key, &item, known)?))).collect();
+    read.into_iter().collect()
 }
 
 /// A value of a service's option.
@@ -200,9 +201,7 @@ fn path_beside(item: &Item<'_>, known: &Known) -> Option<PathBuf> {
 
 /// `service = "exec"`: a plugin.
 fn exec(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
-    let mut keys: Vec<&str> = COMMON.into_iter().filter(|key| !key.starts_with("object_lock")).collect();
-    keys.extend(["command", "options"]);
-    table.check_keys(&keys, &[]);
+    table.check_keys(&[&COMMON[..], &["command", "options"]].concat(), &[]);
     let common = common(name, table, known);
     let command = table.require("command", "the plugin's program and its arguments, such as [\"/usr/local/bin/plugin\", \"--fast\"]");
     let command = command.and_then(|item| {
@@ -216,22 +215,9 @@ fn exec(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
             }
         }
     });
-    let mut options = BTreeMap::new();
-    let mut good = true;
-    if let Some(item) = table.get("options") {
-        match item.table("a table of what the plugin is told") {
-            Some(told) => {
-                for (key, item) in told.items() {
-                    match option(key, &item, known) {
-                        Some(value) => drop(options.insert(key.to_owned(), value)),
-                        None => good = false,
-                    }
-                }
-            }
-            None => good = false,
-        }
-    }
-    Some(Destination { service: "exec".into(), options, command: command?, ..common.filter(|_| good)? })
+    let told = |item: &Item<'_>| read_options(item.table("a table of what the plugin is told")?.items(), known);
+    let options = table.optional("options", told, BTreeMap::new());
+    Some(Destination { service: "exec".into(), options: options?, command: command?, ..common? })
 }
 
 /// What every destination has, whatever its service.

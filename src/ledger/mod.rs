@@ -245,6 +245,12 @@ impl Ledger {
         self.run_sql(|db| db.prepare_cached(sql)?.query_map([destination], |r| Ok((r.get(0)?, r.get(1)?)))?.collect())
     }
 
+    /// The id of the backup that a destination's repository knows by `object`.
+    pub fn id_of(&self, destination: &str, object: &str) -> Result<Option<String>> {
+        let sql = "SELECT id FROM backup WHERE destination = ?1 AND coalesce(json ->> 'object', id) = ?2";
+        self.run_sql(|db| db.prepare_cached(sql)?.query_row([destination, object], text).optional())
+    }
+
     /// The backup with the highest sequence number of a destination.
     pub fn newest_in_chain(&self, destination: &str) -> Result<Option<BackupDetail>> {
         let sql = "SELECT json FROM backup WHERE destination = ?1 ORDER BY json ->> 'sequence' DESC LIMIT 1";

@@ -14,7 +14,6 @@ use super::registry::BackupRequest;
 use super::{catalogue, destination, names, outcome, retain};
 use crate::config::{Config, Destination, Job, Source, SourceKind};
 use crate::ledger::Ledger;
-use crate::repository::lease::{Lease, TERM};
 use crate::repository::source_writer::{SourceWriter, WrittenSource};
 use crate::repository::writer::{self, Writer};
 use crate::repository::{Entry, Manifest, ManifestSource, Repository, SinkError, SourceReader};
@@ -76,9 +75,7 @@ fn to_destination(
 ) -> Result<Outcome, Failure> {
     live.step("opening the repository");
     live.update(|run| run.destination = Some(target.name.clone()));
-    let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, true)?;
-    let holder = destination::holder(&env.config.daemon.state_dir)?;
-    let lease = Lease::acquire(&repository, &holder, &live.id(), TERM, &live.cancel)?;
+    let (repository, lease) = destination::open_for_writing(env, target, live, true)?;
     for problem in repository.sync_index()? {
         live.message(Level::Warning, format!("{problem}; what it held is stored anew where it is still there"));
     }

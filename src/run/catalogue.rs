@@ -141,7 +141,7 @@ pub fn object(ledger: &Ledger, destination: &str, id: &str) -> Result<[u8; 32], 
 /// Takes a mark up into the ledger, under the backup's own id; returns that.
 fn put_mark(destination: &str, ledger: &Ledger, id: &[u8; 32], mark: &Mark) -> Result<String, Failure> {
     let object = HEXLOWER.encode(&mark.backup[..]);
-    let backup = ledger.objects(destination)?.remove(&object).unwrap_or(object);
+    let backup = ledger.id_of(destination, &object)?.unwrap_or(object);
     let known = KnownMark { id: HEXLOWER.encode(id), backup, time: mark.time.clone(), kind: mark.kind.clone() };
     ledger.put_mark(destination, &known)?;
     Ok(known.backup)

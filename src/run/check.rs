@@ -14,7 +14,7 @@ use super::copy::{self, Reading};
 use super::live::{Failure, Finish, LiveRun};
 use super::{catalogue, destination, housekeeping};
 use crate::config::Destination;
-use crate::repository::lease::{Lease, TERM};
+use crate::repository::lease::Lease;
 use crate::repository::prune::{self, Amount, PruneOptions, PruneReport};
 use crate::repository::{Repository, check};
 
@@ -157,7 +157,7 @@ pub fn prune_destination(
         prune(env, target, &repository, true, live, gate)?;
         return Ok(Finish::Good);
     }
-    let (repository, lease) = open_for_writing(env, target, live)?;
+    let (repository, lease) = destination::open_for_writing(env, target, live, false)?;
     prune(env, target, &repository, false, live, gate)?;
     lease.check()?;
     Ok(Finish::Good)
@@ -212,7 +212,7 @@ fn tell_prune(report: &PruneReport, options: &PruneOptions<'_>, live: &LiveRun) 
 pub fn delete_backup(env: &Environment, target: &Destination, id: &str, live: &LiveRun) -> Result<Finish, Failure> {
     may_delete(target)?;
     live.step("opening the repository");
-    let (repository, lease) = open_for_writing(env, target, live)?;
+    let (repository, lease) = destination::open_for_writing(env, target, live, false)?;
     live.step("deleting");
     lease.check()?;
     catalogue::remove(&repository, &target.name, &env.ledger, id)?;
@@ -221,11 +221,4 @@ pub fn delete_backup(env: &Environment, target: &Destination, id: &str, live: &L
         format!("backup {} is removed from {}; 'keepctl prune {}' frees its space", short(id), target.name, target.name),
     );
     Ok(Finish::Good)
-}
-
-pub(super) fn open_for_writing(env: &Environment, target: &Destination, live: &LiveRun) -> Result<(Arc<Repository>, Lease), Failure> {
-    let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
-    let holder = destination::holder(&env.config.daemon.state_dir)?;
-    let lease = Lease::acquire(&repository, &holder, &live.id(), TERM, &live.cancel)?;
-    Ok((repository, lease))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupDetail, Level, Mark as Said, Outcome};
+use keepd_protocol::model::{Backup, BackupDetail, Level, Mark as Said};
 use minicbor::bytes::ByteArray;
 
 use super::backup::{Environment, ReaderGate, Writing, short, unhex};
@@ -13,10 +13,10 @@ use super::{catalogue, destination, retain};
 use crate::config::{Config, Destination, Job};
 use crate::ledger::Ledger;
 use crate::repository::copy::copy_sources;
-use crate::repository::lease::{Lease, TERM};
+use crate::repository::lease::Lease;
 use crate::repository::writer::{self, Writer};
 use crate::repository::{self, Manifest, ManifestSource, Repository, RepositoryError, check};
-use crate::retention::{self, Candidate};
+use crate::retention;
 
 /// Keeps a prune away from a destination that is read, while it lives.
 pub type Reading<'a> = &'a dyn Fn(&str) -> Box<dyn Send>;
@@ -36,14 +36,7 @@ pub fn missing(ledger: &Ledger, config: &Config, job: &Job, target: &Destination
     if absent.is_empty() {
         return Ok(Vec::new());
     }
-    let candidates: Vec<Candidate> = all
-        .iter()
-        .filter(|b| is_here(b) || absent.contains(b.id.as_str()))
-        .filter_map(|b| {
-            let good = b.outcome == Outcome::Good;
-            Some(Candidate { id: b.id.clone(), time: b.time.parse().ok()?, good, pinned: b.pinned, proven: b.proven.is_some() })
-        })
-        .collect();
+    let candidates = retain::candidates(all.iter().filter(|b| is_here(b) || absent.contains(b.id.as_str())))?;
     let verdicts = retention::decide(&candidates, retain::policy(job, target), Timestamp::now(), &job.zone());
     let kept: BTreeSet<&str> = verdicts.iter().filter(|v| v.keep).map(|v| v.id.as_str()).collect();
     let wanted = all.iter().rev().filter(|b| absent.contains(b.id.as_str()) && kept.contains(b.id.as_str()));
@@ -61,9 +54,7 @@ pub fn to_destination(
     reading: Reading<'_>,
 ) -> Result<Finish, Failure> {
     live.step("opening the repository");
-    let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, true)?;
-    let holder = destination::holder(&env.config.daemon.state_dir)?;
-    let lease = Lease::acquire(&repository, &holder, &live.id(), TERM, &live.cancel)?;
+    let (repository, lease) = destination::open_for_writing(env, target, live, true)?;
     for problem in repository.sync_index()?.into_iter().chain(catalogue::sync(&repository, &target.name, &env.ledger)?) {
         live.message(Level::Warning, problem);
     }
@@ -77,8 +68,8 @@ pub fn to_destination(
     let mut copier = Copier { env, target, repository: &repository, lease: &lease, live, sources: BTreeMap::new() };
     let (mut done, mut errors) = (0, Vec::new());
     for backup in &wanted {
-        match copier.copy(backup, reading) {
-            Ok(()) => done += 1,
+        match copier.with_best(backup, reading, |copier, place| copier.copy_from(place, backup)) {
+            Ok(_) => done += 1,
             Err(Failure::Cancelled) => return Err(Failure::Cancelled),
             Err(e) => {
                 errors.push(format!("backup {}: {e}", short(&backup.id)));
@@ -112,13 +103,18 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    /// From the first of its places that gives it whole.
-    fn copy(&mut self, backup: &Backup, reading: Reading<'_>) -> Result<(), Failure> {
+    /// Has `work` done with the first other place of a backup that gives it whole; returns that place.
+    fn with_best(
+        &mut self,
+        backup: &Backup,
+        reading: Reading<'_>,
+        mut work: impl FnMut(&mut Self, &Destination) -> Result<(), Failure>,
+    ) -> Result<String, Failure> {
         let mut errors = Vec::new();
-        for place in destination::best_first(&self.env.config, backup) {
+        for place in destination::best_first(&self.env.config, backup).into_iter().filter(|p| p.name != self.target.name) {
             let _reading = reading(&place.name);
-            match self.copy_from(place, backup) {
-                Ok(()) => return Ok(()),
+            match work(self, place) {
+                Ok(()) => return Ok(place.name.clone()),
                 Err(Failure::Cancelled) => return Err(Failure::Cancelled),
                 Err(e) => errors.push(e.to_string()),
             }
@@ -208,8 +204,7 @@ impl Copier<'_> {
 
     /// What a backup that another destination knows by `object` is known by here.
     fn named_here(&self, place: &Destination, object: &[u8; 32]) -> Result<Option<[u8; 32]>, Failure> {
-        let id = self.env.ledger.objects(&place.name)?.remove(&data_encoding::HEXLOWER.encode(object));
-        let Some(id) = id else { return Ok(None) };
+        let Some(id) = self.env.ledger.id_of(&place.name, &data_encoding::HEXLOWER.encode(object))? else { return Ok(None) };
         let here = self.env.ledger.backup_at(&self.target.name, &id)?;
         Ok(here.as_ref().map(BackupDetail::object).and_then(unhex))
     }
@@ -237,13 +232,12 @@ pub fn repair<'h>(
         return Ok(0);
     }
     let _alone = writing(&target.name)?;
-    let holder = destination::holder(&env.config.daemon.state_dir)?;
-    let lease = Lease::acquire(repository, &holder, &live.id(), TERM, &live.cancel)?;
+    let lease = destination::lease(env, repository, live)?;
     let mut copier = Copier { env, target, repository, lease: &lease, live, sources: BTreeMap::new() };
     let mut repaired = 0;
     for (object, backup) in known {
         live.step(&format!("repairing backup {}", short(&backup.id)));
-        match copier.repair(object, &backup, reading) {
+        match copier.with_best(&backup, reading, |copier, place| copier.repair_from(place, object, &backup)) {
             Ok(place) => {
                 repaired += 1;
                 live.message(Level::Warning, format!("backup {} is whole again, from the copy at {place}", short(&backup.id)));
@@ -256,20 +250,7 @@ pub fn repair<'h>(
 }
 
 impl Copier<'_> {
-    /// Repairs one backup; returns the place that had what was missing.
-    fn repair(&mut self, object: &str, backup: &Backup, reading: Reading<'_>) -> Result<String, Failure> {
-        let mut errors = Vec::new();
-        for place in destination::best_first(&self.env.config, backup).into_iter().filter(|p| p.name != self.target.name) {
-            let _reading = reading(&place.name);
-            match self.repair_from(place, object, backup) {
-                Ok(()) => return Ok(place.name.clone()),
-                Err(Failure::Cancelled) => return Err(Failure::Cancelled),
-                Err(e) => errors.push(e.to_string()),
-            }
-        }
-        Err(Failure::Failed(errors.join("; ")))
-    }
-
+    /// Repairs one backup from its copy at `place`.
     fn repair_from(&mut self, place: &Destination, object: &str, backup: &Backup) -> Result<(), Failure> {
         let from = self.source(place)?;
         let there = from.read_manifest(&catalogue::object(&self.env.ledger, &place.name, &backup.id)?)?;

@@ -7,12 +7,13 @@ use data_encoding::HEXLOWER;
 use keepd_protocol::model::{Backup, Traffic};
 use tokio::runtime::Handle;
 
-use super::live::Failure;
+use super::backup::Environment;
+use super::live::{Failure, LiveRun};
 use super::names;
 use crate::config::{Config, Destination, KeySource};
 use crate::crypto::{self, key_file};
 use crate::ledger::Ledger;
-use crate::repository::lease::Holder;
+use crate::repository::lease::{Holder, Lease, TERM};
 use crate::repository::{OpenOptions, Repository, RepositoryError};
 use crate::storage::{self, Counters, Storage};
 
@@ -58,6 +59,23 @@ pub fn open(
         remember(ledger, &repository)?;
     }
     Ok(repository)
+}
+
+/// Opens the repository of a destination and becomes its writer; with `create` makes one where none ever was.
+pub fn open_for_writing(
+    env: &Environment,
+    destination: &Destination,
+    live: &LiveRun,
+    create: bool,
+) -> Result<(Arc<Repository>, Lease), Failure> {
+    let repository = open(&env.config, destination, &env.ledger, &env.runtime, create)?;
+    let lease = lease(env, &repository, live)?;
+    Ok((repository, lease))
+}
+
+/// Becomes the writer of an open repository.
+pub fn lease(env: &Environment, repository: &Arc<Repository>, live: &LiveRun) -> Result<Lease, Failure> {
+    Ok(Lease::acquire(repository, &holder(&env.config.daemon.state_dir)?, &live.id(), TERM, &live.cancel)?)
 }
 
 fn id_note(location: &str) -> String {

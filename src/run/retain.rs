@@ -20,12 +20,13 @@ pub fn policy<'a>(job: &'a Job, target: &'a Destination) -> &'a Retention {
     target.retention.as_ref().unwrap_or(&job.retention)
 }
 
-fn candidates(backups: &[Backup]) -> Result<Vec<Candidate>, Failure> {
+/// Backups as the rules see them.
+pub fn candidates<'b>(backups: impl IntoIterator<Item = &'b Backup>) -> Result<Vec<Candidate>, Failure> {
     let candidate = |b: &Backup| {
         let time = b.time.parse().map_err(|e| Failure::Failed(format!("backup {}: its time does not parse: {e}", b.id)))?;
         Ok(Candidate { id: b.id.clone(), time, good: b.outcome == Outcome::Good, pinned: b.pinned, proven: b.proven.is_some() })
     };
-    backups.iter().map(candidate).collect()
+    backups.into_iter().map(candidate).collect()
 }
 
 /// The rules that were last in force here; none before there were any.

@@ -19,8 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use super::pace::Way;
-use super::shared::Shared;
+use super::shared::{PIECE_BYTES, Shared};
 
 /// The versions of the interface that keepd speaks.
 const VERSIONS: [u32; 1] = [1];
@@ -121,9 +120,6 @@ struct Process {
     shared: Arc<Shared>,
 }
 
-/// Bytes of an object passed on at a time.
-const PIECE_BYTES: usize = 256 << 10;
-
 fn broken(text: impl Into<String>) -> Error {
     Error::new(ErrorKind::Unexpected, text).set_temporary()
 }
@@ -211,8 +207,7 @@ impl Process {
         self.pass(&line).await?;
         let mut left = bytes.cloned().unwrap_or_default();
         while !left.is_empty() {
-            let piece = left.copy_to_bytes(self.shared.pace.piece(Way::Up, left.len().min(PIECE_BYTES)));
-            tokio::time::sleep(self.shared.pace.take(Way::Up, piece.len())).await;
+            let piece = left.copy_to_bytes(self.shared.next_piece(left.len()).await);
             self.pass(&piece).await?;
             self.shared.went(piece.len());
         }

@@ -4,7 +4,6 @@
 //! (The lock is of the object's version: a deletion leaves a mark over it, and the version can be had back.)
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +22,7 @@ pub(super) struct ObjectLock {
     base: String,
     signer: RequestSigner,
     credential: Credential,
-    transport: Arc<HttpTransporter>,
+    transport: HttpTransporter,
     mode: &'static str,
     period: Duration,
 }
@@ -51,7 +50,7 @@ impl ObjectLock {
             expires_in: None,
         };
         let mode = if compliance { "COMPLIANCE" } else { "GOVERNANCE" };
-        Ok(Self { base, signer: RequestSigner::new("s3", &region), credential, transport: Arc::new(transport), mode, period })
+        Ok(Self { base, signer: RequestSigner::new("s3", &region), credential, transport, mode, period })
     }
 
     /// Whether an object of this name is worth a lock: what a backup needs, not what is replaced all the time.

@@ -357,6 +357,19 @@ pub fn counters(destination: &Destination) -> Counters {
     Shared::counters(&location(destination))
 }
 
+/// An error's text with those of its causes.
+fn with_causes(text: &str, mut cause: Option<&(dyn std::error::Error + 'static)>) -> String {
+    let mut text = text.to_owned();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// What services say of wrong credentials that OpenDAL has no kind for.
 fn is_denied(reason: &str) -> bool {
     const WORDS: [&str; 6] = ["401 Unauthorized", "403 Forbidden", "Permission denied (", "NotLoggedIn", "Not logged in", "[530]"];

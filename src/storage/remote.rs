@@ -14,10 +14,9 @@ use opendal::{Buffer, Error, ErrorKind, HttpTransporter, OperationContext, Opera
 use tokio::time::timeout;
 
 use super::direct::ReadBuffer;
-use super::pace::Way;
 use super::shared::Shared;
 use super::transport::Transport;
-use super::{Listed, TEMPORARY, exec, secret, temporary_name};
+use super::{Listed, TEMPORARY, exec, secret, temporary_name, with_causes};
 use crate::config::{self, Destination, Retry};
 
 /// How a service can publish an object.
@@ -45,8 +44,6 @@ pub(super) struct Remote {
     shared: Arc<Shared>,
 }
 
-/// Bytes handed to services other than HTTP at a time.
-const PIECE_BYTES: usize = 256 << 10;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Remote {
@@ -62,7 +59,7 @@ impl Remote {
             service => {
                 let operator = config::operator(service, options.clone()).map_err(|e| reason(&e))?;
                 match service {
-                    "sftp" | "ftp" | "memory" => (operator, false),
+                    "sftp" | "ftp" => (operator, false),
                     _ => {
                         let transport = Transport::new(shared.clone(), transfer.timeout, transfer.ca_file.as_deref())?;
                         let transport = HttpTransporter::new(transport);
@@ -77,7 +74,7 @@ impl Remote {
             }
         };
         let able = operator.info().capability();
-        // OpenDAL's ftp writes under a name of its own and renames; what it calls rename for files that replace others is not there.
+        // OpenDAL's ftp writes under a name of its own and renames.
         let publishing = match destination.service.as_str() {
             "sftp" | "webdav" => Publishing::Rename,
             _ if able.write_with_if_not_exists => Publishing::Conditional,
@@ -135,27 +132,21 @@ impl Remote {
     /// attempt wrote whose answer was lost.
     pub async fn publish_new(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
         self.persistently(|| async {
-            match self.publishing {
-                Publishing::Conditional => match self.write(name, bytes, true).await {
-                    Err(e) if is_there(&e) => self.is_ours(name, bytes).await,
+            if self.publishing == Publishing::Conditional {
+                match self.write(name, bytes, true).await {
+                    Err(e) if is_there(&e) => return self.is_ours(name, bytes).await,
                     // Some compatible services refuse the condition instead of ignoring it.
-                    Err(e) if is_not_built(&e) => match self.must_be_free(name, bytes).await? {
-                        true => self.write(name, bytes, false).await,
-                        false => Ok(()),
-                    },
-                    other => other,
-                },
-                Publishing::Whole => match self.must_be_free(name, bytes).await? {
-                    true => {
-                        self.write(name, bytes, false).await?;
-                        self.has_size(name, bytes.len()).await
-                    }
-                    false => Ok(()),
-                },
-                Publishing::Rename => match self.must_be_free(name, bytes).await? {
-                    true => self.write_and_rename(name, bytes).await,
-                    false => Ok(()),
-                },
+                    Err(e) if is_not_built(&e) => {}
+                    other => return other,
+                }
+            }
+            if !self.must_be_free(name, bytes).await? {
+                return Ok(());
+            }
+            self.write_whole(name, bytes).await?;
+            match self.publishing {
+                Publishing::Whole => self.has_size(name, bytes.len()).await,
+                _ => Ok(()),
             }
         })
         .await?;
@@ -191,13 +182,15 @@ impl Remote {
 
     /// Writes an object, replacing what is there.
     pub async fn publish(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
-        self.persistently(|| async {
-            match self.publishing {
-                Publishing::Rename => self.write_and_rename(name, bytes).await,
-                _ => self.write(name, bytes, false).await,
-            }
-        })
-        .await
+        self.persistently(|| self.write_whole(name, bytes)).await
+    }
+
+    /// Writes an object so that it appears whole, whatever is there.
+    async fn write_whole(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
+        match self.publishing {
+            Publishing::Rename => self.write_and_rename(name, bytes).await,
+            _ => self.write(name, bytes, false).await,
+        }
     }
 
     /// True when there is no such object; false when there is one that has these bytes.
@@ -205,14 +198,19 @@ impl Remote {
         match self.patiently(self.operator.stat(name)).await {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
             Err(e) => Err(e),
-            Ok(_) => self.is_ours(name, bytes).await.map(|()| false),
+            Ok(there) => self.has_bytes(name, there.content_length(), bytes).await.map(|()| false),
         }
     }
 
-    /// An error unless the object has these bytes.
+    /// An error unless the object that is there has these bytes.
     async fn is_ours(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
-        let taken = || Error::new(ErrorKind::AlreadyExists, "there is another object of this name");
         let size = self.patiently(self.operator.stat(name)).await?.content_length();
+        self.has_bytes(name, size, bytes).await
+    }
+
+    /// The same of an object of a known size.
+    async fn has_bytes(&self, name: &str, size: u64, bytes: &Bytes) -> Result<(), Error> {
+        let taken = || Error::new(ErrorKind::AlreadyExists, "there is another object of this name");
         if size != bytes.len() as u64 {
             return Err(taken());
         }
@@ -246,16 +244,15 @@ impl Remote {
     }
 
     async fn write(&self, name: &str, bytes: &Bytes, if_absent: bool) -> Result<(), Error> {
-        let Some(_) = self.patience else {
+        if self.patience.is_none() {
             // In one request; the transport sees to the rest.
             return self.operator.write_with(name, Buffer::from(bytes.clone())).if_not_exists(if_absent).await.map(drop);
-        };
+        }
         let mut writer = self.patiently(async { self.operator.writer_with(name).if_not_exists(if_absent).await }).await?;
         let mut left = bytes.clone();
         while !left.is_empty() {
-            let piece = left.split_to(self.shared.pace.piece(Way::Up, left.len().min(PIECE_BYTES)));
-            let len = piece.len();
-            tokio::time::sleep(self.shared.pace.take(Way::Up, len)).await;
+            let len = self.shared.next_piece(left.len()).await;
+            let piece = left.split_to(len);
             self.patiently(writer.write(piece)).await?;
             self.shared.went(len);
         }
@@ -462,15 +459,7 @@ fn may_pass(error: &Error, told: bool) -> bool {
 
 /// OpenDAL's error in one line: the message and its cause, without its context dump (which may hold more than people want to see).
 pub(super) fn reason(error: &Error) -> String {
-    let mut text = error.message().to_owned();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
+    let mut text = with_causes(error.message(), std::error::Error::source(error));
     text.retain(|c| !c.is_control() || c == ' ');
     text
 }

@@ -9,6 +9,9 @@ use tokio::sync::Semaphore;
 use super::pace::{Pace, Way};
 use crate::config::Transfer;
 
+/// Bytes handed on at a time, at the most.
+pub const PIECE_BYTES: usize = 256 << 10;
+
 /// One destination's.
 #[derive(Debug)]
 pub struct Shared {
@@ -81,6 +84,13 @@ impl Shared {
 
     pub fn went(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Waits until the next piece of `left` bytes may go; gives its length.
+    pub async fn next_piece(&self, left: usize) -> usize {
+        let piece = self.pace.piece(Way::Up, left.min(PIECE_BYTES));
+        tokio::time::sleep(self.pace.take(Way::Up, piece)).await;
+        piece
     }
 
     /// Counts bytes that came, and waits until the next may.

@@ -16,6 +16,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::pace::Way;
 use super::shared::Shared;
+use super::with_causes;
 
 /// Bytes of a request's body handed over at a time.
 const PIECE_BYTES: usize = 128 << 10;
@@ -56,11 +57,11 @@ impl HttpTransport for Transport {
         let progress = Arc::new(Progress::new());
         if !body.is_empty() {
             let len = body.len();
-            let body = PacedBody { left: body, shared: self.shared.clone(), progress: progress.clone(), sleep: None };
+            let body = PacedBody { left: body, shared: self.shared.clone(), progress: progress.clone(), next: None };
             builder = builder.header(header::CONTENT_LENGTH, len).body(reqwest::Body::wrap(body));
         }
         let sent = tokio::select! {
-            sent = builder.send() => sent.map_err(|e| failed(format!("{host}: {}", chain(&e.without_url()))))?,
+            sent = builder.send() => sent.map_err(|e| failed(format!("{host}: {}", told(e))))?,
             () = progress.stalled(self.patience) => {
                 return Err(failed(format!("{host} took and sent nothing for {} s", self.patience.as_secs())));
             }
@@ -87,7 +88,7 @@ impl HttpTransport for Transport {
                             shared.came(bytes.len()).await;
                             Some((Ok(Buffer::from(bytes)), Some(stream)))
                         }
-                        Ok(Some(Err(e))) => Some((Err(failed(format!("{host}: {}", chain(&e.without_url())))), None)),
+                        Ok(Some(Err(e))) => Some((Err(failed(format!("{host}: {}", told(e)))), None)),
                         Err(_) => Some((Err(failed(format!("{host} sent nothing for {} s", patience.as_secs()))), None)),
                     };
                 }
@@ -98,17 +99,9 @@ impl HttpTransport for Transport {
 }
 
 /// An error and its causes, without an URL (which may hold a signature).
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
+fn told(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    with_causes(&error.to_string(), std::error::Error::source(&error))
 }
 
 /// When a transfer went on last.
@@ -143,7 +136,8 @@ struct PacedBody {
     left: Buffer,
     shared: Arc<Shared>,
     progress: Arc<Progress>,
-    sleep: Option<Pin<Box<Sleep>>>,
+    /// How many bytes go next, and when.
+    next: Option<(usize, Pin<Box<Sleep>>)>,
 }
 
 impl http_body::Body for PacedBody {
@@ -152,28 +146,25 @@ impl http_body::Body for PacedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
-        if this.sleep.is_none() {
+        if this.next.is_none() {
             if this.left.is_empty() {
                 return Poll::Ready(None);
             }
             let piece = this.shared.pace.piece(Way::Up, this.left.len().min(PIECE_BYTES));
             let wait = this.shared.pace.take(Way::Up, piece);
-            this.sleep = Some(Box::pin(sleep(wait)));
+            this.next = Some((piece, Box::pin(sleep(wait))));
             if !wait.is_zero() {
                 // The wait is ours, not the other side's.
                 this.progress.tick();
             }
         }
-        if let Some(waiting) = &mut this.sleep
-            && !waiting.is_elapsed()
-            && waiting.as_mut().poll(cx).is_pending()
-        {
+        let Some((piece, waiting)) = &mut this.next else { return Poll::Ready(None) };
+        if waiting.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        this.sleep = None;
+        let bytes = this.left.copy_to_bytes(*piece);
+        this.next = None;
         this.progress.tick();
-        let piece = this.shared.pace.piece(Way::Up, this.left.len().min(PIECE_BYTES));
-        let bytes = this.left.copy_to_bytes(piece.min(this.left.len()));
         this.shared.went(bytes.len());
         Poll::Ready(Some(Ok(http_body::Frame::data(bytes))))
     }

@@ -329,7 +329,7 @@ impl Runs {
         self.start(work, move |live| {
             for target in &targets {
                 live.step("opening the repository");
-                let (repository, lease) = check::open_for_writing(&env, target, live)?;
+                let (repository, lease) = destination::open_for_writing(&env, target, live, false)?;
                 for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
                     live.message(Level::Warning, problem);
                 }
