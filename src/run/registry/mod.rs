@@ -370,16 +370,6 @@ impl Runs {
     }
 
     fn tell(&self, run: &Run) {
-        let (job, id, state) = (run.job.as_deref().unwrap_or("-"), &run.id, run.state);
-        for message in run.messages.iter().filter(|m| m.level != Level::Info) {
-            tracing::warn!(job, run = %id, "{}", message.text);
-        }
-        match &run.error {
-            None => {
-                tracing::info!(job, run = %id, kind = %run.kind, state = %state, bytes = run.progress.bytes, added = run.progress.added_bytes, "run finished")
-            }
-            Some(error) => tracing::error!(job, run = %id, kind = %run.kind, state = %state, "run failed: {error}"),
-        }
         if let Some(destination) = &run.destination {
             let mut problems = lock(&self.problems);
             // Damage is forgotten when a check found none, other trouble when anything went well.
@@ -391,6 +381,16 @@ impl Runs {
                 (None, RunState::Good) if !damaged || run.kind == RunKind::Check => drop(problems.remove(destination)),
                 _ => {}
             }
+        }
+        let (job, id, state) = (run.job.as_deref().unwrap_or("-"), &run.id, run.state);
+        for message in run.messages.iter().filter(|m| m.level != Level::Info) {
+            tracing::warn!(job, run = %id, "{}", message.text);
+        }
+        match &run.error {
+            None => {
+                tracing::info!(job, run = %id, kind = %run.kind, state = %state, bytes = run.progress.bytes, added = run.progress.added_bytes, "run finished")
+            }
+            Some(error) => tracing::error!(job, run = %id, kind = %run.kind, state = %state, "run failed: {error}"),
         }
     }
 }
