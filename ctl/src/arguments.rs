@@ -31,6 +31,21 @@ pub struct Arguments {
     pub command: Command,
 }
 
+/// Where a restore goes.
+#[derive(Args, Clone)]
+#[group(required = true, multiple = false)]
+pub struct RestoreTarget {
+    /// Where DIR/<source>/… is written
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Bring a database back as this one, into the server it came from
+    #[arg(long, value_name = "NAME")]
+    pub to_database: Option<String>,
+    /// Bring a database back under its own name; the one that is there is kept under another
+    #[arg(long)]
+    pub in_place: bool,
+}
+
 #[derive(Args, Clone)]
 pub struct BackupArgument {
     /// An id, a unique start of one, or 'latest'
@@ -113,6 +128,9 @@ pub enum Command {
         label: Vec<String>,
         #[arg(long)]
         name: Option<String>,
+        /// What it is for, in your words
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
         /// Return at once
         #[arg(long)]
         detach: bool,
@@ -123,6 +141,16 @@ pub enum Command {
         job: Option<String>,
         #[arg(long)]
         destination: Option<String>,
+        #[arg(long = "type", value_name = "TYPE", value_parser = ["manual", "scheduled", "pre-update", "pre-restore", "imported"])]
+        r#type: Option<String>,
+        #[arg(long)]
+        name: Option<String>,
+        /// Of the application's version
+        #[arg(long = "app-version", value_name = "VERSION")]
+        app_version: Option<String>,
+        /// With this label; may be repeated
+        #[arg(long, value_name = "K=V")]
+        label: Vec<String>,
     },
     /// One backup with its facts
     Show(BackupArgument),
@@ -147,21 +175,41 @@ pub enum Command {
         #[arg(long)]
         job: Option<String>,
     },
-    /// Write a backup, or parts of it, to a directory
+    /// Write a backup, or parts of it, to a directory; or bring a database back into its server
     Restore {
         #[command(flatten)]
         of: BackupArgument,
-        /// Where DIR/<source>/… is written
-        #[arg(long, value_name = "DIR")]
-        to: PathBuf,
+        #[command(flatten)]
+        target: RestoreTarget,
         /// <source> or <source>/<path>; none means all
         paths: Vec<OsString>,
         /// Replace files that exist
-        #[arg(long)]
+        #[arg(long, requires = "to")]
         overwrite: bool,
         /// Owners by number, not by name
-        #[arg(long)]
+        #[arg(long, requires = "to")]
         numeric_owner: bool,
+        /// Of the job's database and command sources, which one
+        #[arg(long, value_name = "SOURCE", conflicts_with = "to")]
+        source: Option<String>,
+        /// Of a source's databases, which one
+        #[arg(long, value_name = "NAME", conflicts_with = "to")]
+        database: Option<String>,
+        /// Only this table; may be repeated
+        #[arg(long, value_name = "TABLE", requires = "to_database")]
+        table: Vec<String>,
+        /// A database of that name may be there: it is kept under another name
+        #[arg(long, requires = "to_database")]
+        replace: bool,
+        /// Objects belong to the role that loads them
+        #[arg(long, conflicts_with = "to")]
+        no_owner: bool,
+        /// Do not ask
+        #[arg(long, conflicts_with = "to")]
+        yes: bool,
+        /// Return at once
+        #[arg(long, conflicts_with = "to")]
+        detach: bool,
     },
     /// Bring a backup to another destination
     Copy {

@@ -14,7 +14,7 @@ use keepd_protocol::methods::*;
 use keepd_protocol::model::{Backup, BackupType, BytesPath, ChangeKind, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState};
 use serde::Serialize;
 
-use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RunCommand};
+use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::render::{bytes, entry, escape, pairs, path, short, table, time, time_or};
 use crate::{Exit, Failure, follow, restore};
@@ -35,15 +35,47 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             Ok(Exit::Good)
         }
         Command::Status { job } => context.status(job.clone()),
-        Command::Backup { job, r#type, label, name, detach } => context.backup(job, r#type.as_deref(), label, name.clone(), *detach),
-        Command::List { job, destination } => context.list(job.clone(), destination.clone()),
+        Command::Backup { job, r#type, label, name, description, detach } => {
+            let call = start_backup::In {
+                job: job.clone(),
+                r#type: backup_type(r#type.as_deref())?,
+                name: name.clone(),
+                description: description.clone(),
+                labels: labels(label)?,
+            };
+            context.backup(call, *detach)
+        }
+        Command::List { job, destination, r#type, name, app_version, label } => context.list(list_backups::In {
+            job: job.clone(),
+            destination: destination.clone(),
+            r#type: backup_type(r#type.as_deref())?,
+            name: name.clone(),
+            version: app_version.clone(),
+            labels: labels(label)?,
+        }),
         Command::Show(of) => context.show(of),
         Command::Ls { of, path, recursive } => context.ls(of, path.as_deref(), *recursive),
         Command::Cat { of, path } => context.cat(of, path),
         Command::Diff { a, b, job } => context.diff(a, b, job.clone()),
-        Command::Restore { of, to, paths, overwrite, numeric_owner } => {
+        Command::Restore { of, target: RestoreTarget { to: Some(to), .. }, paths, overwrite, numeric_owner, .. } => {
             let paths = paths.iter().map(|p| bytes_path(p)).collect();
             context.restore(of, to, paths, restore::Options { overwrite: *overwrite, numeric_owner: *numeric_owner })
+        }
+        Command::Restore { of, target, paths, source, database, table, replace, no_owner, yes, detach, .. } => {
+            if !paths.is_empty() {
+                return Err(Failure::new(Exit::Usage, "paths are restored with --to DIR; a database is named by --source and --database"));
+            }
+            let call = start_load::In {
+                backup: of.backup.clone(),
+                job: of.job.clone(),
+                source: source.clone(),
+                database: database.clone(),
+                target: target.to_database.clone(),
+                tables: table.clone(),
+                replace: *replace,
+                no_owner: *no_owner,
+            };
+            context.load(call, *yes, *detach)
         }
         Command::Copy { of, to } => context.copy(of, to.clone()),
         Command::Check { destination, read_data, repair } => {
@@ -87,6 +119,16 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             context.done(&out, &format!("configuration reloaded: {}", escape(&out.message)))
         }
     }
+}
+
+fn backup_type(word: Option<&str>) -> Result<Option<BackupType>> {
+    word.map(str::parse::<BackupType>).transpose().map_err(|e| Failure::new(Exit::Usage, e))
+}
+
+fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
+    let pair = |label: &String| label.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let wrong = |label: &String| Failure::new(Exit::Usage, format!("'{label}' is no label; write it as key=value"));
+    given.iter().map(|label| pair(label).ok_or_else(|| wrong(label))).collect()
 }
 
 fn bytes_path(path: &OsStr) -> BytesPath {
@@ -229,24 +271,40 @@ impl Context<'_> {
         Ok(exit)
     }
 
-    fn backup(&self, job: &str, kind: Option<&str>, labels: &[String], name: Option<String>, detach: bool) -> Result<Exit> {
-        let mut map = BTreeMap::new();
-        for label in labels {
-            let (key, value) =
-                label.split_once('=').ok_or_else(|| Failure::new(Exit::Usage, format!("'{label}' is no label; write it as key=value")))?;
-            map.insert(key.to_owned(), value.to_owned());
-        }
-        let kind = kind.map(str::parse::<BackupType>).transpose().map_err(|e| Failure::new(Exit::Usage, e))?;
-        let started = self.client()?.call::<StartBackup>(&start_backup::In { job: job.to_owned(), r#type: kind, name, labels: map })?;
+    fn backup(&self, call: start_backup::In, detach: bool) -> Result<Exit> {
+        let started = self.client()?.call::<StartBackup>(&call)?;
         if detach {
             return self.done(&started, &format!("run {}", started.run));
         }
         self.work(&started.run, true)
     }
 
-    fn list(&self, job: Option<String>, destination: Option<String>) -> Result<Exit> {
+    /// Brings a database back into its server.
+    fn load(&self, call: start_load::In, yes: bool, detach: bool) -> Result<Exit> {
+        let replaces = call.target.is_none() || call.replace;
+        if replaces && !yes {
+            let what = match &call.target {
+                Some(name) => format!("Replace database {} if it is there (it is kept under another name)?", escape(name)),
+                None => format!(
+                    "Put backup {} in the place of what is there now (a database is kept under another name)?",
+                    escape(&call.backup)
+                ),
+            };
+            if !io::stdin().is_terminal() {
+                return Err(Failure::new(Exit::Usage, "this asks first; without a terminal say --yes"));
+            }
+            self.ask(&what)?;
+        }
+        let started = self.client()?.call::<StartLoad>(&call)?;
+        if detach {
+            return self.done(&started, &format!("run {}", started.run));
+        }
+        self.work(&started.run, true)
+    }
+
+    fn list(&self, call: list_backups::In) -> Result<Exit> {
         let mut all: Vec<Backup> = Vec::new();
-        self.client()?.call_more::<ListBackups>(&list_backups::In { job, destination }, |out| {
+        self.client()?.call_more::<ListBackups>(&call, |out| {
             all.extend(out.backups);
             Ok(())
         })?;
@@ -267,6 +325,7 @@ impl Context<'_> {
                 .name
                 .iter()
                 .cloned()
+                .chain(b.version.iter().map(|v| format!("version {v}")))
                 .chain(b.labels.iter().map(|(k, v)| format!("{k}={v}")))
                 .map(|s| escape(&s))
                 .collect::<Vec<_>>()
@@ -307,6 +366,9 @@ impl Context<'_> {
             ("backup", b.backup.id.clone()),
             ("job", escape(&b.backup.job)),
             ("name", b.backup.name.as_deref().map(escape).unwrap_or_default()),
+            ("description", b.backup.description.as_deref().map(escape).unwrap_or_default()),
+            ("version", b.backup.version.as_deref().map(escape).unwrap_or_default()),
+            ("schema version", b.backup.schema_version.as_deref().map(escape).unwrap_or_default()),
             ("labels", labels),
             ("type", b.backup.r#type.to_string()),
             ("outcome", if b.backup.partial { format!("{}, partial", b.backup.outcome) } else { b.backup.outcome.to_string() }),
@@ -527,7 +589,7 @@ impl Context<'_> {
         io::stdin().read_line(&mut answer)?;
         match answer.trim() {
             "y" | "Y" | "yes" => Ok(()),
-            _ => Err(Failure::failed("nothing was deleted")),
+            _ => Err(Failure::failed("nothing was changed")),
         }
     }
 

@@ -40,7 +40,7 @@ method!(/// The configured jobs and their schedule state.
 method!(/// One job in full.
     show_job { job: String } -> { job: JobDetail });
 method!(/// Starts a backup of a job and returns at once with the run's id; follow it with FollowRun.
-    start_backup { job: String, #[serde(default)] r#type: Option<BackupType>, #[serde(default)] name: Option<String>, #[serde(default)] labels: BTreeMap<String, String> } -> { run: String });
+    start_backup { job: String, #[serde(default)] r#type: Option<BackupType>, #[serde(default)] name: Option<String>, #[serde(default)] description: Option<String>, #[serde(default)] labels: BTreeMap<String, String> } -> { run: String });
 method!(/// Starts a check of a destination's repository. `read_data`: percentage of the packs to read whole, 0 for the structure only. `repair`: what
     /// no other destination has is read from its sources again, and checked once more.
     start_check { destination: String, #[serde(default)] read_data: u32, #[serde(default)] repair: bool } -> { run: String });
@@ -64,6 +64,10 @@ method!(/// Makes this machine the writer of a destination's repository, whoever
 method!(/// Streams a backup's entries into the write end of a pipe passed along with the call (see `restore`). `paths` are
     /// `<source>` or `<source>/<path>`; none means all.
     start_restore { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath> } -> { run: String, backup: String, entries: u64, bytes: u64 });
+method!(/// Starts a run that brings a database or command source back: a dump into the server it came from, through a scratch database, or what a command
+    /// printed into its restore_command. `target`: under this name; without it in place of what is there, which is kept under another name. `replace`: a
+    /// database of the name `target` may be there. `tables`: only these. `no_owner`: objects belong to who loads them.
+    start_load { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] source: Option<String>, #[serde(default)] database: Option<String>, #[serde(default)] target: Option<String>, #[serde(default)] tables: Vec<String>, #[serde(default)] replace: bool, #[serde(default)] no_owner: bool } -> { run: String });
 method!(/// Writes one file's contents into the descriptor passed along with the call.
     start_cat { backup: String, #[serde(default)] job: Option<String>, path: BytesPath } -> { run: String, bytes: u64 });
 method!(/// A run's progress as `more` replies: the present state first, then each change (at most ten a second), the last
@@ -75,8 +79,8 @@ method!(/// The newest runs first.
     list_runs { #[serde(default)] job: Option<String>, #[serde(default)] limit: Option<u32> } -> { runs: Vec<Run> });
 method!(/// One run with its steps and messages.
     show_run { run: String } -> { run: Run });
-method!(/// Backups, newest first; with `more` in several replies.
-    list_backups { #[serde(default)] job: Option<String>, #[serde(default)] destination: Option<String> } -> { backups: Vec<Backup> });
+method!(/// Backups, newest first; with `more` in several replies. `labels`: only those that carry all of these.
+    list_backups { #[serde(default)] job: Option<String>, #[serde(default)] destination: Option<String>, #[serde(default)] r#type: Option<BackupType>, #[serde(default)] name: Option<String>, #[serde(default)] version: Option<String>, #[serde(default)] labels: BTreeMap<String, String> } -> { backups: Vec<Backup> });
 method!(/// One backup with its facts.
     show_backup { backup: String, #[serde(default)] job: Option<String> } -> { backup: BackupDetail });
 method!(/// The entries at or below a path, in path order, as several `more` replies. `recursive` false lists one level.
@@ -92,7 +96,7 @@ names! {
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
     start_backup as StartBackup = "StartBackup", start_check as StartCheck = "StartCheck", start_prune as StartPrune = "StartPrune",
     start_delete as StartDelete = "StartDelete", mark_backup as MarkBackup = "MarkBackup", show_retention as ShowRetention = "ShowRetention",
-    start_retention as StartRetention = "StartRetention", start_copy as StartCopy = "StartCopy", test_destination as TestDestination = "TestDestination", take_over as TakeOver = "TakeOver", start_restore as StartRestore = "StartRestore", start_cat as StartCat = "StartCat",
+    start_retention as StartRetention = "StartRetention", start_copy as StartCopy = "StartCopy", test_destination as TestDestination = "TestDestination", take_over as TakeOver = "TakeOver", start_restore as StartRestore = "StartRestore", start_load as StartLoad = "StartLoad", start_cat as StartCat = "StartCat",
     follow_run as FollowRun = "FollowRun", cancel_run as CancelRun = "CancelRun", list_runs as ListRuns = "ListRuns", show_run as ShowRun = "ShowRun",
     list_backups as ListBackups = "ListBackups", show_backup as ShowBackup = "ShowBackup", list_entries as ListEntries = "ListEntries",
     diff_backups as DiffBackups = "DiffBackups", watch as Watch = "Watch", reload as Reload = "Reload",

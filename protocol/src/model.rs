@@ -149,7 +149,7 @@ pub struct JobDetail {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SourceInfo {
     pub name: String,
-    /// `sqlite` or `files`.
+    /// `sqlite`, `files`, `postgres`, `mysql`, `command`.
     pub kind: String,
     pub path: String,
     /// Entries captured, with their bytes; 0 for a source only configured.
@@ -180,6 +180,13 @@ pub struct Backup {
     pub added_bytes: u64,
     pub labels: BTreeMap<String, String>,
     pub name: Option<String>,
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Of the application when it was captured, and of its data.
+    #[serde(default)]
+    pub version: Option<String>,
+    #[serde(default)]
+    pub schema_version: Option<String>,
     /// True when something was left out (unreadable files); the run and `show` list it.
     pub partial: bool,
 }

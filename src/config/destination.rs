@@ -151,7 +151,7 @@ fn option(key: &str, item: &Item<'_>, known: &Known) -> Option<OptionValue> {
 }
 
 /// `{ file = … }`, `{ credential = … }` or `{ env = … }`.
-fn secret(item: &Item<'_>, known: &Known) -> Option<SecretSource> {
+pub(super) fn secret(item: &Item<'_>, known: &Known) -> Option<SecretSource> {
     const WAYS: [&str; 3] = ["file", "credential", "env"];
     let table = item.table("a table such as { file = \"/path\" }")?;
     table.check_keys(&WAYS, &[]);

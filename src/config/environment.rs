@@ -81,7 +81,7 @@ fn job(config: &Config, job: &Job, problems: &mut Vec<Problem>) {
     }
     for source in &job.sources {
         let key = format!("job.{} source {}", job.name, quoted(&source.name));
-        let path = source.kind.path();
+        let Some(path) = source.kind.path() else { continue };
         let shown = quoted(&path.to_string_lossy());
         match (std::fs::metadata(path), &source.kind) {
             (Err(error), _) => warn(key.clone(), format!("{shown} cannot be read now: {}", reason(&error))),
@@ -90,7 +90,7 @@ fn job(config: &Config, job: &Job, problems: &mut Vec<Problem>) {
         }
         let SourceKind::Files(files) = &source.kind else { continue };
         for database in job.sources.iter().filter(|s| matches!(s.kind, SourceKind::Sqlite(_))) {
-            let file = database.kind.path();
+            let Some(file) = database.kind.path() else { continue };
             if takes(files, file, false) {
                 let text = format!(
                     "also takes the database {}, whose copy as plain files may be torn; the source {} takes it rightly, so exclude it here",

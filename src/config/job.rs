@@ -1,31 +1,40 @@
 //! `[job.*]`: when, what, where to, how long.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use super::destination::retention;
 use super::load::Known;
 use super::problem::{did_you_mean, quoted};
+use super::program::{hooks, quiesce, services, version_from};
 use super::reader::{Item, NOT_BUILT, Table};
-use super::{FilesSource, Job, Retention, Retry, Schedule, Source, SourceKind, SqliteSource, Suspect, Verify, cron};
-
-/// A path a job reads, with what it leaves out and where the job's backups go.
-pub(super) struct FilesPlace<'a> {
-    pub path: PathBuf,
-    pub item: Item<'a>,
-    /// None for a database, which is a single file.
-    pub exclude: Option<Gitignore>,
-    pub destinations: Vec<String>,
-}
+use super::source::{FilesPlace, sources};
+use super::{Hooks, Job, Retention, Retry, Schedule, Suspect, cron};
 
 pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut Vec<FilesPlace<'a>>) -> Option<Job> {
     table.check_keys(
-        &["enabled", "schedule", "every", "at", "timezone", "jitter", "max_age", "destinations", "retention", "suspect", "retry", "source"],
-        &[(&["services", "quiesce", "hooks", "health"], NOT_BUILT)],
+        &[
+            "enabled",
+            "schedule",
+            "every",
+            "at",
+            "timezone",
+            "jitter",
+            "max_age",
+            "destinations",
+            "retention",
+            "suspect",
+            "retry",
+            "services",
+            "quiesce",
+            "hooks",
+            "version",
+            "schema_version",
+            "source",
+        ],
+        &[(&["health"], NOT_BUILT)],
     );
     let enabled = table.optional("enabled", Item::boolean, true);
     let schedule = schedule(table);
@@ -37,7 +46,12 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
     let suspect = table.optional("suspect", suspect, Suspect::default());
     let usual = Retry { attempts: 1, backoff: DEFAULT_BACKOFF };
     let retry = table.optional("retry", |item| retry(item, &usual), usual.clone());
-    let sources = sources(name, table, destinations.as_deref().unwrap_or_default(), places);
+    let sources = sources(name, table, destinations.as_deref().unwrap_or_default(), known, places);
+    let services = table.optional("services", services, Vec::new());
+    let quiesce = quiesce(table, services.as_deref().unwrap_or_default());
+    let hooks = table.optional("hooks", hooks, Hooks::default());
+    let version = table.optional("version", |item| version_from(item, sources.as_deref()).map(Some), None);
+    let schema_version = table.optional("schema_version", |item| version_from(item, sources.as_deref()).map(Some), None);
     Some(Job {
         name: name.to_owned(),
         enabled: enabled?,
@@ -50,6 +64,11 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
         suspect: suspect?,
         retry: retry?,
         sources: sources?,
+        services: services?,
+        quiesce: quiesce?,
+        hooks: hooks?,
+        version: version?,
+        schema_version: schema_version?,
     })
 }
 
@@ -181,153 +200,4 @@ fn destinations(table: &Table<'_>, known: &Known) -> Option<Vec<String>> {
         }
     }
     good.then_some(names)
-}
-
-fn sources<'a>(job: &str, table: &Table<'a>, destinations: &[String], places: &mut Vec<FilesPlace<'a>>) -> Option<Vec<Source>> {
-    let item = table.require("source", &format!("what to back up; add at least one [[job.{job}.source]]"))?;
-    if item.is_table() {
-        item.report(format!("must be an array of tables; write [[job.{job}.source]] with two brackets"));
-        return None;
-    }
-    let list = item.list(&format!("an array of tables [[job.{job}.source]]"))?;
-    if list.is_empty() {
-        item.report(format!("is empty; add at least one [[job.{job}.source]]"));
-        return None;
-    }
-    let mut sources: Vec<Source> = Vec::new();
-    let mut good = true;
-    for item in &list {
-        let Some(table) = item.table(&format!("a table [[job.{job}.source]]")) else {
-            good = false;
-            continue;
-        };
-        let Some((kind, place)) = source_kind(&table) else {
-            good = false;
-            continue;
-        };
-        let name = source_name(&table, &kind);
-        places.push(FilesPlace { destinations: destinations.to_vec(), ..place });
-        let Some(name) = name else {
-            good = false;
-            continue;
-        };
-        if sources.iter().any(|s| s.name == name) {
-            let text = format!("a source of this job is named {} already; give each a 'name' of its own", quoted(&name));
-            table.get("name").map_or_else(|| table.report(&text), |item| item.report(&text));
-            good = false;
-        }
-        sources.push(Source { name, kind });
-    }
-    good.then_some(sources)
-}
-
-fn source_kind<'a>(table: &Table<'a>) -> Option<(SourceKind, FilesPlace<'a>)> {
-    const KINDS: [&str; 2] = ["sqlite", "files"];
-    const LATER: [&str; 3] = ["postgres", "mysql", "command"];
-    const FILES_ONLY: [&str; 3] = ["exclude", "one_file_system", "exclude_caches"];
-    const SQLITE_ONLY: [&str; 1] = ["verify"];
-    let given: Vec<&str> = KINDS.into_iter().filter(|kind| table.has(kind)).collect();
-    let kind = match given.as_slice() {
-        [kind] => *kind,
-        [] => {
-            if let Some((key, item)) = LATER.into_iter().find_map(|key| Some((key, table.get(key)?))) {
-                item.report(format!("a {key} source is known, but not built into this version of keepd; allowed are sqlite and files"));
-            } else {
-                table.check_keys(&["name", "sqlite", "files", "verify", "exclude", "one_file_system", "exclude_caches"], &[]);
-                if table.is_whole() {
-                    table.report("says not what to back up; it needs one of sqlite = \"/path\" or files = \"/path\"");
-                }
-            }
-            return None;
-        }
-        _ => {
-            table.report("is both sqlite and files; each [[…source]] is one of them, so make two of it");
-            return None;
-        }
-    };
-    let item = table.get(kind)?;
-    if kind == "sqlite" {
-        table.check_keys(&["name", "sqlite", "verify"], &[(&FILES_ONLY, "is only for files sources"), (&LATER, NOT_BUILT)]);
-        let verify = table.optional(
-            "verify",
-            |item| item.word(&[("quick", Verify::Quick), ("full", Verify::Full), ("off", Verify::Off)]),
-            Verify::Quick,
-        );
-        let path = item.absolute_path().filter(|path| not_root(&item, path))?;
-        let place = FilesPlace { path: path.clone(), item, exclude: None, destinations: Vec::new() };
-        return Some((SourceKind::Sqlite(SqliteSource { path, verify: verify? }), place));
-    }
-    table.check_keys(
-        &["name", "files", "exclude", "one_file_system", "exclude_caches"],
-        &[(&SQLITE_ONLY, "is only for sqlite sources"), (&LATER, NOT_BUILT)],
-    );
-    let one_file_system = table.optional("one_file_system", Item::boolean, false);
-    let exclude_caches = table.optional("exclude_caches", Item::boolean, true);
-    let path = item.absolute_path();
-    let exclude = exclude(table, path.as_deref().unwrap_or(std::path::Path::new("/")));
-    let (path, (exclude, matcher)) = (path?, exclude?);
-    let place = FilesPlace { path: path.clone(), item, exclude: Some(matcher), destinations: Vec::new() };
-    let files = FilesSource { path, exclude, one_file_system: one_file_system?, exclude_caches: exclude_caches? };
-    Some((SourceKind::Files(files), place))
-}
-
-fn not_root(item: &Item<'_>, path: &std::path::Path) -> bool {
-    if path.parent().is_none() {
-        item.report("must be a database file, not '/'");
-    }
-    path.parent().is_some()
-}
-
-/// The patterns as they are, and compiled.
-fn exclude(table: &Table<'_>, root: &std::path::Path) -> Option<(Vec<String>, Gitignore)> {
-    let mut builder = GitignoreBuilder::new(root);
-    let mut patterns = Vec::new();
-    let mut good = true;
-    if let Some(item) = table.get("exclude") {
-        for item in item.list("an array of patterns such as [\"*.tmp\", \"cache/\"]")? {
-            let Some(pattern) = item.text("a pattern such as \"*.tmp\"") else {
-                good = false;
-                continue;
-            };
-            let wrong = if pattern.trim().is_empty() {
-                Some("is empty and would match nothing".to_owned())
-            } else if pattern.starts_with('#') {
-                Some("begins with '#' and would be a comment; write '\\\\#' for a name that begins so".to_owned())
-            } else {
-                match builder.add_line(None, pattern) {
-                    Ok(_) => None,
-                    Err(ignore::Error::Glob { err, .. }) => Some(format!("is no pattern: {err}")),
-                    Err(error) => Some(format!("is no pattern: {error}")),
-                }
-            };
-            if let Some(wrong) = wrong {
-                item.report(format!("{} {wrong}", quoted(pattern)));
-                good = false;
-            }
-            patterns.push(pattern.to_owned());
-        }
-    }
-    let matcher = builder.build().map_err(|e| table.report(format!("the patterns of 'exclude' do not fit together: {e}"))).ok()?;
-    good.then_some((patterns, matcher))
-}
-
-fn source_name(table: &Table<'_>, kind: &SourceKind) -> Option<String> {
-    if let Some(item) = table.get("name") {
-        let name = item.text("a name")?;
-        let wrong = match name {
-            "" => "is empty",
-            "." | ".." => "is no name for a directory, which a restore makes of it",
-            _ if name.contains('/') => "must not contain '/'",
-            _ if name.len() > 255 => "is longer than 255 bytes",
-            _ if name.chars().any(char::is_control) => "must not contain control characters",
-            _ => return Some(name.to_owned()),
-        };
-        item.report(format!("{} {wrong}", quoted(name)));
-        return None;
-    }
-    let last = kind.path().file_name().and_then(|n| n.to_str()).filter(|n| !n.chars().any(char::is_control));
-    if last.is_none() {
-        table.report("needs a 'name', as its path ends in nothing that could be one");
-    }
-    last.map(str::to_owned)
 }

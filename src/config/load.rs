@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::destination::FsRoot;
-use super::job::FilesPlace;
 use super::paths::Surroundings;
 use super::problem::{Place, Problem, Problems, Severity, quoted};
 use super::reader::{NOT_BUILT, Table};
+use super::source::FilesPlace;
 use super::source_text::{SourceText, reason};
 use super::{Config, Daemon, daemon, destination, job, overlap, value};
 

@@ -13,8 +13,10 @@ mod load;
 mod overlap;
 mod paths;
 mod problem;
+mod program;
 mod reader;
 mod service;
+mod source;
 mod source_text;
 #[cfg(test)]
 mod tests;

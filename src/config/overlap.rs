@@ -5,8 +5,8 @@ use std::path::Path;
 use ignore::gitignore::Gitignore;
 
 use super::destination::FsRoot;
-use super::job::FilesPlace;
 use super::problem::quoted;
+use super::source::FilesPlace;
 
 pub(super) fn check(roots: &[FsRoot<'_>], places: &[FilesPlace<'_>], state_dir: Option<&Path>) {
     for (n, root) in roots.iter().enumerate() {

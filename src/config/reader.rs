@@ -251,6 +251,10 @@ impl<'a> Item<'a> {
         Some(Table { path: self.path.clone(), source: self.source, table, offset: self.span.start })
     }
 
+    pub fn is_list(&self) -> bool {
+        self.value.is_array()
+    }
+
     pub fn is_table(&self) -> bool {
         self.value.is_table()
     }

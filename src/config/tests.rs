@@ -214,7 +214,11 @@ fn everything_said_arrives() {
             suspect: Suspect { fewer_rows: 20, larger: 0, ..Suspect::default() },
             retry: Retry { attempts: 3, backoff: Duration::from_secs(120) },
             sources: vec![
-                Source { name: "db".into(), kind: SourceKind::Sqlite(SqliteSource { path: "/v/shop.db".into(), verify: Verify::Full }) },
+                Source {
+                    name: "db".into(),
+                    kind: SourceKind::Sqlite(SqliteSource { path: "/v/shop.db".into(), verify: Verify::Full }),
+                    references: None
+                },
                 Source {
                     name: "uploads".into(),
                     kind: SourceKind::Files(FilesSource {

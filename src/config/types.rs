@@ -213,6 +213,55 @@ pub struct Job {
     pub retry: Retry,
     /// At least one, names unique.
     pub sources: Vec<Source>,
+    /// Units of systemd that belong to the application.
+    pub services: Vec<String>,
+    /// What holds the application still while it is captured.
+    pub quiesce: Quiesce,
+    pub hooks: Hooks,
+    /// How the application's version is found out, and that of its data.
+    pub version: Option<VersionFrom>,
+    pub schema_version: Option<VersionFrom>,
+}
+
+/// What holds an application still while its sources are captured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Quiesce {
+    /// It goes on working.
+    #[default]
+    No,
+    /// The job's services are stopped, those that ran are started again.
+    Services,
+    /// A maintenance mode of its own.
+    Maintenance { begin: Program, end: Program },
+}
+
+/// Somebody else's program: what is started, as whom, and for how long at the most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The program and its arguments; at least one.
+    pub command: Vec<String>,
+    /// Killed after so long.
+    pub timeout: Duration,
+    /// The user it runs as; None: the daemon's own.
+    pub run_as: Option<String>,
+}
+
+/// Programs around a run, each kind in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hooks {
+    pub before: Vec<Program>,
+    pub after: Vec<Program>,
+    pub on_failure: Vec<Program>,
+    pub before_restore: Vec<Program>,
+    pub after_restore: Vec<Program>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VersionFrom {
+    /// The first line it prints.
+    Command(Program),
+    /// The first value of a question to a database source of the job.
+    Sql { sql: String, source: String },
 }
 
 /// When a job is due.
@@ -265,6 +314,13 @@ impl Default for Suspect {
 }
 
 impl Job {
+    /// What no two runs may work on at once: its databases, and its services where they are stopped.
+    pub fn alone(&self) -> Vec<String> {
+        let services = if self.quiesce == Quiesce::Services { self.services.as_slice() } else { &[] };
+        let sources = self.sources.iter().filter_map(|s| s.kind.lock());
+        sources.chain(services.iter().map(|s| format!("service {s}"))).collect()
+    }
+
     /// The zone its times are meant in, the system's where none is given.
     pub fn zone(&self) -> TimeZone {
         self.timezone.as_deref().and_then(|z| TimeZone::get(z).ok()).unwrap_or_else(TimeZone::system)
@@ -339,12 +395,71 @@ pub struct Source {
     /// Unique in the job; no slash, not `.` or `..`.
     pub name: String,
     pub kind: SourceKind,
+    /// Only of databases.
+    pub references: Option<References>,
+}
+
+/// Which files a database names: each must be in the backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct References {
+    /// A question whose first column is a path.
+    pub sql: String,
+    /// The files source of the same job that has them.
+    pub under: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
     Sqlite(SqliteSource),
     Files(FilesSource),
+    Postgres(ServerSource),
+    Mysql(ServerSource),
+    Command(CommandSource),
+}
+
+/// Databases of a server, reached with its own tools.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerSource {
+    pub databases: Databases,
+    /// A name, an address, or (PostgreSQL) the directory of its socket.
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    /// MySQL's socket file.
+    pub socket: Option<PathBuf>,
+    pub user: Option<String>,
+    pub password: Option<SecretSource>,
+    /// Where the server's tools are; None: in `PATH`.
+    pub bin_dir: Option<PathBuf>,
+    pub run_as: Option<String>,
+    /// A dump that gives nothing for so long has failed.
+    pub timeout: Duration,
+    /// PostgreSQL: roles and tablespaces too.
+    pub globals: bool,
+    /// Patterns of tables that are left out, in the words of the tool.
+    pub exclude_tables: Vec<String>,
+    /// How the connection is encrypted, in the words of the tool.
+    pub sslmode: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Databases {
+    /// All but templates and system schemas.
+    All,
+    /// At least one, each once.
+    Named(Vec<String>),
+}
+
+/// What a program prints.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommandSource {
+    /// `timeout`: without a byte of output.
+    pub program: Program,
+    /// Gets it back on its standard input.
+    pub restore: Option<Program>,
+    /// The name of the file that a restore to a directory makes of it.
+    pub file: String,
+    /// Bytes; less is a failure.
+    pub min_size: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -376,18 +491,59 @@ pub struct FilesSource {
 }
 
 impl SourceKind {
-    /// `sqlite`, `files`: the word of the configuration and of manifests.
+    /// `sqlite`, `files` …: the word of the configuration and of manifests.
     pub fn word(&self) -> &'static str {
         match self {
             SourceKind::Sqlite(_) => "sqlite",
             SourceKind::Files(_) => "files",
+            SourceKind::Postgres(_) => "postgres",
+            SourceKind::Mysql(_) => "mysql",
+            SourceKind::Command(_) => "command",
         }
     }
 
-    pub fn path(&self) -> &std::path::Path {
+    /// The path it reads, if it reads one.
+    pub fn path(&self) -> Option<&std::path::Path> {
         match self {
-            SourceKind::Sqlite(s) => &s.path,
-            SourceKind::Files(f) => &f.path,
+            SourceKind::Sqlite(s) => Some(&s.path),
+            SourceKind::Files(f) => Some(&f.path),
+            _ => None,
         }
+    }
+
+    /// Where it is captured from, for people: a path, a server with its databases, a program.
+    pub fn place(&self) -> Vec<u8> {
+        use std::os::unix::ffi::OsStrExt;
+        match self {
+            SourceKind::Postgres(server) | SourceKind::Mysql(server) => server.place().into_bytes(),
+            SourceKind::Command(command) => command.program.command.first().cloned().unwrap_or_default().into_bytes(),
+            other => other.path().map(|p| p.as_os_str().as_bytes().to_vec()).unwrap_or_default(),
+        }
+    }
+
+    /// What no two runs may work on at once.
+    pub fn lock(&self) -> Option<String> {
+        match self {
+            SourceKind::Sqlite(s) => Some(format!("sqlite {}", s.path.display())),
+            SourceKind::Files(_) => None,
+            SourceKind::Postgres(server) | SourceKind::Mysql(server) => Some(format!("{} {}", self.word(), server.place())),
+            SourceKind::Command(command) => Some(format!("command {}", command.program.command.join("\0"))),
+        }
+    }
+}
+
+impl ServerSource {
+    fn place(&self) -> String {
+        let host = match (&self.socket, &self.host) {
+            (Some(socket), _) => socket.display().to_string(),
+            (None, Some(host)) => host.clone(),
+            (None, None) => "local".to_owned(),
+        };
+        let port = self.port.map(|p| format!(":{p}")).unwrap_or_default();
+        let databases = match &self.databases {
+            Databases::All => "*".to_owned(),
+            Databases::Named(names) => names.join(","),
+        };
+        format!("{host}{port} {databases}")
     }
 }

@@ -20,7 +20,7 @@ use super::service::Control;
 use super::transport::{Fault, Replies};
 use crate::config::{Job, Retention};
 use crate::ledger::{Ledger, LedgerError};
-use crate::run::{BackupRequest, Error};
+use crate::run::{BackupRequest, Error, LoadRequest};
 use crate::schedule::due;
 
 /// A follower gets at most ten states a second.
@@ -127,7 +127,7 @@ impl Control {
             .map(|s| SourceInfo {
                 name: s.name.clone(),
                 kind: s.kind.word().into(),
-                path: s.kind.path().display().to_string(),
+                path: String::from_utf8_lossy(&s.kind.place()).into_owned(),
                 ..SourceInfo::default()
             })
             .collect();
@@ -154,7 +154,11 @@ impl Control {
         if p.name.as_ref().is_some_and(|n| n.len() > 256) {
             return Err(Fault::invalid_parameter("name"));
         }
-        let request = BackupRequest { job: p.job, r#type: kind, name: p.name, labels: p.labels, by, attempt: 1 };
+        if p.description.as_ref().is_some_and(|d| d.len() > 4096) {
+            return Err(Fault::invalid_parameter("description"));
+        }
+        let request =
+            BackupRequest { job: p.job, r#type: kind, name: p.name, description: p.description, labels: p.labels, by, attempt: 1 };
         let run = self.ask_runs(move |runs| runs.start_backup(request)).await?;
         Ok(start_backup::Out { run })
     }
@@ -219,6 +223,19 @@ impl Control {
         let paths = paths.map_err(|_| Fault::invalid_parameter("paths"))?;
         let started = self.app.runs.start_restore(&p.backup, p.job.as_deref(), paths, out, &by).await?;
         Ok(start_restore::Out { run: started.run, backup: started.backup, entries: started.entries, bytes: started.bytes })
+    }
+
+    pub(super) async fn start_load(&self, p: start_load::In, by: String) -> Result<start_load::Out> {
+        let request = LoadRequest {
+            source: p.source,
+            database: p.database,
+            target: p.target,
+            tables: p.tables,
+            replace: p.replace,
+            owners: !p.no_owner,
+        };
+        let run = self.app.runs.start_load(&p.backup, p.job.as_deref(), request, &by).await?;
+        Ok(start_load::Out { run })
     }
 
     pub(super) async fn start_cat(&self, p: start_cat::In, fds: Vec<OwnedFd>, by: String) -> Result<start_cat::Out> {
@@ -311,7 +328,14 @@ impl Control {
             let message = format!("there is no destination '{name}'");
             return Err(Fault::new(errors::NOT_FOUND, json!({ "message": message, "what": "destination", "name": name })));
         }
-        let all = self.ask(move |ledger| ledger.backups(p.job.as_deref(), p.destination.as_deref())).await?;
+        let (job, destination) = (p.job.clone(), p.destination.clone());
+        let mut all = self.ask(move |ledger| ledger.backups(job.as_deref(), destination.as_deref())).await?;
+        all.retain(|b| {
+            p.r#type.is_none_or(|t| t == b.r#type)
+                && p.name.as_ref().is_none_or(|n| b.name.as_ref() == Some(n))
+                && p.version.as_ref().is_none_or(|v| b.version.as_ref() == Some(v))
+                && p.labels.iter().all(|(key, value)| b.labels.get(key) == Some(value))
+        });
         let backups = pages(all, replies, |backups| list_backups::Out { backups }).await?;
         Ok(list_backups::Out { backups })
     }

@@ -81,6 +81,7 @@ impl Control {
             m::TestDestination::NAME => out::<m::TestDestination>(self.test_destination(input::<m::TestDestination>(p)?).await?),
             m::TakeOver::NAME => out::<m::TakeOver>(self.take_over(input::<m::TakeOver>(p)?, by).await?),
             m::StartRestore::NAME => out::<m::StartRestore>(self.start_restore(input::<m::StartRestore>(p)?, descriptors, by).await?),
+            m::StartLoad::NAME => out::<m::StartLoad>(self.start_load(input::<m::StartLoad>(p)?, by).await?),
             m::StartCat::NAME => out::<m::StartCat>(self.start_cat(input::<m::StartCat>(p)?, descriptors, by).await?),
             m::FollowRun::NAME => out::<m::FollowRun>(self.follow_run(input::<m::FollowRun>(p)?, replies).await?),
             m::CancelRun::NAME => out::<m::CancelRun>(self.cancel_run(input::<m::CancelRun>(p)?).await?),

@@ -8,6 +8,26 @@ pub const MIN_BYTES: usize = 256 << 10;
 pub const AVERAGE_BYTES: usize = 512 << 10;
 pub const MAX_BYTES: usize = 2 << 20;
 
+/// How long chunks are, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// At least 64.
+    pub min: usize,
+    /// At least 256.
+    pub average: usize,
+    /// At most a quarter of the buffer.
+    pub max: usize,
+}
+
+/// The gear table that everybody has: for cuts that tell nothing.
+pub fn public_gear() -> Box<[u64; 256]> {
+    let mut gear = Box::new([0; 256]);
+    for (slot, word) in gear.iter_mut().zip(fastcdc::v2020::get_gear_with_seed(0).0.iter()) {
+        *slot = *word;
+    }
+    gear
+}
+
 /// What is held at the most: a chunk's worth of bytes ahead is needed to cut, more makes moving the rest rarer.
 const BUFFER_BYTES: usize = 8 << 20;
 
@@ -16,6 +36,7 @@ pub struct Chunker {
     gear: Box<[u64; 256]>,
     gear_ls: Box<[u64; 256]>,
     masks: (u64, u64),
+    sizes: Sizes,
     buffer: Vec<u8>,
     /// What of the buffer was cut off already.
     start: usize,
@@ -25,10 +46,14 @@ pub struct Chunker {
 
 impl Chunker {
     pub fn new(gear: Box<[u64; 256]>) -> Self {
+        Self::with(gear, Sizes { min: MIN_BYTES, average: AVERAGE_BYTES, max: MAX_BYTES })
+    }
+
+    pub fn with(gear: Box<[u64; 256]>, sizes: Sizes) -> Self {
         let mut gear_ls = gear.clone();
         gear_ls.iter_mut().for_each(|g| *g = g.wrapping_shl(1));
-        let masks = select_masks(AVERAGE_BYTES, Normalization::Level1);
-        Self { gear, gear_ls, masks, buffer: Vec::new(), start: 0, end: 0 }
+        let masks = select_masks(sizes.average, Normalization::Level1);
+        Self { gear, gear_ls, masks, sizes, buffer: Vec::new(), start: 0, end: 0 }
     }
 
     /// Where the next bytes go, at most `want` of them and at least one; tell with [`Chunker::filled`] how many came.
@@ -53,15 +78,15 @@ impl Chunker {
     /// The next chunk whose end is certain; with `last`, also what is left over.
     pub fn next_chunk(&mut self, last: bool) -> Option<&[u8]> {
         let rest = self.buffer.get(self.start..self.end).unwrap_or_default();
-        if rest.is_empty() || (!last && rest.len() < MAX_BYTES) {
+        if rest.is_empty() || (!last && rest.len() < self.sizes.max) {
             return None;
         }
         let (mask_s, mask_l) = self.masks;
         let (_, cut) = cut_gear(
             rest,
-            MIN_BYTES,
-            AVERAGE_BYTES,
-            MAX_BYTES,
+            self.sizes.min,
+            self.sizes.average,
+            self.sizes.max,
             mask_s,
             mask_l,
             mask_s << 1,

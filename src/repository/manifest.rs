@@ -70,6 +70,14 @@ pub struct Manifest {
     /// Of a copy: the id of the backup that was captured, in the repository it was captured into.
     #[n(22)]
     pub origin: Option<ByteArray<32>>,
+    /// In somebody's words.
+    #[n(23)]
+    pub description: Option<String>,
+    /// Of the application, and of its data.
+    #[n(24)]
+    pub version: Option<String>,
+    #[n(25)]
+    pub schema_version: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Encode, Decode, CborLen)]

@@ -1,6 +1,7 @@
 //! One source's way into the repository: gathers small files into shared chunks, cuts large ones, writes pages of entries.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::Path;
 
 use minicbor::bytes::ByteArray;
 
@@ -11,6 +12,7 @@ use super::manifest::{ManifestSource, PageRef};
 use super::page::{BuiltPage, PageBuilder, PagedEntry, lists_of};
 use super::payload::Texture;
 use super::reader::{SourceReader, chunks_of};
+use super::spool::{SpoolReader, SpoolWriter};
 use super::writer::Writer;
 use crate::crypto::ObjectKind;
 
@@ -33,7 +35,14 @@ pub struct SourceWriter<'w> {
     large: Large,
     users: HashSet<u32>,
     groups: HashSet<u32>,
+    /// In a first pass entries go there instead of into pages.
+    spool: Option<SpoolWriter>,
+    /// Is told each path.
+    watch: Option<Watch<'w>>,
 }
+
+/// Is told the path and the kind of each entry.
+pub type Watch<'w> = Box<dyn FnMut(&[u8], Kind) -> Result<()> + 'w>;
 
 struct Waiting {
     entry: Entry,
@@ -98,7 +107,29 @@ impl<'w> SourceWriter<'w> {
             large: Large::default(),
             users: HashSet::new(),
             groups: HashSet::new(),
+            spool: None,
+            watch: None,
         }
+    }
+
+    /// Only stores contents; the entries are kept in a file without a name in `directory`, for a second pass.
+    pub fn into_first_pass(mut self, directory: &Path) -> Result<Self> {
+        self.spool = Some(SpoolWriter::create(directory)?);
+        Ok(self)
+    }
+
+    /// Tells each entry.
+    pub fn watched(mut self, watch: Watch<'w>) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+
+    /// Ends a first pass.
+    pub fn finish_first_pass(mut self) -> Result<SpoolReader> {
+        self.cut_gathered()?;
+        self.write_waiting()?;
+        let spool = self.spool.take().ok_or_else(|| RepositoryError::Other("no first pass was begun; this is a bug".into()))?;
+        spool.finish()
     }
 
     /// Ends the source; `facts` is a JSON object.
@@ -136,6 +167,13 @@ impl<'w> SourceWriter<'w> {
                 let chunk = self.known.chunks.get(place.chunk as usize).copied().flatten();
                 let chunk = chunk.ok_or_else(|| RepositoryError::Other("contents without a chunk; this is a bug".into()))?;
                 entry.content.segments = vec![Segment::Data(Extent { chunk, offset: place.offset, len: place.len })];
+            }
+            if let Some(spool) = &mut self.spool {
+                spool.push(entry)?;
+                continue;
+            }
+            if let Some(watch) = &mut self.watch {
+                watch(&entry.path, entry.kind)?;
             }
             self.done.entries += 1;
             match entry.kind {

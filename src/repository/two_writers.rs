@@ -71,6 +71,9 @@ impl Backup {
                     new_bytes: None,
                     parent: None,
                     origin: None,
+                    description: None,
+                    version: None,
+                    schema_version: None,
                 };
                 self.committed = Some(commit(&self.repository, &manifest, self.flushed.as_ref().unwrap()).is_ok());
             }

@@ -1,7 +1,5 @@
 //! A backup: capture every source into one destination, commit, then retention and prune there.
 
-use std::collections::HashSet;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -11,13 +9,11 @@ use tokio::runtime::Handle;
 
 use super::live::{Failure, Finish, LiveRun};
 use super::registry::BackupRequest;
-use super::{catalogue, destination, names, outcome, retain};
-use crate::config::{Config, Destination, Job, Source, SourceKind};
+use super::{catalogue, destination, names, outcome, retain, set};
+use crate::config::{Config, Destination, Job};
 use crate::ledger::Ledger;
-use crate::repository::source_writer::{SourceWriter, WrittenSource};
 use crate::repository::writer::{self, Writer};
-use crate::repository::{Entry, Manifest, ManifestSource, Repository, SinkError, SourceReader};
-use crate::source::{Context, Previous, SourceError, files, sqlite};
+use crate::repository::{Manifest, Repository};
 
 /// What a run of any kind needs from the daemon.
 pub struct Environment {
@@ -88,21 +84,7 @@ fn to_destination(
     let added_before = live.snapshot().progress.added_bytes;
     let started = Timestamp::now();
     let mut writer = Writer::new(repository.clone(), live.cancel.clone())?;
-    let mut sources = Vec::new();
-    let (mut users, mut groups) = (HashSet::new(), HashSet::new());
-    for source in &job.sources {
-        live.step(&format!("capturing {}", source.name));
-        let before = previous.and_then(|m| m.sources.iter().find(|s| s.name == source.name && s.kind == source.kind.word()));
-        if let Some(before) = before {
-            let done: u64 = live.snapshot().progress.bytes;
-            live.set_total(done + before.bytes);
-        }
-        let written = capture(env, job, source, before, &repository, &mut writer, live)?;
-        users.extend(written.users);
-        groups.extend(written.groups);
-        sources.push(written.source);
-        live.set_added(added_before + writer.added_bytes());
-    }
+    let set = set::capture(env, job, previous, &repository, &mut writer, live)?;
     live.step("storing");
     let flushed = writer.flush()?;
     live.set_added(added_before + flushed.added_bytes);
@@ -123,18 +105,22 @@ fn to_destination(
         labels: request.labels.clone().into_iter().collect(),
         host: names::host(),
         keepd_version: env!("CARGO_PKG_VERSION").into(),
-        sources,
-        users: names::users(&users),
-        groups: names::groups(&groups),
+        sources: set.sources,
+        users: names::users(&set.users),
+        groups: names::groups(&set.groups),
         messages: snapshot.messages.iter().map(|m| (m.level.as_str().to_owned(), m.text.clone())).collect(),
         left_out: live.report.left_out_count(),
         added_bytes: flushed.added_bytes,
         new_bytes: Some(flushed.new_bytes),
         parent: parent.as_ref().map(|(id, _)| ByteArray::from(*id)),
         origin: None,
+        description: request.description.clone(),
+        version: set.version,
+        schema_version: set.schema_version,
     };
     let history = env.ledger.newest_good(&job.name, &target.name, outcome::HISTORY)?;
-    let reasons = outcome::judge(&catalogue::detail("", &manifest), &history, &job.suspect);
+    let mut reasons = set.reasons;
+    reasons.extend(outcome::judge(&catalogue::detail("", &manifest), &history, &job.suspect));
     if !reasons.is_empty() {
         manifest.outcome = Outcome::Suspect.as_str().into();
     }
@@ -175,62 +161,6 @@ fn previous_manifest(
         Err(e) => {
             live.message(Level::Warning, format!("the last backup cannot be built upon, everything is read again: {e}"));
             Ok(None)
-        }
-    }
-}
-
-fn capture(
-    env: &Environment,
-    job: &Job,
-    source: &Source,
-    before: Option<&ManifestSource>,
-    repository: &Arc<Repository>,
-    writer: &mut Writer,
-    live: &LiveRun,
-) -> Result<WrittenSource, Failure> {
-    let failed = |text: String| Failure::Failed(format!("source {}: {text}", source.name));
-    let cache_dir = repository.cache_dir().join("sources").join(&job.name).join(&source.name);
-    let work_dir = env.config.daemon.state_dir.join("work");
-    for dir in [&cache_dir, &work_dir] {
-        std::fs::create_dir_all(dir).map_err(|e| failed(format!("cannot make {}: {e}", dir.display())))?;
-    }
-    let reader = || before.map(|b| SourceReader::new(repository.clone(), b));
-    let mut previous = LastBackup { reader: reader(), broken: false };
-    let path = source.kind.path().as_os_str().as_bytes();
-    let mut sink = SourceWriter::new(writer, &source.name, source.kind.word(), path, reader());
-    let context = Context { cancel: &live.cancel, report: &live.report, work_dir: &work_dir, cache_dir: &cache_dir };
-    let captured = match &source.kind {
-        SourceKind::Files(files) => files::capture(files, &mut previous, &mut sink, &context),
-        SourceKind::Sqlite(sqlite) => sqlite::capture(sqlite, &mut previous, &mut sink, &context),
-    };
-    let facts = captured.map_err(|e| match e {
-        SourceError::Cancelled => Failure::Cancelled,
-        SourceError::Failed(text) => failed(text),
-        SourceError::Sink(SinkError::Cancelled) => Failure::Cancelled,
-        SourceError::Sink(SinkError::Storage(text)) => Failure::Storage(format!("source {}: {text}", source.name)),
-        SourceError::Sink(e) => failed(e.to_string()),
-    })?;
-    let facts = serde_json::to_string(&facts).map_err(|e| failed(e.to_string()))?;
-    Ok(sink.finish(facts)?)
-}
-
-/// The entries of the last backup. When they cannot be read, the source is captured as if there were none.
-struct LastBackup {
-    reader: Option<SourceReader>,
-    broken: bool,
-}
-
-impl Previous for LastBackup {
-    fn next_entry(&mut self) -> Result<Option<Entry>, SinkError> {
-        let Some(reader) = self.reader.as_mut().filter(|_| !self.broken) else { return Ok(None) };
-        match reader.next_entry() {
-            Ok(entry) => Ok(entry),
-            Err(crate::repository::RepositoryError::Cancelled) => Err(SinkError::Cancelled),
-            Err(e) => {
-                self.broken = true;
-                tracing::warn!("the last backup's entries cannot be read, everything is read again: {e}");
-                Ok(None)
-            }
         }
     }
 }

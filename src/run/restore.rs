@@ -1,4 +1,4 @@
-//! A restore to a directory: a backup's entries as a stream into the client's pipe; and one file's contents (`cat`).
+//! A restore to a directory: a backup's entries as a stream into the client's pipe.
 //!
 //! A planner thread walks the entries and asks for chunks ahead; the run's own thread waits for each and writes. A scattered
 //! file whose chunks would not all be at hand when they are needed again is sent in the order of its chunks, not of its
@@ -86,7 +86,7 @@ pub fn stream(mut place: Place, another: Another<'_>, paths: &[Vec<u8>], out: Ow
 }
 
 /// Goes on to another place that has the backup in the same shape; false when there is none.
-fn next_place(place: &mut Place, another: Another<'_>, error: &RepositoryError, live: &LiveRun) -> bool {
+pub(super) fn next_place(place: &mut Place, another: Another<'_>, error: &RepositoryError, live: &LiveRun) -> bool {
     let shape = |m: &Manifest| m.sources.iter().map(|s| (s.name.clone(), s.entries, s.bytes)).collect::<Vec<_>>();
     while !live.cancel.is_cancelled() {
         let Some(next) = another() else { return false };
@@ -107,7 +107,7 @@ struct Done {
 }
 
 /// Why a stream from one place ended early.
-enum Broken {
+pub(super) enum Broken {
     /// It could not be read.
     Place(RepositoryError),
     End(Failure),
@@ -193,14 +193,14 @@ fn write_out<W: Write>(
     Ok(())
 }
 
-fn part<'b>(bytes: &'b [u8], extent: &Extent) -> Result<&'b [u8], Failure> {
+pub(super) fn part<'b>(bytes: &'b [u8], extent: &Extent) -> Result<&'b [u8], Failure> {
     let end = extent.offset as usize + extent.len as usize;
     bytes
         .get(extent.offset as usize..end)
         .ok_or_else(|| Failure::Failed(format!("an entry refers beyond the end of chunk {}; run a check", extent.chunk)))
 }
 
-fn gone(cancel: &CancellationToken, error: &io::Error) -> Failure {
+pub(super) fn gone(cancel: &CancellationToken, error: &io::Error) -> Failure {
     match (cancel.is_cancelled(), error.kind()) {
         (true, _) => Failure::Cancelled,
         (_, io::ErrorKind::BrokenPipe) => Failure::Failed("the client went away before the end".into()),
@@ -475,64 +475,14 @@ pub fn find_file(repository: &Arc<Repository>, manifest: &Manifest, path: &[u8])
     }
 }
 
-/// Writes a file's contents in order.
-pub fn cat(mut place: Place, another: Another<'_>, path: &[u8], entry: &Entry, out: OwnedFd, live: &LiveRun) -> Result<Finish, Failure> {
-    let mut entry = entry.clone();
-    let mut out = PatientWriter::new(out, live.cancel.clone())?;
-    let mut last: Option<(ChunkId, Vec<u8>)> = None;
-    let zeros = vec![0u8; 64 << 10];
-    let mut at = 0;
-    while let Some(segment) = entry.content.segments.get(at).cloned() {
-        if live.cancel.is_cancelled() {
-            return Err(Failure::Cancelled);
-        }
-        let io = |e: io::Error| gone(&live.cancel, &e);
-        match &segment {
-            Segment::Hole(len) => {
-                let mut left = *len;
-                while left > 0 {
-                    let n = left.min(zeros.len() as u64);
-                    out.write_all(zeros.get(..n as usize).unwrap_or_default()).map_err(io)?;
-                    left -= n;
-                }
-            }
-            Segment::Data(extent) => {
-                if last.as_ref().is_none_or(|(id, _)| *id != extent.chunk) {
-                    match place.repository.read_chunk(&extent.chunk) {
-                        Ok(bytes) => last = Some((extent.chunk, bytes)),
-                        Err(e) => {
-                            if !next_place(&mut place, another, &e, live) {
-                                return Err(e.into());
-                            }
-                            let found = find_file(&place.repository, &place.manifest, path)?;
-                            if found.content.segments.len() != entry.content.segments.len() {
-                                return Err(e.into());
-                            }
-                            (entry, last) = (found, None);
-                            continue;
-                        }
-                    }
-                }
-                if let Some((_, bytes)) = &last {
-                    out.write_all(part(bytes, extent)?).map_err(io)?;
-                }
-            }
-        }
-        live.report.bytes(segment.len());
-        at += 1;
-    }
-    live.report.entry();
-    Ok(Finish::Good)
-}
-
 /// Writes to a client's descriptor without ever hanging on it: a client that takes nothing is given up, a cancel ends it.
-struct PatientWriter {
+pub(super) struct PatientWriter {
     file: File,
     cancel: CancellationToken,
 }
 
 impl PatientWriter {
-    fn new(fd: OwnedFd, cancel: CancellationToken) -> Result<Self, Failure> {
+    pub(super) fn new(fd: OwnedFd, cancel: CancellationToken) -> Result<Self, Failure> {
         let failed = |e: rustix::io::Errno| Failure::Failed(format!("cannot use the client's descriptor: {e}"));
         let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(failed)?;

@@ -60,6 +60,7 @@ pub struct BackupRequest {
     pub job: String,
     pub r#type: BackupType,
     pub name: Option<String>,
+    pub description: Option<String>,
     pub labels: BTreeMap<String, String>,
     /// `schedule`, or a user's name.
     pub by: String,
@@ -87,6 +88,8 @@ pub struct Runs {
     live: Mutex<BTreeMap<String, Arc<LiveRun>>>,
     locks: Mutex<HashMap<String, Locks>>,
     places: Arc<Semaphore>,
+    /// What runs want for themselves: databases, services.
+    alone: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Copies have places of their own: a slow destination must not keep backups waiting.
     copy_places: Arc<Semaphore>,
     stopping: AtomicBool,
@@ -115,6 +118,8 @@ struct Work {
     backup: Option<String>,
     by: String,
     attempt: u32,
+    /// What no other run may work on meanwhile: it waits.
+    alone: Vec<String>,
 }
 
 impl Runs {
@@ -131,6 +136,7 @@ impl Runs {
             locks: Mutex::default(),
             places,
             copy_places,
+            alone: Mutex::default(),
             stopping: AtomicBool::new(false),
             counter: Mutex::default(),
             on_finish: Mutex::default(),
@@ -265,7 +271,8 @@ impl Runs {
             let is_copy = work.kind == RunKind::Copy;
             let in_its_way = |r: &Run| match is_copy {
                 true => r.kind == RunKind::Copy && r.destination.as_ref() == work.destinations.first(),
-                false => r.kind == RunKind::Backup,
+                // A restore waits for the backup instead.
+                false => r.kind == RunKind::Backup && work.kind != RunKind::Restore,
             };
             if let Some(job) = &work.job
                 && let Some(other) =
@@ -302,7 +309,14 @@ impl Runs {
             // Always in the order of the names, so that two runs never wait for each other.
             let mut names = work.destinations.clone();
             names.sort();
+            let mut alone = work.alone.clone();
+            alone.sort();
+            alone.dedup();
             let mut writers = Vec::new();
+            for name in alone {
+                let one = lock(&self.alone).entry(name).or_default().clone();
+                writers.push(one.lock_owned().await);
+            }
             for name in names.iter().filter(|_| writes) {
                 writers.push(self.locks(name).writer.lock_owned().await);
             }
@@ -404,6 +418,6 @@ fn job_named<'c>(config: &'c Config, name: &str) -> Result<&'c Job> {
 
 impl Work {
     fn on(kind: RunKind, destination: &str, by: &str) -> Self {
-        Self { kind, job: None, destinations: vec![destination.into()], backup: None, by: by.into(), attempt: 1 }
+        Self { kind, job: None, destinations: vec![destination.into()], backup: None, by: by.into(), attempt: 1, alone: Vec::new() }
     }
 }

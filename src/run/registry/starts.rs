@@ -11,11 +11,12 @@ use minicbor::bytes::ByteArray;
 
 use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named, lock};
 use crate::config::{Destination, Job};
-use crate::repository;
+use crate::repository::{self, Entry, Manifest, Repository};
+use crate::run::LoadRequest;
 use crate::run::backup::{Environment, backup, short};
 use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::selection::Selection;
-use crate::run::{catalogue, check, copy, destination, housekeeping, restore, retain};
+use crate::run::{catalogue, check, contents, copy, destination, hooks, housekeeping, load, restore, retain};
 use crate::storage::Storage;
 use crate::storage::probe::{self, Verdict};
 
@@ -31,11 +32,13 @@ impl Runs {
             backup: None,
             by: request.by.clone(),
             attempt: request.attempt.max(1),
+            alone: job.alone(),
         };
         let runs = self.clone();
         self.start(work, move |live| {
             let writing = |name: &str| runs.wait_to_write(name, live);
-            let finish = backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing)?;
+            let work = || backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing);
+            let finish = hooks::around_backup(&job, request.r#type.as_str(), live, work)?;
             let copies = runs.start_missing_copies(&job.name, &request.by);
             live.update(|run| run.copies = copies);
             Ok(finish)
@@ -223,6 +226,7 @@ impl Runs {
             backup: Some(found.id.clone()),
             by: by.into(),
             attempt: 1,
+            alone: Vec::new(),
         };
         self.start(work, move |live| {
             for target in &targets {
@@ -324,6 +328,7 @@ impl Runs {
             backup: None,
             by: by.into(),
             attempt: 1,
+            alone: Vec::new(),
         };
         let runs = self.clone();
         self.start(work, move |live| {
@@ -371,6 +376,43 @@ impl Runs {
         Ok(RestoreStarted { run, backup: id, entries, bytes })
     }
 
+    /// Queues a run that brings a dump back into the server it came from, or through a command.
+    pub async fn start_load(self: &Arc<Self>, backup: &str, job: Option<&str>, request: LoadRequest, by: &str) -> Result<String> {
+        let env = self.environment();
+        let found = self.resolve(backup, job)?;
+        let job = job_named(&env.config, &found.job)?.clone();
+        let (source, file) = request.find(&job).map_err(Error::Failed)?;
+        let path = [source.name.as_bytes(), b"/", file.as_bytes()].concat();
+        let lock = source.kind.lock();
+        let name = source.name.clone();
+        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        let looked = self.look_for_file(&repository, &manifest, &path).await?;
+        let facts = manifest.sources.iter().find(|s| s.name == name).and_then(|s| serde_json::from_str(&s.facts).ok()).unwrap_or_default();
+        let work = Work {
+            backup: Some(found.id.clone()),
+            job: Some(job.name.clone()),
+            alone: lock.into_iter().collect(),
+            ..Work::on(RunKind::Restore, &destination, by)
+        };
+        let runs = self.clone();
+        self.start(work, move |live| {
+            let mut tried = vec![destination.clone()];
+            let reading = runs.keep_readable(&destination);
+            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            let another = &mut || runs.another_place(&found, &mut tried);
+            load::load(&env, &job, &request, load::Dump { place, another, path, entry: looked, facts }, live)
+        })
+    }
+
+    /// Finds a file of a backup.
+    async fn look_for_file(&self, repository: &Arc<Repository>, manifest: &Manifest, path: &[u8]) -> Result<Entry> {
+        let (repository, manifest, path) = (repository.clone(), manifest.clone(), path.to_vec());
+        let name = String::from_utf8_lossy(&path).into_owned();
+        let find = move || restore::find_file(&repository, &manifest, &path);
+        let found = tokio::task::spawn_blocking(find).await.map_err(|e| Error::Failed(e.to_string()))?;
+        found.map_err(|e| Error::NotFound { what: "path", name, text: e.to_string() })
+    }
+
     /// Writes one file's contents into `out`; returns the run and the size.
     pub async fn start_cat(
         self: &Arc<Self>,
@@ -382,13 +424,7 @@ impl Runs {
     ) -> Result<(String, u64)> {
         let found = self.resolve(backup, job)?;
         let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
-        let looked = {
-            let (repository, manifest, path) = (repository.clone(), manifest.clone(), path.clone());
-            let name = String::from_utf8_lossy(&path).into_owned();
-            let find = move || restore::find_file(&repository, &manifest, &path);
-            let found = tokio::task::spawn_blocking(find).await.map_err(|e| Error::Failed(e.to_string()))?;
-            found.map_err(|e| Error::NotFound { what: "path", name, text: e.to_string() })?
-        };
+        let looked = self.look_for_file(&repository, &manifest, &path).await?;
         let size = looked.size;
         let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Cat, &destination, by) };
         let runs = self.clone();
@@ -398,7 +434,7 @@ impl Runs {
             let mut tried = vec![destination.clone()];
             let reading = runs.keep_readable(&destination);
             let place = restore::Place { repository, manifest, destination, _reading: reading };
-            restore::cat(place, &mut || runs.another_place(&found, &mut tried), &path, &looked, out, live)
+            contents::write(place, &mut || runs.another_place(&found, &mut tried), &path, &looked, out, live)
         })?;
         Ok((run, size))
     }

@@ -21,9 +21,8 @@ use keepd_protocol::model::Level;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::{Context, Facts, Previous, SourceError};
+use super::{Context, Facts, Merge, Previous, SourceError};
 use crate::config::FilesSource;
-use crate::repository::entry::path_order;
 use crate::repository::{Entry, EntrySink, Kind, Time};
 
 /// Skipped special files that are named one by one.
@@ -33,6 +32,26 @@ const MAX_NAMED_SPECIAL: u64 = 20;
 pub fn capture(
     source: &FilesSource,
     previous: &mut dyn Previous,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<Facts, SourceError> {
+    capture_pass(source, previous, false, sink, context)
+}
+
+/// Captures it once more: `first` gives what a first pass found, and what has vanished since stays.
+pub fn capture_again(
+    source: &FilesSource,
+    first: &mut dyn Previous,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<Facts, SourceError> {
+    capture_pass(source, first, true, sink, context)
+}
+
+fn capture_pass(
+    source: &FilesSource,
+    previous: &mut dyn Previous,
+    again: bool,
     sink: &mut dyn EntrySink,
     context: &Context<'_>,
 ) -> Result<Facts, SourceError> {
@@ -52,12 +71,13 @@ pub fn capture(
         one_file_system: source.one_file_system,
         exclude_caches: source.exclude_caches,
         root_device: stat.st_dev,
-        previous: Merge { previous, next: None, ended: false },
+        previous: Merge::new(previous),
         sink,
         context,
         links: HashMap::new(),
         counts: Counts::default(),
         buffer: Vec::new(),
+        kept: again.then(Vec::new),
     };
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
@@ -72,7 +92,7 @@ pub fn capture(
             let name = root.file_name().unwrap_or_default().as_bytes();
             let fd = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|e| failed("open", e))?;
-            let before = capture.previous.at(b"")?;
+            let before = capture.was_at(b"")?;
             capture.file(fd.as_fd(), name, Vec::new(), &stat, before)?;
             if capture.counts.files == 0 {
                 return Err(SourceError::Failed(format!("{} could not be read; see the messages", root.display())));
@@ -85,6 +105,7 @@ pub fn capture(
             )));
         }
     }
+    capture.keep_vanished(None)?;
     Ok(capture.counts.facts(context))
 }
 
@@ -106,6 +127,7 @@ struct Counts {
     excluded: u64,
     changed: u64,
     unchanged: u64,
+    vanished: u64,
 }
 
 impl Counts {
@@ -122,34 +144,10 @@ impl Counts {
             ("excluded", self.excluded),
             ("changed_while_read", self.changed),
             ("unchanged", self.unchanged),
+            ("vanished_and_kept", self.vanished),
             ("left_out", context.report.left_out_count()),
         ];
         numbers.into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect()
-    }
-}
-
-/// The last backup's entries, moved along with the walk.
-struct Merge<'a> {
-    previous: &'a mut dyn Previous,
-    next: Option<Entry>,
-    ended: bool,
-}
-
-impl Merge<'_> {
-    /// The last backup's entry of this path. Paths must be asked for in path order.
-    fn at(&mut self, path: &[u8]) -> Result<Option<Entry>, SourceError> {
-        loop {
-            if self.next.is_none() && !self.ended {
-                self.next = self.previous.next_entry()?;
-                self.ended = self.next.is_none();
-            }
-            let Some(next) = &self.next else { return Ok(None) };
-            match path_order(&next.path, path) {
-                std::cmp::Ordering::Less => self.next = None,
-                std::cmp::Ordering::Equal => return Ok(self.next.take()),
-                std::cmp::Ordering::Greater => return Ok(None),
-            }
-        }
     }
 }
 
@@ -166,6 +164,8 @@ struct Capture<'a> {
     links: HashMap<(u64, u64), (Vec<u8>, u64)>,
     counts: Counts,
     buffer: Vec<u8>,
+    /// In a second pass: the directories that the entry given last lies in, and itself if it is one.
+    kept: Option<Vec<Vec<u8>>>,
 }
 
 impl Capture<'_> {
@@ -188,7 +188,7 @@ impl Capture<'_> {
 
     /// Anything but a directory.
     fn other(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, stat: &Stat) -> Result<(), SourceError> {
-        let before = self.previous.at(&path)?;
+        let before = self.was_at(&path)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.file(parent, name, path, stat, before),
             FileType::Symlink => self.symlink(parent, name, path, stat, before),
@@ -240,7 +240,43 @@ impl Capture<'_> {
 
     fn emit(&mut self, entry: Entry) -> Result<(), SourceError> {
         self.context.report.entry();
+        self.comes(&entry);
         Ok(self.sink.push(entry)?)
+    }
+
+    /// Notes which directories the next entries can lie in.
+    fn comes(&mut self, entry: &Entry) {
+        let Some(open) = &mut self.kept else { return };
+        while open.last().is_some_and(|d| !is_in(&entry.path, d)) {
+            open.pop();
+        }
+        if entry.kind == Kind::Directory {
+            open.push(entry.path.clone());
+        }
+    }
+
+    /// The entry that was at a path. Paths must be asked for in path order; in a second pass what was between them and is gone stays.
+    fn was_at(&mut self, path: &[u8]) -> Result<Option<Entry>, SourceError> {
+        self.keep_vanished(Some(path))?;
+        self.previous.at(path)
+    }
+
+    /// Gives the first pass' entries before `path` again: nothing asked for them, so they vanished.
+    fn keep_vanished(&mut self, path: Option<&[u8]>) -> Result<(), SourceError> {
+        if self.kept.is_none() {
+            return Ok(());
+        }
+        while let Some(entry) = self.previous.before(path)? {
+            let parent = entry.path.iter().rposition(|b| *b == b'/').map_or(&[][..], |at| entry.path.get(..at).unwrap_or_default());
+            let in_directory = !entry.path.is_empty() && self.kept.as_ref().is_some_and(|open| open.iter().any(|d| d == parent));
+            // Another name of a file that may be another one now.
+            if !in_directory || entry.kind == Kind::Hardlink || self.is_excluded(&entry.path, entry.kind == Kind::Directory) {
+                continue;
+            }
+            self.counts.vanished += u64::from(entry.kind == Kind::File);
+            self.emit(entry)?;
+        }
+        Ok(())
     }
 
     fn file(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, stat: &Stat, before: Option<Entry>) -> Result<(), SourceError> {
@@ -287,6 +323,11 @@ impl Capture<'_> {
             && !before.changed_while_read;
         Ok(same && self.sink.has_all(&before.content.segments)?)
     }
+}
+
+/// Whether a path lies in a directory (every path lies in the root).
+fn is_in(path: &[u8], directory: &[u8]) -> bool {
+    directory.is_empty() || path.strip_prefix(directory).is_some_and(|rest| rest.first() == Some(&b'/'))
 }
 
 /// An entry from what stat says, without contents, target and extended attributes.

@@ -39,9 +39,9 @@ impl Capture<'_> {
     pub(super) fn tree(&mut self, root: OwnedFd) -> Result<(), WalkError> {
         let stat = rustix::fs::fstat(&root).map_err(WalkError::Root)?;
         let names = list(&root).map_err(WalkError::Root)?;
-        let before = self.previous.at(b"")?;
+        let before = self.was_at(b"")?;
         let entry = self.directory_entry(&root, Vec::new(), &stat, before);
-        let was_filled = names.is_empty() && self.previous_has_more()?;
+        let was_filled = names.is_empty() && self.previous.has_more()?;
         if was_filled {
             let text = format!("{} is empty now and was not at the last backup", self.shown(b""));
             self.context.report.message(keepd_protocol::model::Level::Warning, text);
@@ -119,7 +119,7 @@ impl Capture<'_> {
                 Vec::new()
             }
         };
-        let before = self.previous.at(&path)?;
+        let before = self.was_at(&path)?;
         let entry = self.directory_entry(&fd, path.clone(), &stat, before);
         self.emit(entry)?;
         let names = self.without_cache(&fd, names);
@@ -134,13 +134,6 @@ impl Capture<'_> {
         };
         self.counts.directories += 1;
         entry
-    }
-
-    fn previous_has_more(&mut self) -> Result<bool, SourceError> {
-        if self.previous.next.is_none() && !self.previous.ended {
-            self.previous.next = self.previous.previous.next_entry()?;
-        }
-        Ok(self.previous.next.is_some())
     }
 
     /// Of a directory tagged as a cache only the tag is kept.

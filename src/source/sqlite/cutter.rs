@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::pagemap::{ContentHasher, Footer, MapReader, MapWriter, PageHash, hash_page};
-use super::previous::Cursor;
-use crate::repository::entry::{Content, GATHER_BYTES, Texture};
-use crate::repository::{ChunkId, EntrySink, Extent, Segment, SinkError};
+use crate::repository::entry::{Content, Texture};
+use crate::repository::{ChunkId, EntrySink, Segment, SinkError};
+use crate::source::extents::{Cursor, Gatherer};
 
 /// What can be used again.
 pub struct Old<'a> {
@@ -24,10 +24,7 @@ pub struct Cutter<'a> {
     map: Option<MapWriter>,
     hasher: ContentHasher,
     zeros: PageHash,
-    segments: Vec<Segment>,
-    /// The chunk being gathered, and the segments that lie in it.
-    chunk: Vec<u8>,
-    in_chunk: Vec<usize>,
+    gatherer: Gatherer,
     taken: Vec<Segment>,
     page_count: u64,
     stored_pages: u64,
@@ -48,9 +45,7 @@ impl<'a> Cutter<'a> {
             map: MapWriter::create(cache_dir, page_size).ok(),
             hasher: ContentHasher::new(page_size),
             zeros: hash_page(&vec![0; page_size as usize]),
-            segments: Vec::new(),
-            chunk: Vec::new(),
-            in_chunk: Vec::new(),
+            gatherer: Gatherer::new(Texture::Pages),
             taken: Vec::new(),
             page_count: 0,
             stored_pages: 0,
@@ -66,13 +61,14 @@ impl<'a> Cutter<'a> {
         self.page_count += 1;
         let reusable = self.was(&hash);
         if hash == self.zeros {
-            self.append(Segment::Hole(page.len() as u64));
+            self.gatherer.append(Segment::Hole(page.len() as u64));
         } else if reusable {
-            for i in 0..self.taken.len() {
-                self.append(self.taken[i]);
+            for segment in &self.taken {
+                self.gatherer.append(*segment);
             }
         } else {
-            self.gather(page, sink)?;
+            self.stored_pages += 1;
+            self.gatherer.gather(page, sink)?;
         }
         Ok(())
     }
@@ -93,70 +89,8 @@ impl<'a> Cutter<'a> {
             })
     }
 
-    fn gather(&mut self, page: &[u8], sink: &mut dyn EntrySink) -> Result<(), SinkError> {
-        if self.chunk.len() + page.len() > GATHER_BYTES {
-            self.store(sink)?;
-        }
-        let chunk = ChunkId([0; 32]); // its name is known when it is full
-        let offset = u32::try_from(self.chunk.len()).unwrap_or(u32::MAX);
-        self.chunk.extend_from_slice(page);
-        self.stored_pages += 1;
-        let extent = Extent { chunk, offset, len: self.page_size };
-        let last = self.segments.len().checked_sub(1);
-        let follows = last.is_some() && self.in_chunk.last().copied() == last;
-        if !(follows && self.grow_last(extent)) {
-            self.in_chunk.push(self.segments.len());
-            self.segments.push(Segment::Data(extent));
-        }
-        Ok(())
-    }
-
-    fn append(&mut self, segment: Segment) {
-        let grown = match segment {
-            Segment::Data(extent) => self.grow_last(extent),
-            Segment::Hole(len) => match self.segments.last_mut() {
-                Some(Segment::Hole(before)) => {
-                    *before += len;
-                    true
-                }
-                _ => false,
-            },
-        };
-        if !grown {
-            self.segments.push(segment);
-        }
-    }
-
-    /// Makes the last segment longer when the extent goes on where it ends.
-    fn grow_last(&mut self, extent: Extent) -> bool {
-        if let Some(Segment::Data(last)) = self.segments.last_mut()
-            && last.chunk == extent.chunk
-            && last.offset.checked_add(last.len) == Some(extent.offset)
-            && let Some(len) = last.len.checked_add(extent.len)
-        {
-            last.len = len;
-            return true;
-        }
-        false
-    }
-
-    fn store(&mut self, sink: &mut dyn EntrySink) -> Result<(), SinkError> {
-        if self.chunk.is_empty() {
-            return Ok(());
-        }
-        let id = sink.store(&self.chunk, Texture::Pages)?;
-        self.chunk.clear();
-        for at in self.in_chunk.drain(..) {
-            if let Some(Segment::Data(extent)) = self.segments.get_mut(at) {
-                extent.chunk = id;
-            }
-        }
-        Ok(())
-    }
-
-    pub fn finish(mut self, sink: &mut dyn EntrySink) -> Result<Cut, SinkError> {
-        self.store(sink)?;
-        let content = Content { hash: self.hasher.finish(), segments: self.segments };
+    pub fn finish(self, sink: &mut dyn EntrySink) -> Result<Cut, SinkError> {
+        let content = Content { hash: self.hasher.finish(), segments: self.gatherer.finish(sink)? };
         Ok(Cut { content, page_count: self.page_count, stored_pages: self.stored_pages, map: self.map })
     }
 }

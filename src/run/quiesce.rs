@@ -1,0 +1,214 @@
+//! An application held still: services stopped or a maintenance mode begun, and in any case ended again.
+//!
+//! Before anything is stopped, a note of how to end it is written to `quiesced/` of the state directory. Should the daemon die meanwhile, its next
+//! start finds the note and ends what it began.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use keepd_protocol::model::Level;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::hooks;
+use super::live::{Failure, LiveRun};
+use crate::config::{Job, Program, Quiesce};
+use crate::process::{Job as Process, ProcessError};
+
+/// For a unit to stop or to start.
+const UNIT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How it is ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    job: String,
+    run: String,
+    /// Units to start, in this order.
+    services: Vec<String>,
+    end: Option<End>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct End {
+    command: Vec<String>,
+    timeout_seconds: u64,
+    run_as: Option<String>,
+}
+
+/// Ends when it is dropped, at the latest.
+pub struct Quiesced<'a> {
+    note: Option<(PathBuf, Note)>,
+    live: &'a LiveRun,
+}
+
+fn systemctl(verb: &str, units: &[String], cancel: &CancellationToken) -> Result<Vec<u8>, ProcessError> {
+    let words = ["systemctl", "--no-ask-password", verb, "--"].into_iter().map(str::to_owned);
+    Process::new(words.chain(units.iter().cloned())).run(b"", 64 << 10, UNIT_PATIENCE, cancel)
+}
+
+/// Whether a unit runs, or is about to.
+fn is_active(unit: &str, cancel: &CancellationToken) -> Result<bool, ProcessError> {
+    // `is-active` ends with another exit status than 0 for what does not run, `show` only when it cannot tell.
+    let shown = systemctl_show(unit, cancel)?;
+    if shown.contains("LoadState=not-found") {
+        return Err(ProcessError::Failed(format!("systemd knows no unit {unit}")));
+    }
+    Ok(["active", "activating", "reloading"].iter().any(|s| shown.lines().any(|l| l == format!("ActiveState={s}"))))
+}
+
+fn systemctl_show(unit: &str, cancel: &CancellationToken) -> Result<String, ProcessError> {
+    let words = ["systemctl", "show", "--property=LoadState,ActiveState", "--", unit];
+    let output = Process::new(words).run(b"", 64 << 10, UNIT_PATIENCE, cancel)?;
+    Ok(String::from_utf8_lossy(&output).into_owned())
+}
+
+impl From<ProcessError> for Failure {
+    fn from(error: ProcessError) -> Self {
+        match error {
+            ProcessError::Cancelled => Failure::Cancelled,
+            ProcessError::Failed(text) => Failure::Failed(text),
+        }
+    }
+}
+
+/// Holds a job's application still as it is configured; None when it goes on working.
+pub fn begin<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Result<Option<Quiesced<'a>>, Failure> {
+    match &job.quiesce {
+        Quiesce::No => Ok(None),
+        Quiesce::Services => stop_services(job, state_dir, live).map(Some),
+        Quiesce::Maintenance { begin, end } => {
+            live.step("beginning the maintenance mode");
+            let end = End { command: end.command.clone(), timeout_seconds: end.timeout.as_secs(), run_as: end.run_as.clone() };
+            let mut held = Quiesced { note: None, live };
+            held.write_down(state_dir, Note { job: job.name.clone(), run: live.id(), services: Vec::new(), end: Some(end) })?;
+            let environment =
+                vec![("KEEPD_EVENT", "quiesce_begin".into()), ("KEEPD_JOB", job.name.as_str().into()), ("KEEPD_RUN", live.id().into())];
+            let said = hooks::run_program(begin, environment, &live.cancel).map_err(|e| match e {
+                ProcessError::Cancelled => Failure::Cancelled,
+                ProcessError::Failed(text) => Failure::Failed(format!("the maintenance mode could not be begun: {text}")),
+            })?;
+            if !said.is_empty() {
+                live.message(Level::Info, format!("quiesce: {said}"));
+            }
+            Ok(Some(held))
+        }
+    }
+}
+
+/// Stops those of a job's services that run.
+pub fn stop_services<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Result<Quiesced<'a>, Failure> {
+    live.step("stopping services");
+    let mut running = Vec::new();
+    for unit in &job.services {
+        let told = |e| match e {
+            ProcessError::Cancelled => Failure::Cancelled,
+            ProcessError::Failed(text) => Failure::Failed(format!("service {unit} cannot be looked at: {text}")),
+        };
+        if is_active(unit, &live.cancel).map_err(told)? {
+            running.push(unit.clone());
+        }
+    }
+    let mut held = Quiesced { note: None, live };
+    if running.is_empty() {
+        return Ok(held);
+    }
+    // They start in the order opposite to that in which they stop.
+    let services = running.iter().rev().cloned().collect();
+    held.write_down(state_dir, Note { job: job.name.clone(), run: live.id(), services, end: None })?;
+    for unit in &running {
+        systemctl("stop", std::slice::from_ref(unit), &live.cancel).map_err(|e| match e {
+            ProcessError::Cancelled => Failure::Cancelled,
+            ProcessError::Failed(text) => Failure::Failed(format!("service {unit} could not be stopped: {text}")),
+        })?;
+    }
+    Ok(held)
+}
+
+fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("quiesced")
+}
+
+impl Quiesced<'_> {
+    fn write_down(&mut self, state_dir: &Path, note: Note) -> Result<(), Failure> {
+        let directory = directory(state_dir);
+        let path = directory.join(format!("{}.json", note.run));
+        let write = || -> std::io::Result<()> {
+            std::fs::create_dir_all(&directory)?;
+            let mut file = tempfile::NamedTempFile::new_in(&directory)?;
+            file.write_all(&serde_json::to_vec(&note)?)?;
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|e| e.error)?;
+            std::fs::File::open(&directory)?.sync_all()
+        };
+        write().map_err(|e| {
+            Failure::Failed(format!("cannot note in {} what is to be started again: {e}; nothing was stopped", path.display()))
+        })?;
+        self.note = Some((path, note));
+        Ok(())
+    }
+
+    /// Ends it; the error says what could not be ended.
+    pub fn end(mut self) -> Result<(), Failure> {
+        self.end_now()
+    }
+
+    fn end_now(&mut self) -> Result<(), Failure> {
+        let Some((path, note)) = self.note.take() else { return Ok(()) };
+        self.live.step(if note.end.is_some() { "ending the maintenance mode" } else { "starting services" });
+        end_noted(&note, &path).map_err(Failure::Failed)
+    }
+}
+
+impl Drop for Quiesced<'_> {
+    fn drop(&mut self) {
+        if let Err(e) = self.end_now() {
+            self.live.message(Level::Error, e.to_string());
+        }
+    }
+}
+
+/// The note goes when all of it was ended.
+fn end_noted(note: &Note, path: &Path) -> Result<(), String> {
+    // Whatever was cancelled: this is done.
+    let cancel = CancellationToken::new();
+    let mut errors = Vec::new();
+    for unit in &note.services {
+        if let Err(e) = systemctl("start", std::slice::from_ref(unit), &cancel) {
+            errors.push(format!("service {unit} was stopped and COULD NOT BE STARTED AGAIN: {e}"));
+        }
+    }
+    if let Some(end) = &note.end {
+        let program =
+            Program { command: end.command.clone(), timeout: Duration::from_secs(end.timeout_seconds), run_as: end.run_as.clone() };
+        let environment =
+            vec![("KEEPD_EVENT", "quiesce_end".into()), ("KEEPD_JOB", note.job.clone().into()), ("KEEPD_RUN", note.run.clone().into())];
+        if let Err(e) = hooks::run_program(&program, environment, &cancel) {
+            errors.push(format!("the maintenance mode COULD NOT BE ENDED: {e}"));
+        }
+    }
+    match errors.is_empty() {
+        true => std::fs::remove_file(path).map_err(|e| format!("cannot remove {}: {e}", path.display())),
+        false => Err(errors.join("; ")),
+    }
+}
+
+/// At the daemon's start, before any run: ends what a daemon that died had begun, in the background.
+pub fn recover(state_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(directory(state_dir)) else { return };
+    let paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")).collect();
+    if !paths.is_empty() {
+        std::thread::spawn(move || paths.iter().for_each(|path| recover_one(path)));
+    }
+}
+
+fn recover_one(path: &Path) {
+    let note = std::fs::read(path).map_err(|e| e.to_string()).and_then(|b| serde_json::from_slice::<Note>(&b).map_err(|e| e.to_string()));
+    match note {
+        Err(e) => tracing::error!("{} cannot be read; what it was to start again has to be started by hand: {e}", path.display()),
+        Ok(note) => match end_noted(&note, path) {
+            Ok(()) => tracing::warn!(job = %note.job, run = %note.run, "keepd died while it held the application still; it goes on now"),
+            Err(e) => tracing::error!(job = %note.job, run = %note.run, "keepd died while it held the application still: {e}"),
+        },
+    }
+}

@@ -1,0 +1,90 @@
+//! Bringing a dump back into a server: into a scratch database first, checked there, and only then put in place.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Facts, SourceError};
+use crate::process::Running;
+
+/// What is brought back, and as what.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The database that was captured.
+    pub database: String,
+    /// What it is to be called.
+    pub target: String,
+    /// Only these; none means all.
+    pub tables: Vec<String>,
+    /// A database of the name may be there: it is kept under another name.
+    pub replace: bool,
+    /// Objects belong to whom they belonged.
+    pub owners: bool,
+    /// The facts of the source.
+    pub facts: Facts,
+    /// The database it is loaded into first.
+    pub scratch: String,
+    /// What one that is in the way is called then.
+    pub aside: String,
+}
+
+impl Wanted {
+    /// Rows of the tables that are wanted, by table, as they were captured. Empty when they were not counted.
+    pub fn rows(&self) -> Vec<(String, u64)> {
+        let Some(tables) = self.facts.get("tables").and_then(|t| t.as_object()) else { return Vec::new() };
+        let many = self.facts.get("databases").and_then(|d| d.as_object()).is_some_and(|d| d.len() > 1);
+        let prefix = format!("{}.", self.database);
+        let own = |name: &str| if many { name.strip_prefix(&prefix).map(str::to_owned) } else { Some(name.to_owned()) };
+        let wanted = |name: &String| {
+            let last = name.rsplit('.').next().unwrap_or(name);
+            self.tables.is_empty() || self.tables.iter().any(|t| t == name || t == last)
+        };
+        tables.iter().filter_map(|(name, rows)| Some((own(name)?, rows.as_u64()?))).filter(|(name, _)| wanted(name)).collect()
+    }
+
+    /// A fact of this database.
+    pub fn fact(&self, name: &str) -> Option<&str> {
+        self.facts.get("databases")?.get(&self.database)?.get(name)?.as_str()
+    }
+}
+
+/// A server that takes dumps back.
+pub trait Loader {
+    /// Looks whether it can be done at all, before anything is changed. `stops`: whoever uses the database will be stopped before it is replaced.
+    fn look(&self, wanted: &Wanted, stops: bool, cancel: &CancellationToken) -> Result<(), SourceError>;
+
+    /// Makes the scratch database and starts what reads the dump on its standard input.
+    fn begin(&self, wanted: &Wanted, cancel: &CancellationToken) -> Result<Running, SourceError>;
+
+    /// Compares the scratch database with what was captured; says what it found.
+    fn verify(&self, wanted: &Wanted, cancel: &CancellationToken) -> Result<String, SourceError>;
+
+    /// Puts the scratch database in place; what is worth telling.
+    fn publish(&self, wanted: &Wanted, cancel: &CancellationToken) -> Result<Vec<String>, SourceError>;
+
+    /// Removes the scratch database.
+    fn discard(&self, wanted: &Wanted) -> Result<(), SourceError>;
+}
+
+/// A dump's end may be waited for as long as the server builds its indexes.
+pub const PATIENCE: Duration = Duration::from_secs(7 * 86_400);
+
+/// Rows that were counted beside those that were captured: fewer is an error. An extension may have brought some of its own.
+pub fn compare(expected: &[(String, u64)], counted: &[(String, Option<u64>)]) -> Result<String, SourceError> {
+    let mut wrong = Vec::new();
+    for (table, rows) in expected {
+        match counted.iter().find(|(name, _)| name == table).and_then(|(_, n)| *n) {
+            Some(n) if n >= *rows => {}
+            Some(n) => wrong.push(format!("{table} has {n} rows, {rows} were captured")),
+            None => wrong.push(format!("{table} is not there")),
+        }
+    }
+    if !wrong.is_empty() {
+        let more = wrong.len().saturating_sub(20);
+        wrong.truncate(20);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        return Err(SourceError::Failed(format!("what was loaded is not what was captured: {}{more}", wrong.join("; "))));
+    }
+    let rows: u64 = expected.iter().map(|(_, rows)| rows).sum();
+    Ok(format!("{} tables have their {rows} rows", expected.len()))
+}
