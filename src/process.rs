@@ -261,6 +261,11 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Its first word.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// An error unless it ended with exit status 0.
     pub fn good(&self) -> Result<(), ProcessError> {
         match self.status.success() {

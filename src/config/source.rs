@@ -243,7 +243,11 @@ fn database(item: &Item<'_>) -> Option<String> {
     let wrong = match name {
         "" => "is empty",
         "*" => "means all and cannot be one of several; write dbname = \"*\"",
-        _ if name.contains("://") || name.contains('=') => "must be a name only; host, port and user have keys of their own",
+        // It may hold a password, so it is not repeated.
+        _ if name.contains("://") || name.contains('=') => {
+            item.report("must be a name only; host, port, user and password have keys of their own");
+            return None;
+        }
         _ if name.starts_with('-') => "must not begin with '-'",
         _ if name.chars().any(char::is_control) => "must not hold control characters",
         _ if name.len() > 128 => "is longer than any database's name",

@@ -227,8 +227,14 @@ fn everything_said_arrives() {
                         one_file_system: true,
                         exclude_caches: false,
                     }),
+                    references: None,
                 },
             ],
+            services: Vec::new(),
+            quiesce: Quiesce::No,
+            hooks: Hooks::default(),
+            version: None,
+            schema_version: None,
         }
     );
     let hand = &config.jobs["hand"];
@@ -238,6 +244,54 @@ fn everything_said_arrives() {
     assert_eq!(hand.sources[1].name, "h.db");
     assert_eq!(config.jobs["once"].schedule, Some(Schedule::At("2026-12-24T18:00:00".parse().expect("a time"))));
     assert_eq!(config.jobs["often"].schedule, Some(Schedule::Every(Duration::from_secs(6 * 3600))));
+}
+
+#[test]
+fn applications_are_configured_as_they_are_documented() {
+    let config = must_load(
+        r#"
+        [destination.local]
+        service = "fs"
+        root = "/d"
+        encryption = "none"
+        [job.shop]
+        destinations = ["local"]
+        services = ["shop.service", "worker@1.service"]
+        quiesce = true
+        version = ["/usr/bin/shop", "--version"]
+        schema_version = { sql = "select max(version) from migrations;", source = "db" }
+        [job.shop.hooks]
+        before = ["/usr/bin/one", "two words"]
+        after = { shell = "a | b", timeout = "30s", run_as = "shop" }
+        on_failure = [["/bin/a"], { command = ["/bin/b", "c"] }]
+        [[job.shop.source]]
+        name = "db"
+        postgres = { dbname = "shop", host = "/run/postgresql", port = 5433, user = "shop", password = { file = "/s/pw" }, timeout = "5m", sslmode = "require", globals = false, exclude_tables = ["public.sessions"] }
+        references = { sql = "select path from uploads", under = "uploads" }
+        [[job.shop.source]]
+        mysql = { dbname = ["a", "b"], socket = "/run/m.sock", run_as = "mysql", bin_dir = "/opt/m/bin" }
+        [[job.shop.source]]
+        name = "all"
+        postgres = { dbname = "*" }
+        [[job.shop.source]]
+        command = ["/usr/bin/redis-cli", "--rdb", "-"]
+        restore_command = ["/usr/local/bin/put-back"]
+        file = "dump.rdb"
+        min_size = "1KiB"
+        [[job.shop.source]]
+        files = "/v/uploads"
+        [job.wiki]
+        destinations = ["local"]
+        quiesce = { begin = ["/bin/on"], end = { command = ["/bin/off"], timeout = "10s" } }
+        version = { sql = "select 1" }
+        source = [{ sqlite = "/v/w.db" }]
+        "#,
+    );
+    insta::with_settings!({ snapshot_path => "../../tests/config/snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_debug_snapshot!("applications_parsed", (&config.jobs["shop"], &config.jobs["wiki"]));
+    });
+    assert!(config.jobs["shop"].alone().iter().any(|l| l.contains("shop.service")));
+    assert_eq!(config.jobs["wiki"].alone(), ["sqlite /v/w.db"]);
 }
 
 #[test]

@@ -190,7 +190,13 @@ fn feed(source: &Source, mut running: crate::process::Running, dump: Dump<'_>, l
         ProcessError::Cancelled => Failure::Cancelled,
         ProcessError::Failed(text) => Failure::Failed(format!("source {}: {text}", source.name)),
     })?;
-    fed?;
+    // A program that is content with less may not have put back what it should.
+    fed.map_err(|e| match e {
+        Failure::Failed(text) => {
+            Failure::Failed(format!("source {}: {} ended well, but did not take all of it: {text}", source.name, ended.name()))
+        }
+        other => other,
+    })?;
     if !ended.said.is_empty() {
         live.message(Level::Info, ended.said);
     }

@@ -289,6 +289,11 @@ mod tests {
             suspect: Default::default(),
             retry: Retry { attempts: 3, backoff: Duration::from_secs(60) },
             sources: Vec::new(),
+            services: Vec::new(),
+            quiesce: Default::default(),
+            hooks: Default::default(),
+            version: None,
+            schema_version: None,
         }
     }
 

@@ -42,6 +42,25 @@ impl Wanted {
         tables.iter().filter_map(|(name, rows)| Some((own(name)?, rows.as_u64()?))).filter(|(name, _)| wanted(name)).collect()
     }
 
+    /// An error when a table is wanted that the backup has not.
+    pub fn has_tables(&self) -> Result<(), SourceError> {
+        let known = self.rows();
+        let has = |wanted: &&String| known.iter().any(|(name, _)| name == *wanted || name.rsplit('.').next() == Some(wanted.as_str()));
+        match self.tables.iter().find(|t| !has(t)) {
+            Some(missing) if self.facts.contains_key("tables") => {
+                let all = Self { tables: Vec::new(), ..self.clone() }.rows();
+                let some: Vec<&str> = all.iter().take(20).map(|(name, _)| name.as_str()).collect();
+                let more = if all.len() > some.len() { " …" } else { "" };
+                Err(SourceError::Failed(format!(
+                    "database {} has no table '{missing}' in this backup; it has {}{more}",
+                    self.database,
+                    some.join(", ")
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A fact of this database.
     pub fn fact(&self, name: &str) -> Option<&str> {
         self.facts.get("databases")?.get(&self.database)?.get(name)?.as_str()

@@ -1,6 +1,7 @@
 //! A keepd of a test's own: configuration, key, repository and socket in a temporary directory, the real binaries.
 #![allow(dead_code)]
 
+pub mod databases;
 pub mod servers;
 
 use std::fs;

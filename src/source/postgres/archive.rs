@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+const MAGIC: &[u8] = b"PGDMP";
+const NO_ARCHIVE: &str = "it does not begin like an archive of pg_dump";
 /// A table of contents is never longer, in bytes.
 const MAX_CONTENTS: usize = 512 << 20;
 /// What `COPY` writes behind the last row of a table: a line with `\.` and two empty ones.
@@ -213,8 +215,12 @@ impl ArchiveReader {
         match self.state {
             State::Anything => return Ok(self.summary),
             State::Head => {
-                let what = if self.held.is_empty() { "it is empty" } else { "it ends within its table of contents" };
-                return Err(what.into());
+                let begins = self.held.get(..MAGIC.len()).is_some_and(|b| b == MAGIC);
+                return Err(match (self.held.is_empty(), begins) {
+                    (true, _) => "it is empty".into(),
+                    (false, false) => NO_ARCHIVE.into(),
+                    (false, true) => "it ends within its table of contents".into(),
+                });
             }
             State::Block if self.held.is_empty() && self.head.promised.is_empty() => return Ok(self.summary),
             _ => {}
@@ -231,8 +237,8 @@ impl ArchiveReader {
         let mut c = Cursor { bytes: &self.held, at: 0, int_bytes: 4 };
         let mut head = Head::default();
         let mut about = About::default();
-        if c.take(5)? != b"PGDMP" {
-            return Err(Trouble::Wrong("it does not begin like an archive of pg_dump".into()));
+        if c.take(MAGIC.len())? != MAGIC {
+            return Err(Trouble::Wrong(NO_ARCHIVE.into()));
         }
         let fixed = c.take(6)?;
         let [major, minor, _revision, int_bytes, offset_bytes, format] = <[u8; 6]>::try_from(fixed).unwrap_or_default();

@@ -69,6 +69,7 @@ impl Loader for Client<'_> {
         if wanted.target.is_empty() || wanted.target.len() > 63 || wanted.target.chars().any(char::is_control) {
             return Err(SourceError::Failed("a database's name has 1 to 63 bytes and no control characters".into()));
         }
+        wanted.has_tables()?;
         if !self.exists(&wanted.target, cancel)? {
             return Ok(());
         }
