@@ -348,19 +348,21 @@ fn the_sample_loads_and_passes_the_check_once_its_key_exists() {
 
 #[test]
 fn the_examples_of_the_documentation_load_together() {
-    let text = std::fs::read_to_string(repository().join("docs/configuration.md")).expect("read");
-    let mut examples = String::new();
-    let mut inside = false;
-    for line in text.lines() {
-        match line {
-            "```toml" => inside = true,
-            "```" => inside = false,
-            _ if inside => examples.push_str(&format!("{line}\n")),
-            _ => {}
+    let somewhere = "[destination.local]\nservice = \"fs\"\nroot = \"/d\"\nencryption = \"none\"\n";
+    for (document, before, jobs) in [("docs/configuration.md", "", 3), ("docs/applications.md", somewhere, 3), ("README.md", "", 1)] {
+        let text = std::fs::read_to_string(repository().join(document)).expect("read");
+        let mut examples = before.to_owned();
+        let mut inside = false;
+        for line in text.lines() {
+            match line {
+                "```toml" => inside = true,
+                "```" => inside = false,
+                _ if inside => examples.push_str(&format!("{line}\n")),
+                _ => {}
+            }
         }
+        assert!(must_load(&examples).jobs.len() >= jobs, "{document}");
     }
-    let config = must_load(&examples);
-    assert!(config.jobs.len() >= 3 && config.destinations.len() >= 2 && !config.encryption.is_empty());
 }
 
 #[test]

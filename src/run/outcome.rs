@@ -26,7 +26,7 @@ const LARGE_TABLE: u64 = 10;
 pub fn judge(now: &BackupDetail, history: &[BackupDetail], limits: &Suspect) -> Vec<String> {
     let mut reasons = Vec::new();
     for source in &now.sources {
-        if source.kind == "sqlite" && tables(source).is_some_and(|t| t.is_empty()) {
+        if tables(source).is_some_and(|t| t.is_empty()) {
             reasons.push(format!("source {}: the database has no tables", source.name));
         }
     }

@@ -367,3 +367,160 @@ impl MapWriter {
         named.persist(path).map(drop).map_err(|e| e.error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::source::Report;
+
+    /// A repository in memory.
+    #[derive(Default)]
+    struct Chunked(HashMap<ChunkId, Vec<u8>>);
+
+    impl EntrySink for Chunked {
+        fn push(&mut self, _: Entry) -> Result<(), SinkError> {
+            Ok(())
+        }
+        fn push_small(&mut self, _: Entry, _: &[u8]) -> Result<(), SinkError> {
+            Ok(())
+        }
+        fn large_begin(&mut self) -> Result<(), SinkError> {
+            Ok(())
+        }
+        fn large_space(&mut self, _: usize) -> &mut [u8] {
+            &mut []
+        }
+        fn large_filled(&mut self, _: usize) -> Result<(), SinkError> {
+            Ok(())
+        }
+        fn large_hole(&mut self, _: u64) -> Result<(), SinkError> {
+            Ok(())
+        }
+        fn large_finish(&mut self, _: Entry) -> Result<(), SinkError> {
+            Ok(())
+        }
+        fn store(&mut self, chunk: &[u8], _: Texture) -> Result<ChunkId, SinkError> {
+            let id = ChunkId(*blake3::hash(chunk).as_bytes());
+            self.0.insert(id, chunk.to_vec());
+            Ok(id)
+        }
+        fn chunk_len(&mut self, id: &ChunkId) -> Result<Option<u32>, SinkError> {
+            Ok(self.0.get(id).map(|c| c.len() as u32))
+        }
+        fn fetch(&mut self, id: &ChunkId) -> Result<Vec<u8>, SinkError> {
+            Ok(self.0[id].clone())
+        }
+    }
+
+    impl Chunked {
+        fn contents(&self, content: &Content) -> Vec<u8> {
+            let mut bytes = Vec::new();
+            for segment in &content.segments {
+                match segment {
+                    Segment::Data(x) => bytes.extend_from_slice(&self.0[&x.chunk][x.offset as usize..][..x.len as usize]),
+                    Segment::Hole(len) => bytes.resize(bytes.len() + *len as usize, 0),
+                }
+            }
+            bytes
+        }
+    }
+
+    struct World {
+        dir: tempfile::TempDir,
+        sink: Chunked,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap(), sink: Chunked::default() }
+        }
+
+        fn dump(&mut self, bytes: &[u8], before: Option<&Entry>) -> (Entry, Counts) {
+            let (cancel, report) = (CancellationToken::new(), Report::default());
+            let context = Context { cancel: &cancel, report: &report, work_dir: self.dir.path(), cache_dir: self.dir.path() };
+            let mut cutter = PieceCutter::begin("d", before, &mut self.sink, &context).unwrap();
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                let space = cutter.space(rest.len().min(70_000));
+                let n = space.len().min(rest.len());
+                space[..n].copy_from_slice(&rest[..n]);
+                rest = &rest[n..];
+                cutter.filled(n, &mut self.sink).unwrap();
+            }
+            let (content, counts) = cutter.finish(&mut self.sink, &context).unwrap();
+            assert_eq!(self.sink.contents(&content), bytes);
+            assert_eq!(counts.bytes, bytes.len() as u64);
+            (Entry { size: counts.bytes, content, ..Entry::default() }, counts)
+        }
+    }
+
+    /// Rows of a table, each with its number and something to compress.
+    fn rows(numbers: impl Iterator<Item = u32>) -> Vec<u8> {
+        let row = |n: u32| format!("{n}\tcustomer {}\t{}\t2024-01-01\n", n * 7919 % 10_007, "abc ".repeat((n % 17) as usize));
+        numbers.map(row).collect::<String>().into_bytes()
+    }
+
+    #[test]
+    fn rows_that_change_cost_a_piece_or_two_wherever_they_go() {
+        let mut world = World::new();
+        let (first, counts) = world.dump(&rows(0..60_000), None);
+        assert_eq!(counts.new_bytes, counts.bytes);
+        let (again, counts) = world.dump(&rows(0..60_000), Some(&first));
+        assert_eq!((counts.new_bytes, again.content.hash), (0, first.content.hash));
+        // One row of a hundred goes from its place to the end, as an update in PostgreSQL does.
+        let moved = rows((0..60_000).filter(|n| n % 100 != 7).chain((0..60_000).filter(|n| n % 100 == 7)));
+        let (third, counts) = world.dump(&moved, Some(&again));
+        assert!(counts.new_bytes * 2 < counts.bytes, "{counts:?}");
+        // The two halves change places: nothing is new but what is at the seams.
+        let (_, counts) = world.dump(&rows((30_000..60_000).chain(0..30_000)), Some(&first));
+        assert!(counts.new_bytes < 30_000, "{counts:?}");
+        let (_, counts) = world.dump(b"", Some(&third));
+        assert_eq!(counts.bytes, 0);
+    }
+
+    #[test]
+    fn a_lost_or_damaged_map_is_made_again() {
+        let mut world = World::new();
+        let (first, _) = world.dump(&rows(0..20_000), None);
+        let map = std::fs::read_dir(world.dir.path()).unwrap().next().unwrap().unwrap().path();
+        let bytes = std::fs::read(&map).unwrap();
+        for at in (0..bytes.len()).step_by(bytes.len() / 40) {
+            let mut other = bytes.clone();
+            other[at] ^= 1;
+            std::fs::write(&map, other).unwrap();
+            assert_eq!(world.dump(&rows(0..20_000), Some(&first)).1.new_bytes, 0, "byte {at}");
+        }
+        std::fs::write(&map, &bytes[..bytes.len() / 2]).unwrap();
+        assert_eq!(world.dump(&rows(0..20_000), Some(&first)).1.new_bytes, 0);
+        std::fs::remove_file(&map).unwrap();
+        assert_eq!(world.dump(&rows(0..20_000), Some(&first)).1.new_bytes, 0);
+        // The map of another dump is not this one's.
+        let (other, _) = world.dump(&rows(5..9000), None);
+        assert_eq!(world.dump(&rows(0..20_000), Some(&first)).1.new_bytes, 0);
+        assert_eq!(world.dump(&rows(5..9000), Some(&other)).1.new_bytes, 0);
+    }
+
+    #[test]
+    fn chunks_that_are_gone_are_stored_anew() {
+        let mut world = World::new();
+        let (first, _) = world.dump(&rows(0..60_000), None);
+        let gone: Vec<ChunkId> = world.sink.0.keys().copied().take(1).collect();
+        for id in gone {
+            world.sink.0.remove(&id);
+        }
+        let (_, counts) = world.dump(&rows(0..60_000), Some(&first));
+        assert!(counts.new_bytes > 100_000 && counts.new_bytes < counts.bytes, "{counts:?}");
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+        #[test]
+        fn whatever_comes_is_given_back(first in proptest::collection::vec(0u32..3000, 0..3000), second in proptest::collection::vec(0u32..3000, 0..3000)) {
+            let mut world = World::new();
+            let (before, _) = world.dump(&rows(first.into_iter()), None);
+            world.dump(&rows(second.into_iter()), Some(&before));
+        }
+    }
+}

@@ -346,3 +346,70 @@ impl<'a> Cursor<'a> {
         Ok(Some(String::from_utf8_lossy(bytes).into_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `pg_dump` of these versions wrote of one and the same database.
+    const REAL: [(&str, &[u8]); 3] = [
+        ("15", include_bytes!("../../../tests/golden/postgres/15.dump")),
+        ("16", include_bytes!("../../../tests/golden/postgres/16.dump")),
+        ("18", include_bytes!("../../../tests/golden/postgres/18.dump")),
+    ];
+
+    fn read(archive: &[u8], piece: usize) -> Result<Summary, String> {
+        let mut reader = ArchiveReader::default();
+        archive.chunks(piece.max(1)).try_for_each(|bytes| reader.feed(bytes))?;
+        reader.finish()
+    }
+
+    #[test]
+    fn real_archives_are_understood_however_they_come() {
+        for (version, archive) in REAL {
+            for piece in [1, 2, 7, 64, 1000, archive.len()] {
+                let summary = read(archive, piece).unwrap_or_else(|e| panic!("{version}, {piece}: {e}"));
+                let rows: Vec<(&str, u64)> = summary.tables.iter().map(|(name, t)| (name.as_str(), t.rows)).collect();
+                assert_eq!(rows, [("public.Odd.Name", 2), ("public.part1", 2), ("public.users", 250), ("s2.empty", 0)], "{version}");
+                assert_eq!((summary.large_objects, summary.understood), (2, true));
+                let about = summary.about;
+                assert!(about.server_version.starts_with(version) && about.tool_version.starts_with(version));
+                assert_eq!((about.database.as_str(), about.owner.as_deref()), ("shop", Some("postgres")));
+                assert!(about.create.unwrap().starts_with("CREATE DATABASE shop WITH TEMPLATE = template0"));
+                assert!(about.properties.unwrap().contains("SET work_mem TO '7MB'"));
+            }
+        }
+    }
+
+    #[test]
+    fn no_part_of_an_archive_passes_for_a_whole_one() {
+        for (version, archive) in REAL {
+            for len in 0..archive.len() {
+                let told = read(&archive[..len], 4096).expect_err("cut off");
+                assert!(!told.is_empty(), "{version}, {len}");
+            }
+            let mut longer = archive.to_vec();
+            longer.push(1);
+            assert!(read(&longer, 4096).is_err(), "{version}: something behind its end");
+        }
+    }
+
+    #[test]
+    fn no_archive_makes_it_panic() {
+        for (_, archive) in REAL {
+            for at in 0..archive.len().min(6000) {
+                for bit in [1, 0x80] {
+                    let mut other = archive.to_vec();
+                    other[at] ^= bit;
+                    let _ = read(&other, 997);
+                }
+            }
+        }
+        let mut later = REAL[2].1.to_vec();
+        later[6] = 99;
+        assert_eq!(read(&later, 100).map(|s| s.understood), Ok(false), "a later version is only passed on");
+        let mut compressed = REAL[1].1.to_vec();
+        compressed[11] = 3;
+        assert!(read(&compressed, 100).unwrap_err().contains("compressed"));
+    }
+}

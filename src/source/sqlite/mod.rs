@@ -12,6 +12,7 @@
 //! What is not in the backup: `-wal` and `-shm` files, which belong to the moment. The database is never written, not even checkpointed.
 
 mod alone;
+mod ask;
 mod copy;
 mod courtesy;
 mod cutter;
@@ -31,6 +32,8 @@ use std::time::Duration;
 
 use keepd_protocol::model::Level;
 use serde_json::Value;
+
+pub use self::ask::ask;
 
 use self::alone::Alone;
 use self::courtesy::Courtesy;
