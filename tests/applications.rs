@@ -347,7 +347,7 @@ fn what_a_command_prints_comes_back_through_another() {
     assert!(told.contains("exit status 9: disk full"), "{told}");
     let before = app_backups(&keepd);
     let told = keepd.fails(1, &["backup", "app"]);
-    assert!(told.contains("exit status 9: a word\\ndisk full"), "{told}");
+    assert!(told.contains("exit status 9: a word\n    disk full"), "{told}");
     fs::write(&after, "sleep 100").unwrap();
     let told = keepd.fails(1, &["backup", "app"]);
     assert!(told.contains("did not end for 2 s") || told.contains("gave nothing for 2 s"), "{told}");

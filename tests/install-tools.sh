@@ -29,6 +29,28 @@ if [ "$what" = test ]; then
     [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
     [ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"
     need ssh openssh-client
+    # A cluster of its own makes each test that wants one: Debian's need not be made, nor started.
+    if ! ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; then
+        missing="$missing postgresql"
+        no_cluster=yes
+    fi
+    [ -x /usr/sbin/mariadbd ] || missing="$missing mariadb-server-core"
+    need mariadb-dump mariadb-client
+    # The programs of docs/recipes.md. redis-check-rdb is redis-server under another name.
+    need redis-check-rdb redis-tools
+    [ -x /usr/sbin/slapd ] || missing="$missing slapd"
+    need ldapsearch ldap-utils
+    need etcd etcd-server
+    need etcdctl etcd-client
+    [ -x /usr/sbin/mkfs.btrfs ] || [ -x /sbin/mkfs.btrfs ] || missing="$missing btrfs-progs"
+    # Packages of servers would start them as services of this machine: not while they are installed here.
+    policy=/usr/sbin/policy-rc.d
+    if [ -n "$missing" ] && [ ! -e "$policy" ] && have apt-get; then
+        if [ "$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi
+        trap '$as_root rm -f "$policy"' EXIT
+        trap 'exit 1' INT TERM
+        { printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null && $as_root chmod 755 "$policy"; } 2>/dev/null || true
+    fi
 fi
 if have python3 && ! python3 -c 'import sqlite3' 2>/dev/null; then missing="$missing libpython3-stdlib"; fi
 
@@ -38,11 +60,15 @@ if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ]; then as_root=; elif have sudo; then as_root=sudo; else
         echo "install-tools: neither root nor sudo; install by hand:$missing" >&2; exit 1
     fi
+    if [ "${no_cluster:-}" = yes ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        $as_root mkdir -p /etc/postgresql-common
+        echo 'create_main_cluster = false' | $as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+    fi
     log=$(mktemp)
     # The lists of a fresh machine are empty: try without them first, it is quicker where they are not.
     # shellcheck disable=SC2086
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >"$log" 2>&1 ||
-        { $as_root apt-get update -q >>"$log" 2>&1 && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >>"$log" 2>&1; } ||
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-confold $missing >"$log" 2>&1 ||
+        { $as_root apt-get update -q >>"$log" 2>&1 && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-confold $missing >>"$log" 2>&1; } ||
         { echo "install-tools: apt-get failed:" >&2; tail -5 "$log" >&2; rm -f "$log"; exit 1; }
     rm -f "$log"
 fi

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
-use crate::render::{bytes, entry, escape, pairs, path, short, table, time, time_or};
+use crate::render::{bytes, entry, escape, lines, pairs, path, short, table, time, time_or};
 use crate::{Exit, Failure, follow, restore};
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -215,7 +215,7 @@ impl Context<'_> {
         } else if tell && !self.arguments.quiet && matches!(run.state, RunState::Good | RunState::Partial | RunState::Suspect) {
             let mut out = io::stdout().lock();
             for message in run.messages.iter().filter(|m| m.level == keepd_protocol::model::Level::Info) {
-                writeln!(out, "{}", escape(&message.text))?;
+                writeln!(out, "{}", lines(&message.text))?;
             }
             match &run.backup {
                 Some(id) if run.kind == keepd_protocol::model::RunKind::Backup => writeln!(
@@ -396,7 +396,7 @@ impl Context<'_> {
             }
         }
         for message in &b.messages {
-            println!("{}: {}", message.level, escape(&message.text));
+            println!("{}: {}", message.level, lines(&message.text));
         }
         Ok(exit)
     }
@@ -512,7 +512,7 @@ impl Context<'_> {
             }
         };
         for message in run.messages.iter().filter(|m| m.level != keepd_protocol::model::Level::Info) {
-            eprintln!("{}: {}", message.level, escape(&message.text));
+            eprintln!("{}: {}", message.level, lines(&message.text));
         }
         for warning in &outcome.warnings {
             eprintln!("warning: {warning}");
@@ -703,13 +703,13 @@ impl Context<'_> {
                 "progress",
                 format!("{} entries, {}, {} added", run.progress.entries, bytes(run.progress.bytes), bytes(run.progress.added_bytes)),
             ),
-            ("error", run.error.as_deref().map(escape).unwrap_or_default()),
+            ("error", run.error.as_deref().map(lines).unwrap_or_default()),
         ])?;
         for step in &run.steps {
             println!("  {} {}", step.seconds.map_or_else(|| "     …  ".into(), |s| format!("{s:7.2} s")), escape(&step.name));
         }
         for message in &run.messages {
-            println!("{} {}: {}", time(&message.time), message.level, escape(&message.text));
+            println!("{} {}: {}", time(&message.time), message.level, lines(&message.text));
         }
         Ok(follow::exit(run.state))
     }

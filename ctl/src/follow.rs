@@ -12,7 +12,7 @@ use keepd_protocol::model::{Level, Run, RunState};
 
 use crate::arguments::Arguments;
 use crate::client::Client;
-use crate::render::{bytes, escape};
+use crate::render::{bytes, escape, lines};
 use crate::{Exit, Failure};
 
 /// Messages printed at the end; the run keeps more.
@@ -48,13 +48,13 @@ pub fn follow(arguments: &Arguments, socket: &Path, id: &str) -> Result<Run, Fai
 pub fn conclude(arguments: &Arguments, run: &Run) -> Exit {
     let told: Vec<_> = run.messages.iter().filter(|m| m.level != Level::Info || arguments.verbose).collect();
     for message in told.iter().rev().take(MAX_MESSAGES).rev() {
-        eprintln!("{}: {}", message.level, escape(&message.text));
+        eprintln!("{}: {}", message.level, lines(&message.text));
     }
     if told.len() > MAX_MESSAGES {
         eprintln!("({} more; 'keepctl run show {}' has them)", told.len() - MAX_MESSAGES, run.id);
     }
     if let Some(error) = &run.error {
-        eprintln!("keepctl: {}", escape(error));
+        eprintln!("keepctl: {}", lines(error));
     }
     if run.state == RunState::Cancelled {
         eprintln!("keepctl: run {} was cancelled", run.id);

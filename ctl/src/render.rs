@@ -32,6 +32,11 @@ pub fn escape(text: &str) -> String {
     }
 }
 
+/// A text of several lines, what a program said: the lines stay, each escaped, those after the first indented.
+pub fn lines(text: &str) -> String {
+    text.lines().map(|line| escape(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n    ")
+}
+
 /// A path as people see it; bytes that are not UTF-8 as \xNN.
 pub fn path(path: &BytesPath) -> String {
     match (&path.base64, path.to_bytes()) {
@@ -135,6 +140,7 @@ mod tests {
         assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(20 << 30)], ["0 B", "1023 B", "1.50 KiB", "20.0 GiB"]);
         assert_eq!([mode(0o755), mode(0o4711), mode(0o1666)], ["rwxr-xr-x", "rws--x--x", "rw-rw-rwT"]);
         assert_eq!(escape("a\x1b[31mb\nc\u{202e}"), "a\\u{1b}[31mb\\nc\\u{202e}");
+        assert_eq!(lines("a\tb\nc\x1bd\n"), "a    b\n    c\\u{1b}d");
         assert_eq!(path(&BytesPath::from_bytes(b"a\xff\nb")), "a\\xff\\nb");
     }
 }

@@ -14,7 +14,7 @@ const ZLIB: u8 = 2;
 const PREFIX: usize = 5;
 /// zstd's default level: on text and programs a tenth slower than level 1, for 5 % less.
 const ZSTD_LEVEL: i32 = 3;
-/// Database pages: a quarter faster than level 3, for 3 % more. The window is smaller than a chunk, so that it stays in the
+/// Database pages: a quarter faster than level 3, for 3 % more; dumps: two thirds faster, for no more at all. The window is smaller than a chunk, so that it stays in the
 /// processor's own cache; pages are like their neighbours.
 const PAGES_LEVEL: i32 = 1;
 const PAGES_WINDOW_LOG: u32 = 18;
@@ -41,7 +41,7 @@ pub enum PayloadError {
 pub enum Texture {
     #[default]
     Mixed,
-    /// Pages of a database.
+    /// Pages of a database, pieces of its dump.
     Pages,
 }
 

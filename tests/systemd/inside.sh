@@ -100,6 +100,34 @@ closed=/root/back/closed; [ -f $closed ] || closed=$(find /root/back/closed -typ
 check "the closed database is there" test "$(sqlite3 "$closed" 'select count(*) from t')" = 3
 check "the files are the same" diff -r /home/shop/uploads /root/back/uploads
 
+# ---- an application held still, hooks, from within the hardened unit --------------------------------------------------------
+cat >/etc/systemd/system/shop-worker.service <<UNIT
+[Service]
+ExecStart=/bin/sleep infinity
+UNIT
+systemctl daemon-reload
+systemctl start shop-worker
+mkdir -p /etc/keepd/conf.d
+cat >/etc/keepd/conf.d/quiet.toml <<'TOML'
+[job.quiet]
+destinations = ["local"]
+services = ["shop-worker.service"]
+quiesce = true
+hooks = { before = { shell = "id -u; grep CapEff /proc/self/status" }, after = { shell = "systemctl show -P ActiveState shop-worker" } }
+
+[[job.quiet.source]]
+name = "state"
+command = ["/usr/bin/systemctl", "show", "-P", "ActiveState", "shop-worker.service"]
+TOML
+check "a job with services is taken" keepctl reload
+check "its backup" keepctl --no-progress backup quiet
+check "the service stood still while it was captured" test "$(keepctl cat latest --job quiet state/output)" = inactive
+check "and goes on" systemctl is-active shop-worker
+quiet=$(keepctl --json run list --job quiet | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["id"])')
+check "what a hook says is in the run" bash -c "keepctl run show $quiet | grep -q 'CapEff: *0000000000000004'"
+rm -r /etc/keepd/conf.d
+check "the job is gone again" keepctl reload
+
 # ---- reload ----------------------------------------------------------------------------------------------------------------
 configure second
 check "systemctl reload with a good configuration" systemctl reload keepd

@@ -75,7 +75,7 @@ impl<'a> PieceCutter<'a> {
             old,
             map: MapWriter::create(context.cache_dir, average).ok(),
             path,
-            gatherer: Gatherer::new(Texture::Mixed),
+            gatherer: Gatherer::new(Texture::Pages),
             hasher,
             taken: Vec::new(),
             counts: Counts::default(),
