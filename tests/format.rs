@@ -76,6 +76,16 @@ fn golden_repositories_open() {
             Command::new("sha256sum").args(["--check", "--quiet"]).arg(entry.path().join("SHA256SUMS")).current_dir(&out).output().unwrap();
         assert!(sums.status.success(), "{name}: {}", text(&sums));
         assert_eq!(proven_sum(&out.join("db/shop.db")), 50_100, "{name}");
+        if name.ends_with("-dump") {
+            let list = keepd.json(&["list"]);
+            assert_eq!(
+                (&list[1]["description"], &list[0]["version"], &list[0]["schema_version"]),
+                (&"golden".into(), &"1.2".into(), &"499".into())
+            );
+            let by_python = keepd.path("by-python");
+            reader(&keepd.path("repository"), Some(&keepd.path("main.key")), &["restore", "latest", by_python.to_str().unwrap()]);
+            assert!(fs::read(by_python.join("dump/rows.txt")).unwrap() == fs::read(out.join("dump/rows.txt")).unwrap());
+        }
         if name.ends_with("-copy") {
             // They go by the ids of what they are copies of.
             let objects = files_below(&keepd.path("repository/backups"));
@@ -91,10 +101,10 @@ fn golden_repositories_open() {
         }
         seen += 1;
     }
-    assert!(seen >= 5, "{seen} golden repositories");
+    assert!(seen >= 6, "{seen} golden repositories");
 }
 
-/// Makes new golden repositories: `GOLDEN=DIR cargo test --test format make_golden -- --ignored`.
+/// Makes new golden repositories: `GOLDEN=DIR cargo test --test format make_golden -- --ignored` (`GOLDEN_ONLY=NAME`: only that one).
 #[test]
 #[ignore = "writes fixtures"]
 fn make_golden() {
@@ -105,8 +115,10 @@ fn make_golden() {
         ("1-plain", "none", "none"),
         ("1-marks", "main", "zstd"),
         ("1-copy", "main", "zstd"),
+        ("1-dump", "main", "zstd"),
     ];
-    for (name, encryption, compression) in all {
+    let only = std::env::var("GOLDEN_ONLY").ok();
+    for (name, encryption, compression) in all.into_iter().filter(|(name, _, _)| only.as_ref().is_none_or(|o| o == name)) {
         let mut keepd = Keepd::prepared();
         let toml = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
         let settings = format!("encryption = \"{encryption}\"\ncompression = \"{compression}\"");
@@ -115,6 +127,17 @@ fn make_golden() {
             let copied = keepd.path("copied");
             toml = toml.replace("destinations = [\"local\"]", "destinations = [\"local\", \"copied\"]");
             toml.push_str(&format!("[destination.copied]\nservice = \"fs\"\nroot = \"{}\"\n{settings}\n", copied.display()));
+        }
+        let rows =
+            |changed: u32| (0..3000u32).map(|n| format!("{n}\t{}\n", if n == changed { 0 } else { n * 7919 % 10_007 })).collect::<String>();
+        if name == "1-dump" {
+            fs::write(keepd.path("rows.txt"), rows(u32::MAX)).unwrap();
+            let source = format!(
+                "[[job.shop.source]]\nname = \"dump\"\ncommand = [\"/bin/cat\", \"{}\"]\nfile = \"rows.txt\"\n",
+                keepd.path("rows.txt").display()
+            );
+            let versions = "version = [\"/bin/echo\", \"1.2\"]\nschema_version = { sql = \"select max(id) from account\" }\n";
+            toml = toml.replace("[job.shop]\n", &format!("[job.shop]\n{versions}")) + &source;
         }
         fs::write(keepd.path("keepd.toml"), toml).unwrap();
         let db = make_database(&keepd.path("shop.db"), 500);
@@ -125,7 +148,10 @@ fn make_golden() {
         fs::hard_link(keepd.path("files/larger"), keepd.path("files/zzz")).unwrap();
         std::os::unix::fs::symlink("deep/note.txt", keepd.path("files/link")).unwrap();
         keepd.start();
-        keepd.ok(&["backup", "shop"]);
+        keepd.ok(&["backup", "shop", "--description", "golden"]);
+        if name == "1-dump" {
+            fs::write(keepd.path("rows.txt"), rows(1500)).unwrap();
+        }
         db.execute_batch("UPDATE account SET balance = 200 WHERE id = 7").unwrap();
         fs::write(keepd.path("files/new"), "new").unwrap();
         keepd.ok(&["backup", "shop"]);

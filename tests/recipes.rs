@@ -294,7 +294,7 @@ fn redis() {
     fs::copy(out.join("redis/dump.rdb"), recipe.keepd.path("redis/dump.rdb")).unwrap();
     let started = Command::new(&service.control).args(["start", "redis-server", "--appendonly", "no"]).status().unwrap();
     assert!(started.success() && data() == before);
-    // The password is in no process's arguments and in nothing that keepd wrote.
+    // The password is in nothing that keepd wrote.
     assert!(!recipe.keepd.log().contains(PASSWORD));
 }
 

@@ -353,9 +353,9 @@ mod tests {
 
     /// What `pg_dump` of these versions wrote of one and the same database.
     const REAL: [(&str, &[u8]); 3] = [
-        ("15", include_bytes!("../../../tests/golden/postgres/15.dump")),
-        ("16", include_bytes!("../../../tests/golden/postgres/16.dump")),
-        ("18", include_bytes!("../../../tests/golden/postgres/18.dump")),
+        ("15", include_bytes!("../../../tests/postgres/15.dump")),
+        ("16", include_bytes!("../../../tests/postgres/16.dump")),
+        ("18", include_bytes!("../../../tests/postgres/18.dump")),
     ];
 
     fn read(archive: &[u8], piece: usize) -> Result<Summary, String> {
