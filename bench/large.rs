@@ -83,6 +83,9 @@ fn main() -> Result<(), Error> {
             new_bytes: Some(flushed.new_bytes),
             parent: predecessor.map(ByteArray::from),
             origin: None,
+            description: None,
+            version: None,
+            schema_version: None,
         };
         predecessor = Some(commit(&repository, &manifest, &flushed)?);
         last = new;

@@ -398,15 +398,32 @@ impl Drop for Running {
         }
         let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) else { return };
         let _ = kill_process_group(group, Signal::TERM);
+        if self.has_ended_within(MERCY) {
+            // What it started may go on.
+            let _ = kill_process_group(group, Signal::KILL);
+            return;
+        }
+        let killed = kill_process_group(group, Signal::KILL);
+        if !self.has_ended_within(MERCY) {
+            // Of another user, and without the right to end it: nobody waits for it for ever.
+            let why = killed.err().map(|e| format!(" ({e}; with run_as keepd needs CAP_KILL)")).unwrap_or_default();
+            tracing::error!("{} could not be ended{why}; it goes on as process {}", self.name, self.child.id());
+        }
+    }
+}
+
+impl Running {
+    fn has_ended_within(&mut self, limit: Duration) -> bool {
         let since = Instant::now();
-        while since.elapsed() < MERCY {
+        loop {
             if let Ok(Some(_)) = self.child.try_wait() {
-                break;
+                return true;
+            }
+            if since.elapsed() >= limit {
+                return false;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let _ = kill_process_group(group, Signal::KILL);
-        let _ = self.child.wait();
     }
 }
 

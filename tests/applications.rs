@@ -433,7 +433,7 @@ fn hooks_get_their_arguments_and_the_run_and_a_failing_one_stops_it() {
     keepd.ok(&["backup", "app"]);
     assert_eq!(events(), ["before app", "after app good"]);
     keepd.ok(&["restore", "latest", "--job", "app", "--in-place", "--yes"]);
-    assert_eq!(events(), ["before_restore app", "after_restore app"]);
+    assert_eq!(events(), ["before_restore app", "after_restore app good"]);
     // What a hook says is kept in the run; control characters are not.
     fs::write(seen.path().join("seen.before"), "printf 'prepared \\033[31mall\\n'; exit 0").unwrap();
     keepd.ok(&["backup", "app"]);
@@ -458,7 +458,9 @@ fn hooks_get_their_arguments_and_the_run_and_a_failing_one_stops_it() {
     assert!(told.contains("the backup is made, but hook after"), "{told}");
     assert_eq!(app_backups(&keepd), 3);
     fs::write(seen.path().join("seen.before_restore"), "exit 6").unwrap();
+    events();
     assert!(keepd.fails(1, &["restore", "latest", "--job", "app", "--in-place", "--yes"]).contains("hook before_restore"));
+    assert_eq!(events(), ["before_restore app", "on_failure app failed error"]);
 }
 
 #[test]

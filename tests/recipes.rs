@@ -173,8 +173,9 @@ impl Service {
     fn started(recipe: &Recipe, unit: &str, start: &str) -> Self {
         let pid = recipe.keepd.path("bin/pid");
         let text = format!(
-            "#!/bin/sh\nset -eu\npid={}\n[ \"$2\" = {unit} ] || exit 5\ncase $1 in\nstart)\n{start}\n;;\n\
-             stop) kill \"$(cat $pid)\"; while kill -0 \"$(cat $pid)\" 2>/dev/null; do sleep 0.05; done; rm -f $pid ;;\n*) exit 1 ;;\nesac\n",
+            "#!/bin/sh\nset -eu\npid={}\ncase $1 in start|stop) unit=$2 ;; *) for unit; do :; done ;; esac\n[ \"$unit\" = {unit} ] || exit 5\ncase \"$*\" in\n\
+             show*) echo LoadState=loaded; if [ -e $pid ]; then echo ActiveState=active; else echo ActiveState=inactive; fi ;;\n\
+             *start*)\n{start}\n;;\n*stop*) kill \"$(cat $pid)\"; while kill -0 \"$(cat $pid)\" 2>/dev/null; do sleep 0.05; done; rm -f $pid ;;\n*) exit 1 ;;\nesac\n",
             pid.display()
         );
         let service = Self { control: recipe.script("bin/systemctl", &text), pid };

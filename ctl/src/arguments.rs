@@ -41,7 +41,7 @@ pub struct RestoreTarget {
     /// Bring a database back as this one, into the server it came from
     #[arg(long, value_name = "NAME")]
     pub to_database: Option<String>,
-    /// Bring a database back under its own name; the one that is there is kept under another
+    /// Bring a database back under its own name (the one that is there is kept under another), or feed a restore_command
     #[arg(long)]
     pub in_place: bool,
 }

@@ -10,7 +10,7 @@ use keepd_protocol::model::Level;
 use tokio_util::sync::CancellationToken;
 
 use super::live::{Failure, Finish, LiveRun};
-use crate::config::Program;
+use crate::config::{Job, Program};
 use crate::process::{Pipes, ProcessError};
 use crate::source::command;
 
@@ -72,12 +72,7 @@ pub fn run_program(program: &Program, environment: Vec<(&str, OsString)>, cancel
 }
 
 /// What follows a backup: `after` when it is there, `on_failure` when it is not (also when it was cancelled).
-pub fn around_backup(
-    job: &crate::config::Job,
-    r#type: &str,
-    live: &LiveRun,
-    work: impl FnOnce() -> Result<Finish, Failure>,
-) -> Result<Finish, Failure> {
+pub fn around_backup(job: &Job, r#type: &str, live: &LiveRun, work: impl FnOnce() -> Result<Finish, Failure>) -> Result<Finish, Failure> {
     let event = |name, programs| Event { name, programs, job: &job.name, r#type };
     let result = event("before", job.hooks.before.as_slice()).run(live, &[]).and_then(|()| work());
     match result {
@@ -98,17 +93,29 @@ pub fn around_backup(
                 }
             }
         }
-        Err(failure) => {
-            let outcome = if matches!(failure, Failure::Cancelled) { "cancelled" } else { "failed" };
-            let told = [("KEEPD_OUTCOME", outcome.to_owned()), ("KEEPD_ERROR", failure.to_string())];
-            // A cancelled run still clears up after itself, each hook within its own time.
-            let hooks = event("on_failure", job.hooks.on_failure.as_slice());
-            if let Err(e) = hooks.run_until(live, &told, &CancellationToken::new()) {
-                live.message(Level::Error, e.to_string());
-            }
-            Err(failure)
-        }
+        Err(failure) => Err(failed(&event("on_failure", job.hooks.on_failure.as_slice()), live, failure)),
     }
+}
+
+/// A restore that changes something: `before_restore`, then `after_restore`, or `on_failure` when it went wrong.
+pub fn around_restore(job: &Job, live: &LiveRun, work: impl FnOnce() -> Result<Finish, Failure>) -> Result<Finish, Failure> {
+    let event = |name, programs| Event { name, programs, job: &job.name, r#type: "restore" };
+    let result = event("before_restore", job.hooks.before_restore.as_slice()).run(live, &[]).and_then(|()| work());
+    let result = result.and_then(|finish| {
+        event("after_restore", job.hooks.after_restore.as_slice()).run(live, &[("KEEPD_OUTCOME", "good".to_owned())])?;
+        Ok(finish)
+    });
+    result.map_err(|failure| failed(&event("on_failure", job.hooks.on_failure.as_slice()), live, failure))
+}
+
+/// Runs the hooks of a failure. A cancelled run still clears up after itself, each hook within its own time.
+fn failed(hooks: &Event<'_>, live: &LiveRun, failure: Failure) -> Failure {
+    let outcome = if matches!(failure, Failure::Cancelled) { "cancelled" } else { "failed" };
+    let told = [("KEEPD_OUTCOME", outcome.to_owned()), ("KEEPD_ERROR", failure.to_string())];
+    if let Err(e) = hooks.run_until(live, &told, &CancellationToken::new()) {
+        live.message(Level::Error, e.to_string());
+    }
+    failure
 }
 
 /// The first line that a version's program prints.

@@ -1,12 +1,13 @@
 //! A restore into a server, or through a command: the dump of a database source is loaded into a scratch database, checked, and put in place.
 
+use std::time::Duration;
+
 use keepd_protocol::model::Level;
 
 use super::backup::Environment;
-use super::hooks::Event;
 use super::live::{Failure, Finish, LiveRun};
 use super::restore::{Another, Place};
-use super::{contents, quiesce};
+use super::{contents, hooks, quiesce};
 use crate::config::{Databases, Job, ServerSource, Source, SourceKind};
 use crate::process::{Pipes, ProcessError};
 use crate::repository::Entry;
@@ -98,26 +99,32 @@ pub struct Dump<'a> {
     pub facts: Facts,
 }
 
-/// Brings a dump back.
+/// Brings a dump back, between the job's hooks.
 pub fn load(env: &Environment, job: &Job, request: &LoadRequest, dump: Dump<'_>, live: &LiveRun) -> Result<Finish, Failure> {
     let (source, _) = request.find(job).map_err(Failure::Failed)?;
     live.set_total(dump.entry.size);
-    let event = |name, programs| Event { name, programs, job: &job.name, r#type: "" };
-    event("before_restore", job.hooks.before_restore.as_slice()).run(live, &[])?;
-    match &source.kind {
-        SourceKind::Postgres(server) => {
-            let client = postgres::Client::new(server).map_err(|e| told(source, e))?;
-            into_server(env, job, source, &client, &wanted(request, server, source, &dump, live)?, dump, live)?;
+    hooks::around_restore(job, live, || {
+        match &source.kind {
+            SourceKind::Postgres(server) => {
+                let client = postgres::Client::new(server).map_err(|e| told(source, e))?;
+                into_server(env, job, source, &client, &wanted(request, server, source, &dump, live)?, dump, live)?;
+            }
+            SourceKind::Mysql(server) => {
+                let client = mysql::Client::new(server, &live.cancel).map_err(|e| told(source, e))?;
+                into_server(env, job, source, &client, &wanted(request, server, source, &dump, live)?, dump, live)?;
+            }
+            SourceKind::Command(command) => {
+                let held = match job.services.is_empty() {
+                    true => None,
+                    false => Some(quiesce::stop_services(job, &env.config.daemon.state_dir, live)?),
+                };
+                let restored = through_command(job, source, command, dump, live);
+                held.map_or(Ok(()), quiesce::Quiesced::end).and(restored)?;
+            }
+            _ => return Err(Failure::Failed(format!("source {} is no database", source.name))),
         }
-        SourceKind::Mysql(server) => {
-            let client = mysql::Client::new(server, &live.cancel).map_err(|e| told(source, e))?;
-            into_server(env, job, source, &client, &wanted(request, server, source, &dump, live)?, dump, live)?;
-        }
-        SourceKind::Command(command) => through_command(job, source, command, dump, live)?,
-        _ => return Err(Failure::Failed(format!("source {} is no database", source.name))),
-    }
-    event("after_restore", job.hooks.after_restore.as_slice()).run(live, &[])?;
-    Ok(Finish::Good)
+        Ok(Finish::Good)
+    })
 }
 
 fn wanted(request: &LoadRequest, server: &ServerSource, source: &Source, dump: &Dump<'_>, live: &LiveRun) -> Result<Wanted, Failure> {
@@ -171,7 +178,7 @@ fn into_server(
 fn load_and_check(source: &Source, server: &dyn Loader, wanted: &Wanted, dump: Dump<'_>, live: &LiveRun) -> Result<(), Failure> {
     live.step(&format!("loading {} into {}", wanted.database, wanted.scratch));
     let running = server.begin(wanted, &live.cancel).map_err(|e| told(source, e))?;
-    feed(source, running, dump, live)?;
+    feed(source, running, dump, PATIENCE, live)?;
     live.step("checking");
     let found = server.verify(wanted, &live.cancel).map_err(|e| told(source, e))?;
     live.message(Level::Info, format!("source {}: {found}", source.name));
@@ -179,13 +186,13 @@ fn load_and_check(source: &Source, server: &dyn Loader, wanted: &Wanted, dump: D
 }
 
 /// Feeds a dump to a program; what the program says of it counts more than that it took no more.
-fn feed(source: &Source, mut running: crate::process::Running, dump: Dump<'_>, live: &LiveRun) -> Result<(), Failure> {
+fn feed(source: &Source, mut running: crate::process::Running, dump: Dump<'_>, patience: Duration, live: &LiveRun) -> Result<(), Failure> {
     let input = running.take_input().ok_or_else(|| Failure::Failed("the program has no input; this is a bug".into()))?;
     let fed = contents::write(dump.place, dump.another, &dump.path, &dump.entry, input, live);
     if let Err(Failure::Cancelled) = fed {
         return Err(Failure::Cancelled);
     }
-    let ended = running.finish(PATIENCE, &live.cancel)?;
+    let ended = running.finish(patience, &live.cancel)?;
     ended.good().map_err(|e| match e {
         ProcessError::Cancelled => Failure::Cancelled,
         ProcessError::Failed(text) => Failure::Failed(format!("source {}: {text}", source.name)),
@@ -208,5 +215,5 @@ fn through_command(job: &Job, source: &Source, kind: &crate::config::CommandSour
     live.step(&format!("restoring through {}", program.command.first().map(String::as_str).unwrap_or_default()));
     let environment = vec![("KEEPD_JOB", job.name.as_str().into()), ("KEEPD_RUN", live.id().into())];
     let running = command::job(program, environment).start(Pipes::Input)?;
-    feed(source, running, dump, live)
+    feed(source, running, dump, program.timeout, live)
 }

@@ -211,9 +211,7 @@ impl Set<'_> {
         let mut sink = sink.watched(watching(named, source));
         let mut facts = again(files, spool, &mut sink, &context).map_err(|e| told(source, e))?;
         // Of the contents that were read, those that the last backup had are the ones of the first look.
-        for name in ["unchanged"] {
-            facts.extend(first.get(name).map(|value| (name.to_owned(), value.clone())));
-        }
+        facts.extend(first.get("unchanged").map(|value| ("unchanged".to_owned(), value.clone())));
         live.report.take_over(&report);
         let written = sink.finish(json(source, &facts)?)?;
         self.written.insert(source.name.clone(), written);
