@@ -232,8 +232,11 @@ impl Job<'_> {
 fn in_memory(bytes: &[u8], owner: Option<(u32, u32)>) -> io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("keepd", MemfdFlags::CLOEXEC)?;
     rustix::fs::fchmod(&fd, Mode::RUSR)?;
-    if let Some((uid, gid)) = owner {
-        rustix::fs::fchown(&fd, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))?;
+    if let Some((uid, gid)) = owner
+        && rustix::fs::fchown(&fd, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid))).is_err()
+    {
+        // Without CAP_CHOWN. Only processes of that user come to it, through the child's descriptors; PostgreSQL's tools refuse it so.
+        rustix::fs::fchmod(&fd, Mode::RUSR | Mode::RGRP | Mode::ROTH)?;
     }
     let mut file = std::fs::File::from(fd);
     file.write_all(bytes)?;
@@ -413,7 +416,8 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn has_ended_within(&mut self, limit: Duration) -> bool {
+    /// Whether it ends by itself within so long.
+    pub fn has_ended_within(&mut self, limit: Duration) -> bool {
         let since = Instant::now();
         loop {
             if let Ok(Some(_)) = self.child.try_wait() {

@@ -323,7 +323,7 @@ fn what_a_command_prints_comes_back_through_another() {
         "",
         &format!(
             "[[source]]\nname = \"cache\"\ncommand = [\"/bin/sh\", \"-c\", \"echo a word >&2; cat {shown}; . {shown}.after\"]\n\
-             restore_command = [\"/bin/sh\", \"-c\", \"cat >{shown}.back; . {shown}.after\"]\nfile = \"cache.rdb\"\nmin_size = \"1KiB\"\ntimeout = \"2s\"\n"
+             restore_command = [\"/bin/sh\", \"-c\", \"cat >{shown}.part && mv {shown}.part {shown}.back; . {shown}.after\"]\nfile = \"cache.rdb\"\nmin_size = \"1KiB\"\ntimeout = \"2s\"\n"
         ),
     );
     let after = data.path().join("data.after");
@@ -356,10 +356,26 @@ fn what_a_command_prints_comes_back_through_another() {
     let told = keepd.fails(1, &["backup", "app"]);
     assert!(told.contains("printed 6 bytes, at least 1024 are wanted"), "{told}");
     assert_eq!(app_backups(&keepd), before);
-    // A lost state is made again from the repository, and the dump is not stored anew.
-    fs::write(&path, &longer).unwrap();
+    // A restore that breaks off never looks like the end of all: the command is ended before its input is.
     let mut keepd = keepd;
     keepd.stop();
+    let packs: Vec<_> = keepd.packs().into_iter().map(|p| (fs::read(&p).unwrap(), p)).collect();
+    for (bytes, pack) in packs.iter().filter(|(bytes, _)| bytes.len() > 1_000_000) {
+        let mut damaged = bytes.clone();
+        damaged[bytes.len() / 2] ^= 1;
+        fs::write(pack, damaged).unwrap();
+    }
+    fs::remove_file(data.path().join("data.back")).unwrap();
+    keepd.start();
+    let told = keepd.fails(1, &["restore", "latest", "--job", "app", "--in-place", "--yes"]);
+    assert!(told.contains("packs/"), "{told}");
+    assert!(!data.path().join("data.back").exists(), "half of it was taken for all: {told}");
+    keepd.stop();
+    for (bytes, pack) in &packs {
+        fs::write(pack, bytes).unwrap();
+    }
+    // A lost state is made again from the repository, and the dump is not stored anew.
+    fs::write(&path, &longer).unwrap();
     fs::remove_dir_all(keepd.path("state")).unwrap();
     keepd.start();
     keepd.ok(&["backup", "app"]);
@@ -372,7 +388,7 @@ fn what_vanishes_while_a_set_is_captured_is_kept_and_what_comes_is_taken() {
     let keepd = with_app(
         "",
         "[[source]]\nfiles = \"DIR/app\"\n\
-         [[source]]\nname = \"between\"\ncommand = [\"/bin/sh\", \"-c\", \"cd DIR/app && rm -r gone a/gone dir && echo new >new && echo more >>grown && mkdir later && echo x >later/x && rm turned && mkdir turned && echo y >turned/y && rmdir was && echo f >was; echo done\"]\n",
+         [[source]]\nname = \"between\"\ncommand = [\"/bin/sh\", \"-c\", \"cd DIR/app && rm -r gone a/gone dir z-vanishes && echo new >new && echo more >>grown && mkdir later && echo x >later/x && rm turned && mkdir turned && echo y >turned/y && rmdir was && echo f >was; echo done\"]\n",
     );
     let app = keepd.path("app");
     for dir in ["a", "dir/deep", "was"] {
@@ -383,6 +399,7 @@ fn what_vanishes_while_a_set_is_captured_is_kept_and_what_comes_is_taken() {
     }
     fs::write(app.join("a/large"), noise(600_000, 4)).unwrap();
     fs::hard_link(app.join("a/stays"), app.join("z-linked")).unwrap();
+    fs::hard_link(app.join("a/stays"), app.join("z-vanishes")).unwrap();
     keepd.ok(&["backup", "app"]);
     let to = keepd.path("out");
     keepd.ok(&["restore", "latest", "--job", "app", "--to", to.to_str().unwrap()]);
@@ -392,6 +409,7 @@ fn what_vanishes_while_a_set_is_captured_is_kept_and_what_comes_is_taken() {
         ("gone", "gone"),
         ("a/gone", "a/gone"),
         ("dir/deep/gone", "dir/deep/gone"),
+        ("z-vanishes", "a/stays"),
         ("new", "new\n"),
         ("grown", "grownmore\n"),
         ("later/x", "x\n"),

@@ -106,7 +106,7 @@ pub(super) fn services(item: &Item<'_>) -> Option<Vec<String>> {
     for name in &names {
         let good = name.contains('.')
             && !name.starts_with(['-', '.'])
-            && !name.contains(|c: char| c.is_whitespace() || c == '/' || c.is_control());
+            && !name.contains(|c: char| c.is_whitespace() || "/*?[]".contains(c) || c.is_control());
         if !good {
             item.report(format!("{} is no unit of systemd; write it with its ending, such as \"shop.service\"", quoted(name)));
             return None;

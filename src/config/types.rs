@@ -526,13 +526,24 @@ impl SourceKind {
         match self {
             SourceKind::Sqlite(s) => Some(format!("sqlite {}", s.path.display())),
             SourceKind::Files(_) => None,
-            SourceKind::Postgres(server) | SourceKind::Mysql(server) => Some(format!("{} {}", self.word(), server.place())),
+            // A restore makes and renames databases, and a job may have all of them: one at a time on a server.
+            SourceKind::Postgres(server) | SourceKind::Mysql(server) => Some(format!("{} {}", self.word(), server.server())),
             SourceKind::Command(command) => Some(format!("command {}", command.program.command.join("\0"))),
         }
     }
 }
 
 impl ServerSource {
+    /// The server, however it is reached on this machine.
+    fn server(&self) -> String {
+        let local = match (&self.socket, self.host.as_deref()) {
+            (Some(_), _) | (None, None | Some("localhost" | "127.0.0.1" | "::1")) => true,
+            (None, Some(host)) => host.starts_with('/'),
+        };
+        let host = if local { "local" } else { self.host.as_deref().unwrap_or_default() };
+        format!("{host} {}", self.port.map(|p| p.to_string()).unwrap_or_default())
+    }
+
     fn place(&self) -> String {
         let host = match (&self.socket, &self.host) {
             (Some(socket), _) => socket.display().to_string(),

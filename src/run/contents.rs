@@ -5,6 +5,7 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
@@ -22,10 +23,17 @@ enum Piece {
     Data(Arc<Slot>, Extent),
 }
 
-/// Writes a file's contents. When a place fails, another one goes on.
-pub fn write(mut place: Place, another: Another<'_>, path: &[u8], entry: &Entry, out: OwnedFd, live: &LiveRun) -> Result<Finish, Failure> {
+/// Writes a file's contents; a reader that takes nothing for `patience` is given up. When a place fails, another one goes on.
+pub fn write(
+    mut place: Place,
+    another: Another<'_>,
+    path: &[u8],
+    entry: &Entry,
+    (out, patience): (OwnedFd, Duration),
+    live: &LiveRun,
+) -> Result<Finish, Failure> {
     let mut entry = entry.clone();
-    let mut out = io::BufWriter::with_capacity(256 << 10, PatientWriter::new(out, live.cancel.clone())?);
+    let mut out = io::BufWriter::with_capacity(256 << 10, PatientWriter::new(out, patience, live.cancel.clone())?);
     let mut done = 0;
     loop {
         match write_from(&place, &entry, &mut done, &mut out, live) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use keepd_protocol::model::Level;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
@@ -119,12 +120,23 @@ pub fn load(env: &Environment, job: &Job, request: &LoadRequest, dump: Dump<'_>,
                     false => Some(quiesce::stop_services(job, &env.config.daemon.state_dir, live)?),
                 };
                 let restored = through_command(job, source, command, dump, live);
-                held.map_or(Ok(()), quiesce::Quiesced::end).and(restored)?;
+                both(restored, held.map_or(Ok(()), quiesce::Quiesced::end), live)?;
             }
             _ => return Err(Failure::Failed(format!("source {} is no database", source.name))),
         }
         Ok(Finish::Good)
     })
+}
+
+/// The first error; the second one is told.
+fn both(first: Result<(), Failure>, second: Result<(), Failure>, live: &LiveRun) -> Result<(), Failure> {
+    match (first, second) {
+        (Err(first), Err(second)) => {
+            live.message(Level::Error, second.to_string());
+            Err(first)
+        }
+        (first, second) => first.and(second),
+    }
 }
 
 fn wanted(request: &LoadRequest, server: &ServerSource, source: &Source, dump: &Dump<'_>, live: &LiveRun) -> Result<Wanted, Failure> {
@@ -138,6 +150,7 @@ fn wanted(request: &LoadRequest, server: &ServerSource, source: &Source, dump: &
         tables: request.tables.clone(),
         replace: request.replace || request.target.is_none(),
         owners: request.owners,
+        stops: false,
         facts: dump.facts.clone(),
         scratch: format!("keepd_{run}"),
         aside: format!("{short}_before_{run}"),
@@ -155,6 +168,7 @@ fn into_server(
     live: &LiveRun,
 ) -> Result<(), Failure> {
     let in_place = wanted.replace && !job.services.is_empty();
+    let wanted = &Wanted { stops: in_place, ..wanted.clone() };
     live.step("looking whether it can be done");
     server.look(wanted, in_place, &live.cancel).map_err(|e| told(source, e))?;
     let loaded = load_and_check(source, server, wanted, dump, live).and_then(|()| {
@@ -162,10 +176,8 @@ fn into_server(
         live.step(&format!("putting {} in place", wanted.target));
         let published = server.publish(wanted, &live.cancel).map_err(|e| told(source, e));
         let started = held.map_or(Ok(()), quiesce::Quiesced::end);
-        for text in published? {
-            live.message(Level::Info, text);
-        }
-        started
+        let published = published.map(|texts| texts.into_iter().for_each(|text| live.message(Level::Info, text)));
+        both(published, started, live)
     });
     if loaded.is_err()
         && let Err(e) = server.discard(wanted)
@@ -185,13 +197,29 @@ fn load_and_check(source: &Source, server: &dyn Loader, wanted: &Wanted, dump: D
     Ok(())
 }
 
+/// Whether nobody reads the other end of a pipe any more.
+fn is_hung_up(pipe: &std::os::fd::OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pipe, PollFlags::OUT)];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let _ = poll(&mut fds, Some(&now));
+    fds.iter().any(|fd| fd.revents().contains(PollFlags::ERR))
+}
+
 /// Feeds a dump to a program; what the program says of it counts more than that it took no more.
 fn feed(source: &Source, mut running: crate::process::Running, dump: Dump<'_>, patience: Duration, live: &LiveRun) -> Result<(), Failure> {
     let input = running.take_input().ok_or_else(|| Failure::Failed("the program has no input; this is a bug".into()))?;
-    let fed = contents::write(dump.place, dump.another, &dump.path, &dump.entry, input, live);
-    if let Err(Failure::Cancelled) = fed {
-        return Err(Failure::Cancelled);
+    let open = input.try_clone().map_err(|e| Failure::Failed(format!("source {}: cannot feed a program: {e}", source.name)))?;
+    let fed = contents::write(dump.place, dump.another, &dump.path, &dump.entry, (input, patience), live);
+    if fed.is_err() {
+        // Half of it must not look like all: whoever waits for more is ended before its input is.
+        let went_by_itself = !live.cancel.is_cancelled() && is_hung_up(&open) && running.has_ended_within(Duration::from_secs(10));
+        if !went_by_itself {
+            drop(running);
+            drop(open);
+            return fed.map(drop);
+        }
     }
+    drop(open);
     let ended = running.finish(patience, &live.cancel)?;
     ended.good().map_err(|e| match e {
         ProcessError::Cancelled => Failure::Cancelled,
@@ -213,7 +241,8 @@ fn feed(source: &Source, mut running: crate::process::Running, dump: Dump<'_>, p
 fn through_command(job: &Job, source: &Source, kind: &crate::config::CommandSource, dump: Dump<'_>, live: &LiveRun) -> Result<(), Failure> {
     let program = kind.restore.as_ref().ok_or_else(|| Failure::Failed(format!("source {} has no restore_command", source.name)))?;
     live.step(&format!("restoring through {}", program.command.first().map(String::as_str).unwrap_or_default()));
-    let environment = vec![("KEEPD_JOB", job.name.as_str().into()), ("KEEPD_RUN", live.id().into())];
+    let size = dump.entry.size.to_string();
+    let environment = vec![("KEEPD_JOB", job.name.as_str().into()), ("KEEPD_RUN", live.id().into()), ("KEEPD_BYTES", size.into())];
     let running = command::job(program, environment).start(Pipes::Input)?;
     feed(source, running, dump, program.timeout, live)
 }

@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keepd_protocol::model::Level;
@@ -51,6 +52,9 @@ fn systemctl(verb: &str, units: &[String], cancel: &CancellationToken) -> Result
 fn is_active(unit: &str, cancel: &CancellationToken) -> Result<bool, ProcessError> {
     // `is-active` ends with another exit status than 0 for what does not run, `show` only when it cannot tell.
     let shown = systemctl_show(unit, cancel)?;
+    if !shown.lines().any(|l| l.starts_with("LoadState=")) {
+        return Err(ProcessError::Failed(format!("systemctl says nothing of unit {unit}")));
+    }
     if shown.contains("LoadState=not-found") {
         return Err(ProcessError::Failed(format!("systemd knows no unit {unit}")));
     }
@@ -74,6 +78,9 @@ impl From<ProcessError> for Failure {
 
 /// Holds a job's application still as it is configured; None when it goes on working.
 pub fn begin<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Result<Option<Quiesced<'a>>, Failure> {
+    if job.quiesce != Quiesce::No {
+        recovered(live)?;
+    }
     match &job.quiesce {
         Quiesce::No => Ok(None),
         Quiesce::Services => stop_services(job, state_dir, live).map(Some),
@@ -98,6 +105,7 @@ pub fn begin<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Result<Optio
 
 /// Stops those of a job's services that run.
 pub fn stop_services<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Result<Quiesced<'a>, Failure> {
+    recovered(live)?;
     live.step("stopping services");
     let mut running = Vec::new();
     for unit in &job.services {
@@ -132,7 +140,8 @@ fn directory(state_dir: &Path) -> PathBuf {
 impl Quiesced<'_> {
     fn write_down(&mut self, state_dir: &Path, note: Note) -> Result<(), Failure> {
         let directory = directory(state_dir);
-        let path = directory.join(format!("{}.json", note.run));
+        // A run may hold still more than once: for each destination that it tries.
+        let path = directory.join(format!("{}-{}.json", note.run, jiff::Timestamp::now().as_nanosecond()));
         let write = || -> std::io::Result<()> {
             std::fs::create_dir_all(&directory)?;
             let mut file = tempfile::NamedTempFile::new_in(&directory)?;
@@ -193,12 +202,30 @@ fn end_noted(note: &Note, path: &Path) -> Result<(), String> {
     }
 }
 
+/// What a daemon that died had begun is being ended.
+static RECOVERING: AtomicBool = AtomicBool::new(false);
+
+/// Waits until that is done.
+fn recovered(live: &LiveRun) -> Result<(), Failure> {
+    while RECOVERING.load(Ordering::Acquire) {
+        if live.cancel.is_cancelled() {
+            return Err(Failure::Cancelled);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
 /// At the daemon's start, before any run: ends what a daemon that died had begun, in the background.
 pub fn recover(state_dir: &Path) {
     let Ok(entries) = std::fs::read_dir(directory(state_dir)) else { return };
     let paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")).collect();
     if !paths.is_empty() {
-        std::thread::spawn(move || paths.iter().for_each(|path| recover_one(path)));
+        RECOVERING.store(true, Ordering::Release);
+        std::thread::spawn(move || {
+            paths.iter().for_each(|path| recover_one(path));
+            RECOVERING.store(false, Ordering::Release);
+        });
     }
 }
 

@@ -29,7 +29,7 @@ const WINDOW_SEGMENTS: usize = 1 << 16;
 /// Pieces that travel inside their entry's frame.
 const INLINE_SEGMENTS: usize = 2;
 /// A client that takes nothing for so long is given up.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 enum Op {
     /// An entry; its whole contents where they travel with it.
@@ -60,7 +60,7 @@ pub type Another<'a> = &'a mut dyn FnMut() -> Option<Place>;
 /// Streams what is selected into `out`. When a place fails, another one goes on where it stopped: copies have the same entries and segments
 /// in the same order.
 pub fn stream(mut place: Place, another: Another<'_>, paths: &[Vec<u8>], out: OwnedFd, live: &LiveRun) -> Result<Finish, Failure> {
-    let mut frames = FrameWriter::new(io::BufWriter::with_capacity(256 << 10, PatientWriter::new(out, live.cancel.clone())?));
+    let mut frames = FrameWriter::new(io::BufWriter::with_capacity(256 << 10, PatientWriter::new(out, PATIENCE, live.cancel.clone())?));
     let mut done = Done::default();
     let result = loop {
         match stream_from(&place, paths, &mut frames, &mut done, live) {
@@ -478,17 +478,18 @@ pub fn find_file(repository: &Arc<Repository>, manifest: &Manifest, path: &[u8])
 /// Writes to a client's descriptor without ever hanging on it: a client that takes nothing is given up, a cancel ends it.
 pub(super) struct PatientWriter {
     file: File,
+    patience: Duration,
     cancel: CancellationToken,
 }
 
 impl PatientWriter {
-    pub(super) fn new(fd: OwnedFd, cancel: CancellationToken) -> Result<Self, Failure> {
+    pub(super) fn new(fd: OwnedFd, patience: Duration, cancel: CancellationToken) -> Result<Self, Failure> {
         let failed = |e: rustix::io::Errno| Failure::Failed(format!("cannot use the client's descriptor: {e}"));
         let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(failed)?;
         // A larger pipe saves wake-ups; not getting one is fine.
         let _ = rustix::pipe::fcntl_setpipe_size(&fd, 1 << 20);
-        Ok(Self { file: File::from(fd), cancel })
+        Ok(Self { file: File::from(fd), patience, cancel })
     }
 }
 
@@ -503,8 +504,8 @@ impl Write for PatientWriter {
             if self.cancel.is_cancelled() {
                 return Err(io::Error::other("cancelled"));
             }
-            if since.elapsed() > PATIENCE {
-                return Err(io::Error::other("the client took nothing for ten minutes"));
+            if since.elapsed() > self.patience {
+                return Err(io::Error::other(format!("it took nothing for {} s", self.patience.as_secs())));
             }
             let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
             match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&timeout)) {

@@ -20,6 +20,8 @@ pub struct Wanted {
     pub replace: bool,
     /// Objects belong to whom they belonged.
     pub owners: bool,
+    /// Who uses the database that is replaced is stopped just before.
+    pub stops: bool,
     /// The facts of the source.
     pub facts: Facts,
     /// The database it is loaded into first.
@@ -32,9 +34,17 @@ impl Wanted {
     /// Rows of the tables that are wanted, by table, as they were captured. Empty when they were not counted.
     pub fn rows(&self) -> Vec<(String, u64)> {
         let Some(tables) = self.facts.get("tables").and_then(|t| t.as_object()) else { return Vec::new() };
-        let many = self.facts.get("databases").and_then(|d| d.as_object()).is_some_and(|d| d.len() > 1);
-        let prefix = format!("{}.", self.database);
-        let own = |name: &str| if many { name.strip_prefix(&prefix).map(str::to_owned) } else { Some(name.to_owned()) };
+        let databases: Vec<&String> =
+            self.facts.get("databases").and_then(|d| d.as_object()).map(|d| d.keys().collect()).unwrap_or_default();
+        // A database's name may begin like another one's.
+        let within = |name: &str, database: &str| name.strip_prefix(database).and_then(|n| n.strip_prefix('.')).map(str::to_owned);
+        let own = |name: &str| match databases.len() {
+            0 | 1 => Some(name.to_owned()),
+            _ => {
+                let of = databases.iter().filter(|d| within(name, d).is_some()).max_by_key(|d| d.len())?;
+                within(name, of).filter(|_| **of == self.database)
+            }
+        };
         let wanted = |name: &String| {
             let last = name.rsplit('.').next().unwrap_or(name);
             self.tables.is_empty() || self.tables.iter().any(|t| t == name || t == last)
@@ -103,6 +113,9 @@ pub fn compare(expected: &[(String, u64)], counted: &[(String, Option<u64>)]) ->
         wrong.truncate(20);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         return Err(SourceError::Failed(format!("what was loaded is not what was captured: {}{more}", wrong.join("; "))));
+    }
+    if expected.is_empty() {
+        return Ok("no rows were counted when it was captured, so there is nothing to compare".into());
     }
     let rows: u64 = expected.iter().map(|(_, rows)| rows).sum();
     Ok(format!("{} tables have their {rows} rows", expected.len()))

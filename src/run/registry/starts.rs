@@ -391,7 +391,7 @@ impl Runs {
         let work = Work {
             backup: Some(found.id.clone()),
             job: Some(job.name.clone()),
-            alone: lock.into_iter().collect(),
+            alone: lock.into_iter().chain(job.services.iter().map(|s| format!("service {s}"))).collect(),
             ..Work::on(RunKind::Restore, &destination, by)
         };
         let runs = self.clone();
@@ -434,7 +434,7 @@ impl Runs {
             let mut tried = vec![destination.clone()];
             let reading = runs.keep_readable(&destination);
             let place = restore::Place { repository, manifest, destination, _reading: reading };
-            contents::write(place, &mut || runs.another_place(&found, &mut tried), &path, &looked, out, live)
+            contents::write(place, &mut || runs.another_place(&found, &mut tried), &path, &looked, (out, restore::PATIENCE), live)
         })?;
         Ok((run, size))
     }

@@ -78,6 +78,7 @@ fn capture_pass(
         counts: Counts::default(),
         buffer: Vec::new(),
         kept: again.then(Vec::new),
+        given: 0,
     };
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
@@ -166,6 +167,8 @@ struct Capture<'a> {
     buffer: Vec<u8>,
     /// In a second pass: the directories that the entry given last lies in, and itself if it is one.
     kept: Option<Vec<Vec<u8>>>,
+    /// Entries given to the sink.
+    given: u64,
 }
 
 impl Capture<'_> {
@@ -186,9 +189,29 @@ impl Capture<'_> {
         excluded
     }
 
-    /// Anything but a directory.
+    /// Anything but a directory. What a first pass had of it stays when it cannot be had again.
     fn other(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, stat: &Stat) -> Result<(), SourceError> {
         let before = self.was_at(&path)?;
+        let first = before.clone().filter(|b| self.kept.is_some() && matches!(b.kind, Kind::File | Kind::Symlink));
+        let given = self.given;
+        self.other_now(parent, name, path, stat, before)?;
+        match first.filter(|_| self.given == given) {
+            Some(first) => {
+                self.counts.vanished += u64::from(first.kind == Kind::File);
+                self.emit(first)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn other_now(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: Vec<u8>,
+        stat: &Stat,
+        before: Option<Entry>,
+    ) -> Result<(), SourceError> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.file(parent, name, path, stat, before),
             FileType::Symlink => self.symlink(parent, name, path, stat, before),
@@ -204,6 +227,14 @@ impl Capture<'_> {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Whether the first name of a hard link leads to the file that it led to, or has vanished too (then it was kept).
+    fn is_still(&self, link: &Entry) -> bool {
+        match rustix::fs::lstat(self.root.join(std::ffi::OsStr::from_bytes(&link.target))) {
+            Ok(stat) => stat.st_ino == link.inode,
+            Err(e) => e == Errno::NOENT,
         }
     }
 
@@ -240,6 +271,7 @@ impl Capture<'_> {
 
     fn emit(&mut self, entry: Entry) -> Result<(), SourceError> {
         self.context.report.entry();
+        self.given += 1;
         self.comes(&entry);
         Ok(self.sink.push(entry)?)
     }
@@ -269,8 +301,14 @@ impl Capture<'_> {
         while let Some(entry) = self.previous.before(path)? {
             let parent = entry.path.iter().rposition(|b| *b == b'/').map_or(&[][..], |at| entry.path.get(..at).unwrap_or_default());
             let in_directory = !entry.path.is_empty() && self.kept.as_ref().is_some_and(|open| open.iter().any(|d| d == parent));
-            // Another name of a file that may be another one now.
-            if !in_directory || entry.kind == Kind::Hardlink || self.is_excluded(&entry.path, entry.kind == Kind::Directory) {
+            // Another name of a file that is another one now.
+            if entry.kind == Kind::Hardlink && !self.is_still(&entry) {
+                self.context
+                    .report
+                    .left_out(format!("left out: {} vanished, and the file it was another name of was replaced", self.shown(&entry.path)));
+                continue;
+            }
+            if !in_directory || self.is_excluded(&entry.path, entry.kind == Kind::Directory) {
                 continue;
             }
             self.counts.vanished += u64::from(entry.kind == Kind::File);

@@ -91,6 +91,7 @@ impl Capture<'_> {
 
     fn keep(&mut self, entry: Entry, small: bool) -> Result<(), SourceError> {
         self.context.report.entry();
+        self.given += 1;
         if small {
             self.context.report.bytes(self.buffer.len() as u64);
             self.sink.push_small(entry, &self.buffer)?;

@@ -76,6 +76,13 @@ pub fn capture(
     Ok(facts.finish())
 }
 
+/// A database that a restore is loading.
+fn is_scratch(name: &str) -> bool {
+    name.strip_prefix("keepd_")
+        .and_then(|n| n.split_once('t'))
+        .is_some_and(|(day, _)| day.len() == 8 && day.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// The name of a database's file in the source.
 pub fn file_of(database: &str) -> String {
     dump::file_name(database, "sql")
@@ -95,7 +102,7 @@ fn databases(source: &ServerSource, client: &Client<'_>, context: &Context<'_>) 
         Databases::All => {
             let rows = client.table("show databases", context.cancel)?;
             let all = rows.into_iter().filter_map(|row| row.into_iter().next().flatten());
-            let found: Vec<String> = all.filter(|name| !SYSTEM.contains(&name.to_lowercase().as_str())).collect();
+            let found: Vec<String> = all.filter(|name| !SYSTEM.contains(&name.to_lowercase().as_str()) && !is_scratch(name)).collect();
             match found.is_empty() {
                 true => Err(SourceError::Failed(
                     "the server has no databases beside its own, or its user may not see them; nothing was captured".into(),
@@ -206,6 +213,9 @@ impl Collected {
     fn add(&mut self, database: &str, schema: Schema, summary: Summary, counts: dump::Counts) {
         let mut own = json!({ "bytes": counts.bytes, "charset": schema.charset, "collation": schema.collation });
         self.changed += counts.new_bytes;
+        if let Some(own) = own.as_object_mut().filter(|_| !summary.tied.is_empty()) {
+            own.insert("tied_triggers".into(), summary.tied.join(", ").into());
+        }
         if summary.understood {
             let name = |table: &str| if self.many { format!("{database}.{table}") } else { table.to_owned() };
             for (table, numbers) in &summary.tables {

@@ -112,6 +112,13 @@ impl Loader for Client<'_> {
                     .into(),
             );
         }
+        if let Some(tied) = wanted.fact("tied_triggers") {
+            return failed(format!(
+                "the backup has triggers that were written with the database's name ({tied}): loading them would write to {}; restore it with \
+                 --to DIR, take the names out of its text, and load that",
+                wanted.database
+            ));
+        }
         if self.charset(target, cancel)?.is_none() {
             return Ok(());
         }

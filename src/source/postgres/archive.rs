@@ -27,6 +27,8 @@ pub struct About {
     pub owner: Option<String>,
     /// What else belongs to the database as a whole: `ALTER DATABASE … SET …;`
     pub properties: Option<String>,
+    /// Grants and comments on it.
+    pub grants: Option<String>,
 }
 
 /// Rows and bytes of a table.
@@ -289,6 +291,9 @@ impl ArchiveReader {
             match what.as_str() {
                 "DATABASE" => (about.create, about.owner) = (definition, owner.filter(|o| !o.is_empty())),
                 "DATABASE PROPERTIES" => about.properties = definition,
+                "ACL" | "COMMENT" | "SECURITY LABEL" if tag.starts_with("DATABASE ") => {
+                    about.grants.get_or_insert_default().push_str(definition.as_deref().unwrap_or_default());
+                }
                 _ => {}
             }
             if has_data {

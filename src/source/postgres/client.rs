@@ -11,6 +11,7 @@ use crate::config::ServerSource;
 use crate::process::{Job, ProcessError, secret_path};
 use crate::secret;
 use crate::source::SourceError;
+use crate::source::load::PATIENCE;
 
 /// Questions are answered within so long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(600);
@@ -91,7 +92,18 @@ impl<'s> Client<'s> {
 
     /// The first column of a question's rows.
     pub fn ask(&self, database: &str, sql: &str, cancel: &CancellationToken) -> Result<Vec<String>, SourceError> {
-        let output = self.psql(database, sql, cancel)?;
+        self.ask_patiently(database, sql, ANSWER_WITHIN, cancel)
+    }
+
+    /// The same for what may take long.
+    pub fn ask_patiently(
+        &self,
+        database: &str,
+        sql: &str,
+        patience: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<String>, SourceError> {
+        let output = self.psql(database, sql, patience, cancel)?;
         let rows = output.split(|b| *b == 0).filter(|r| !r.is_empty());
         let first = |row: &[u8]| String::from_utf8_lossy(row.split(|b| *b == 1).next().unwrap_or_default()).into_owned();
         Ok(rows.map(first).collect())
@@ -99,16 +111,17 @@ impl<'s> Client<'s> {
 
     /// Runs statements, which must all go well.
     pub fn execute(&self, database: &str, sql: &str, cancel: &CancellationToken) -> Result<(), SourceError> {
-        self.psql(database, sql, cancel).map(drop)
+        self.psql(database, sql, PATIENCE, cancel).map(drop)
     }
 
-    fn psql(&self, database: &str, sql: &str, cancel: &CancellationToken) -> Result<Vec<u8>, SourceError> {
+    fn psql(&self, database: &str, sql: &str, patience: Duration, cancel: &CancellationToken) -> Result<Vec<u8>, SourceError> {
         let database_argument = format!("--dbname={}", named(database));
         let arguments = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--record-separator-zero"];
         let more = ["--field-separator=\u{1}", "--set=ON_ERROR_STOP=1", "--file=-", &database_argument];
-        let job = self.tool("psql", &[&arguments[..], &more].concat());
+        let mut job = self.tool("psql", &[&arguments[..], &more].concat());
+        job.environment.push(("PGCLIENTENCODING", "UTF8".into()));
         let input = format!("{sql};\n");
-        job.run(input.as_bytes(), MOST_ANSWER, ANSWER_WITHIN, cancel).map_err(|e| self.explained(&e, database))
+        job.run(input.as_bytes(), MOST_ANSWER, patience, cancel).map_err(|e| self.explained(&e, database))
     }
 
     /// An error in words that tell what to do.

@@ -103,7 +103,7 @@ fn databases(source: &ServerSource, client: &Client<'_>, context: &Context<'_>) 
     match &source.databases {
         Databases::Named(names) => Ok(names.clone()),
         Databases::All => {
-            let question = "select datname from pg_database where datallowconn and not datistemplate order by 1";
+            let question = "select datname from pg_database where datallowconn and not datistemplate and datname !~ '^keepd_[0-9]{8}t[0-9]' order by 1";
             let found = client.ask("postgres", question, context.cancel)?;
             match found.is_empty() {
                 true => Err(SourceError::Failed("the server has no databases, which cannot be; nothing was captured".into())),
@@ -161,6 +161,7 @@ impl Collected {
         if let Some(own) = own.as_object_mut() {
             own.extend(about.create.map(|sql| ("create".to_owned(), sql.into())));
             own.extend(about.owner.map(|name| ("owner".to_owned(), name.into())));
+            own.extend(about.grants.map(|sql| ("grants".to_owned(), sql.into())));
             own.extend(about.properties.map(|sql| ("properties".to_owned(), sql.into())));
         }
         self.databases.insert(database.to_owned(), own);

@@ -1,14 +1,18 @@
 //! An archive back into a server.
 
+use std::time::{Duration, Instant};
+
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, quoted};
 use crate::process::{Pipes, Running};
 use crate::source::SourceError;
-use crate::source::load::{Loader, Wanted, compare};
+use crate::source::load::{Loader, PATIENCE, Wanted, compare};
 
 /// Where databases are made and renamed from.
 const HOME: &str = "postgres";
+/// For connections to end whose application was stopped.
+const FAREWELL: Duration = Duration::from_secs(30);
 /// Tables counted with one question.
 const AT_ONCE: usize = 100;
 
@@ -42,7 +46,7 @@ impl Client<'_> {
         let parts: Vec<String> =
             tables.iter().enumerate().map(|(n, t)| format!("select {n}::text || '=' || coalesce({}, '')", ask(t))).collect();
         let mut answers = vec![None; tables.len()];
-        for answer in self.ask(&wanted.scratch, &parts.join(" union all "), cancel)? {
+        for answer in self.ask_patiently(&wanted.scratch, &parts.join(" union all "), PATIENCE, cancel)? {
             if let Some((n, value)) = answer.split_once('=')
                 && let Some(slot) = n.parse::<usize>().ok().and_then(|n| answers.get_mut(n))
             {
@@ -85,6 +89,10 @@ impl Loader for Client<'_> {
     fn begin(&self, wanted: &Wanted, cancel: &CancellationToken) -> Result<Running, SourceError> {
         let how = wanted.fact("create").and_then(|sql| created_with(sql, &wanted.database)).unwrap_or("WITH TEMPLATE = template0");
         self.execute(HOME, &format!("CREATE DATABASE {} {how}", quoted(&wanted.scratch)), cancel)?;
+        // pg_restore makes no schema for a single table.
+        for (schema, _) in wanted.tables.iter().filter_map(|t| t.split_once('.')) {
+            self.execute(&wanted.scratch, &format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema)), cancel)?;
+        }
         let mut options = Vec::new();
         if !wanted.owners {
             options.extend(["--no-owner".to_owned(), "--no-privileges".into()]);
@@ -125,10 +133,10 @@ impl Loader for Client<'_> {
     fn publish(&self, wanted: &Wanted, cancel: &CancellationToken) -> Result<Vec<String>, SourceError> {
         let mut told = Vec::new();
         let whole = wanted.tables.is_empty();
-        if let Some(sql) = wanted.fact("properties").filter(|_| whole) {
-            let sql = renamed(sql, &wanted.database, &wanted.scratch);
-            if let Err(e) = self.execute(HOME, &sql, cancel) {
-                told.push(format!("the settings of the database as a whole could not be set: {e}"));
+        for what in ["properties", "grants"] {
+            let Some(sql) = wanted.fact(what).filter(|_| whole && (what == "properties" || wanted.owners)) else { continue };
+            if let Err(e) = self.execute(HOME, &renamed(sql, &wanted.database, &wanted.scratch), cancel) {
+                told.push(format!("the {what} of the database as a whole could not be set: {e}"));
             }
         }
         if let Some(owner) = wanted.fact("owner").filter(|_| wanted.owners && whole)
@@ -137,16 +145,25 @@ impl Loader for Client<'_> {
             told.push(format!("the database could not be given to {owner}: {e}"));
         }
         let in_place = format!("ALTER DATABASE {} RENAME TO {}", quoted(&wanted.scratch), quoted(&wanted.target));
+        // From here on it goes to its end: nobody must be left to wonder whether it was renamed.
+        let go_on = CancellationToken::new();
         if !self.exists(&wanted.target, cancel)? {
-            self.execute(HOME, &in_place, cancel)?;
+            self.execute(HOME, &in_place, &go_on)?;
             return Ok(told);
         }
         if !wanted.replace {
             return Err(SourceError::Failed(format!("database {} has come into being meanwhile", wanted.target)));
         }
-        self.unused(&wanted.target, cancel)?;
+        // Whoever was stopped just now may take a moment to be gone.
+        let since = Instant::now();
+        while let Err(e) = self.unused(&wanted.target, cancel) {
+            if since.elapsed() > FAREWELL || !wanted.stops {
+                return Err(e);
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
         let aside = format!("ALTER DATABASE {} RENAME TO {}", quoted(&wanted.target), quoted(&wanted.aside));
-        self.execute(HOME, &format!("BEGIN; {aside}; {in_place}; COMMIT"), cancel)?;
+        self.execute(HOME, &format!("BEGIN; {aside}; {in_place}; COMMIT"), &go_on)?;
         told.push(format!(
             "the database that was there is kept as {0}; when it is no longer needed: DROP DATABASE {1}",
             wanted.aside,
@@ -156,7 +173,10 @@ impl Loader for Client<'_> {
     }
 
     fn discard(&self, wanted: &Wanted) -> Result<(), SourceError> {
-        self.execute(HOME, &format!("DROP DATABASE IF EXISTS {}", quoted(&wanted.scratch)), &CancellationToken::new())
+        let go_on = CancellationToken::new();
+        let ends = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = {}", literal(&wanted.scratch));
+        self.execute(HOME, &ends, &go_on)?;
+        self.execute(HOME, &format!("DROP DATABASE IF EXISTS {}", quoted(&wanted.scratch)), &go_on)
     }
 }
 
@@ -184,11 +204,13 @@ fn renamed(sql: &str, database: &str, scratch: &str) -> String {
                 return format!("{before}{new}{rest}");
             }
         }
-        // ALTER ROLE x IN DATABASE y SET …
+        // ALTER ROLE x IN DATABASE y SET …; GRANT … ON DATABASE y TO …; COMMENT ON DATABASE y IS …
         for name in [quoted(database), database.to_owned()] {
-            let place = format!(" IN DATABASE {name} ");
-            if line.starts_with("ALTER ROLE ") && line.contains(&place) {
-                return line.replacen(&place, &format!(" IN DATABASE {new} "), 1);
+            for (starts, word) in [("ALTER ROLE ", "IN"), ("GRANT ", "ON"), ("REVOKE ", "ON"), ("COMMENT ", "ON"), ("SECURITY ", "ON")] {
+                let place = format!(" {word} DATABASE {name} ");
+                if line.starts_with(starts) && line.contains(&place) {
+                    return line.replacen(&place, &format!(" {word} DATABASE {new} "), 1);
+                }
             }
         }
         line.to_owned()
@@ -208,6 +230,9 @@ mod tests {
         assert_eq!(created_with(&format!("CREATE DATABASE shop2 {with};"), "shop"), None);
         let sql = "ALTER DATABASE shop SET search_path TO 'a b';\nALTER ROLE app IN DATABASE shop SET work_mem TO '1MB';\n";
         let renamed = renamed(sql, "shop", "s1");
+        let grants =
+            super::renamed("REVOKE CONNECT,TEMPORARY ON DATABASE shop FROM PUBLIC;\nCOMMENT ON DATABASE shop IS 'a';", "shop", "s1");
+        assert_eq!(grants, "REVOKE CONNECT,TEMPORARY ON DATABASE \"s1\" FROM PUBLIC;\nCOMMENT ON DATABASE \"s1\" IS 'a'");
         assert_eq!(renamed, "ALTER DATABASE \"s1\" SET search_path TO 'a b';\nALTER ROLE app IN DATABASE \"s1\" SET work_mem TO '1MB'");
     }
 }
