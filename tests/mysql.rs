@@ -372,9 +372,9 @@ fn a_dump_that_is_not_whole_is_no_backup() {
             "\"$real\" \"$@\"; echo 'mariadb-dump: Error 2013: Lost connection to server during query' >&2; exit 3",
             "broke off the connection",
         ),
-        ("\"$real\" \"$@\" | head -c 100000; sleep 100", "gave nothing for 2 s"),
+        ("\"$real\" \"$@\" | head -c 100000; sleep 100", "gave nothing for 5 s"),
     ];
-    world.reconfigure("dbname = \"shop\"", ", timeout = \"2s\"");
+    world.reconfigure("dbname = \"shop\"", ", timeout = \"5s\"");
     for (then, wanted) in cases {
         world.wrap("mariadb-dump", then);
         let said = world.fails();

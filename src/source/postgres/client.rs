@@ -133,7 +133,7 @@ impl<'s> Client<'s> {
             format!(
                 "the server is newer than the tools in {dir} ({}); install the client package of the server's version (Debian: postgresql-client-NN) and name \
                  its directory: bin_dir = \"/usr/lib/postgresql/NN/bin\"",
-                newer.replace("detail:", "").replace("pg_dump:", "").trim()
+                newer.get(newer.find("server version:").unwrap_or(0)..).unwrap_or_default().trim()
             )
         } else if text.contains("no password supplied") || text.contains("password authentication failed") {
             "give the source user and password = { file = \"…\" }, and check that they are right".into()
