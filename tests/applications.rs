@@ -174,6 +174,8 @@ fn a_database_comes_back_beside_in_place_and_in_part() {
 
     // In place: what is there is kept under another name; a connected application is told, not thrown out.
     server.sql("My Shop", "delete from note; create table later (a int)");
+    assert!(keepd.fails(2, &["restore", &id, "--to", "/nowhere", "--table", "note"]).contains("cannot be used with"));
+    assert!(keepd.fails(2, &["restore", &id, "--in-place", "--replace"]).contains("cannot be used with"));
     let told = keepd.fails(2, &["restore", &id, "--in-place"]);
     assert!(told.contains("--yes"), "{told}");
     let mut connected = server.psql("My Shop").args(["-c", "select pg_sleep(60)"]).spawn().unwrap();

@@ -196,10 +196,10 @@ pub enum Command {
         #[arg(long, value_name = "NAME", conflicts_with = "to")]
         database: Option<String>,
         /// Only this table; may be repeated
-        #[arg(long, value_name = "TABLE", requires = "to_database")]
+        #[arg(long, value_name = "TABLE", requires = "to_database", conflicts_with_all = ["to", "in_place"])]
         table: Vec<String>,
         /// A database of that name may be there: it is kept under another name
-        #[arg(long, requires = "to_database")]
+        #[arg(long, requires = "to_database", conflicts_with_all = ["to", "in_place"])]
         replace: bool,
         /// Objects belong to the role that loads them
         #[arg(long, conflicts_with = "to")]
