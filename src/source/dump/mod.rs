@@ -5,10 +5,12 @@
 //! is cut where its contents say so (FastCDC) into pieces far smaller than chunks, of which only the hashes are kept; so a row that was
 //! added, changed or moved costs a piece or two, while chunks stay long enough to be compressed well.
 
+mod facts;
 mod pieces;
 
 use std::time::Duration;
 
+pub use facts::{Collected, Counted, Table};
 pub use pieces::Counts;
 use pieces::PieceCutter;
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::trigger;
+use crate::source::dump::Table;
 
 /// The tools write it last.
 const END: &[u8] = b"-- Dump completed";
@@ -18,13 +19,6 @@ const MOST_HEAD: usize = 64;
 const MOST_NAME: usize = 1024;
 /// Of a comment, or the beginning of a body.
 const MOST_TEXT: usize = 2048;
-
-/// Rows of a table, and the bytes of the statements that bring them.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Table {
-    pub rows: u64,
-    pub bytes: u64,
-}
 
 /// What came by.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

@@ -15,11 +15,12 @@ mod tests;
 mod trigger;
 
 use keepd_protocol::model::Level;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 pub use self::client::Client;
 use self::client::literal;
 use self::dump_reader::{DumpReader, Summary};
+use super::dump::{Collected, Counted};
 use super::{Context, Facts, Merge, Previous, SourceError, dump};
 use crate::config::{Databases, ServerSource};
 use crate::process::Pipes;
@@ -46,7 +47,7 @@ pub fn capture(
     sink.push(dump::directory())?;
     context.report.entry();
     let mut previous = Merge::new(previous);
-    let mut facts = Collected { many: databases.len() > 1, ..Collected::default() };
+    let mut facts = Collected::of(&databases);
     let mut loose = Vec::new();
     for database in &databases {
         let schema = schema(&client, database, context)?;
@@ -68,7 +69,9 @@ pub fn capture(
         let summary = reader.finish().map_err(|text| SourceError::Failed(format!("the dump of database {database} is cut off: {text}")))?;
         tell(&summary, database, context);
         warn(context, &captured.ended.said);
-        facts.add(database, schema, summary, captured.counts);
+        let own = own(schema, &summary);
+        let Summary { tables, server_version, tool_version, understood, .. } = summary;
+        facts.add(database, own, understood.then_some(Counted { tables, server_version, tool_version }), captured.counts);
         sink.push(captured.entry)?;
         context.report.entry();
     }
@@ -198,48 +201,11 @@ fn tell(summary: &Summary, database: &str, context: &Context<'_>) {
     }
 }
 
-/// Facts of all databases of the source.
-#[derive(Default)]
-struct Collected {
-    many: bool,
-    versions: Option<(String, String)>,
-    tables: Map<String, Value>,
-    table_bytes: Map<String, Value>,
-    databases: Map<String, Value>,
-    changed: u64,
-}
-
-impl Collected {
-    fn add(&mut self, database: &str, schema: Schema, summary: Summary, counts: dump::Counts) {
-        let mut own = json!({ "bytes": counts.bytes, "charset": schema.charset, "collation": schema.collation });
-        self.changed += counts.new_bytes;
-        if let Some(own) = own.as_object_mut().filter(|_| !summary.tied.is_empty()) {
-            own.insert("tied_triggers".into(), summary.tied.join(", ").into());
-        }
-        if summary.understood {
-            let name = |table: &str| if self.many { format!("{database}.{table}") } else { table.to_owned() };
-            for (table, numbers) in &summary.tables {
-                self.tables.insert(name(table), numbers.rows.into());
-                self.table_bytes.insert(name(table), numbers.bytes.into());
-            }
-            if let Some(own) = own.as_object_mut() {
-                own.insert("tables".into(), summary.tables.len().into());
-                own.insert("rows".into(), summary.tables.values().map(|t| t.rows).sum::<u64>().into());
-            }
-            self.versions = Some((summary.server_version, summary.tool_version));
-        }
-        self.databases.insert(database.to_owned(), own);
+/// What is known of a database as a whole.
+fn own(schema: Schema, summary: &Summary) -> Map<String, Value> {
+    let mut own = Map::from_iter([("charset".to_owned(), schema.charset.into()), ("collation".to_owned(), schema.collation.into())]);
+    if !summary.tied.is_empty() {
+        own.insert("tied_triggers".into(), summary.tied.join(", ").into());
     }
-
-    fn finish(self) -> Facts {
-        let mut facts =
-            Facts::from([("databases".to_owned(), Value::Object(self.databases)), ("changed_bytes".to_owned(), self.changed.into())]);
-        if let Some((server, tool)) = self.versions {
-            facts.insert("server_version".into(), server.into());
-            facts.insert("tool_version".into(), tool.into());
-            facts.insert("tables".into(), Value::Object(self.tables));
-            facts.insert("table_bytes".into(), Value::Object(self.table_bytes));
-        }
-        facts
-    }
+    own
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
-use super::dump_reader::{DumpReader, Summary, Table};
+use super::dump_reader::{DumpReader, Summary};
+use crate::source::dump::Table;
 
 /// As MariaDB's tool prints it: one row on a line, a body between delimiters, a view, a table whose name and rows look like SQL.
 const MARIADB: &str = r#"/*M!999999\- enable the sandbox mode */ 

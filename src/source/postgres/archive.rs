@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::source::dump::Table;
+
 const MAGIC: &[u8] = b"PGDMP";
 const NO_ARCHIVE: &str = "it does not begin like an archive of pg_dump";
 /// A table of contents is never longer, in bytes.
@@ -29,13 +31,6 @@ pub struct About {
     pub properties: Option<String>,
     /// Grants and comments on it.
     pub grants: Option<String>,
-}
-
-/// Rows and bytes of a table.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Table {
-    pub rows: u64,
-    pub bytes: u64,
 }
 
 /// What came by.

@@ -9,10 +9,11 @@ mod client;
 mod restore;
 
 use keepd_protocol::model::Level;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use self::archive::{ArchiveReader, Summary};
+use self::archive::{About, ArchiveReader, Summary};
 pub use self::client::Client;
+use super::dump::{Collected, Counted};
 use super::{Context, Facts, Merge, Previous, SourceError, dump};
 use crate::config::{Databases, ServerSource};
 use crate::process::Pipes;
@@ -39,7 +40,7 @@ pub fn capture(
     sink.push(dump::directory())?;
     context.report.entry();
     let mut previous = Merge::new(previous);
-    let mut facts = Collected { many: databases.len() > 1, ..Collected::default() };
+    let mut facts = Collected::of(&databases);
     for (file, database) in &files {
         let before = previous.at(file.as_bytes())?;
         match database {
@@ -59,7 +60,10 @@ pub fn capture(
                     context.report.message(Level::Warning, text);
                 }
                 warn(context, &captured.ended.said);
-                facts.add(database, summary, captured.counts);
+                let Summary { mut about, tables, large_objects, understood } = summary;
+                let own = own(&mut about, large_objects);
+                let counted = Counted { tables, server_version: about.server_version, tool_version: about.tool_version };
+                facts.add(database, own, understood.then_some(counted), captured.counts);
                 sink.push(captured.entry)?;
             }
             None => {
@@ -136,50 +140,15 @@ fn globals(client: &Client<'_>, database: Option<&String>, source: &ServerSource
     }
 }
 
-/// Facts of all databases of the source.
-#[derive(Default)]
-struct Collected {
-    many: bool,
-    versions: Option<(String, String)>,
-    tables: Map<String, Value>,
-    table_bytes: Map<String, Value>,
-    databases: Map<String, Value>,
-    changed: u64,
-}
-
-impl Collected {
-    fn add(&mut self, database: &str, summary: Summary, counts: dump::Counts) {
-        let name = |table: &str| if self.many { format!("{database}.{table}") } else { table.to_owned() };
-        let rows: u64 = summary.tables.values().map(|t| t.rows).sum();
-        for (table, numbers) in &summary.tables {
-            self.tables.insert(name(table), numbers.rows.into());
-            self.table_bytes.insert(name(table), numbers.bytes.into());
-        }
-        let about = summary.about;
-        let mut own =
-            json!({ "tables": summary.tables.len(), "rows": rows, "bytes": counts.bytes, "large_objects": summary.large_objects });
-        if let Some(own) = own.as_object_mut() {
-            own.extend(about.create.map(|sql| ("create".to_owned(), sql.into())));
-            own.extend(about.owner.map(|name| ("owner".to_owned(), name.into())));
-            own.extend(about.grants.map(|sql| ("grants".to_owned(), sql.into())));
-            own.extend(about.properties.map(|sql| ("properties".to_owned(), sql.into())));
-        }
-        self.databases.insert(database.to_owned(), own);
-        self.changed += counts.new_bytes;
-        if summary.understood {
-            self.versions = Some((about.server_version, about.tool_version));
-        }
-    }
-
-    fn finish(self) -> Facts {
-        let mut facts =
-            Facts::from([("databases".to_owned(), Value::Object(self.databases)), ("changed_bytes".to_owned(), self.changed.into())]);
-        if let Some((server, tool)) = self.versions {
-            facts.insert("server_version".into(), server.into());
-            facts.insert("tool_version".into(), tool.into());
-            facts.insert("tables".into(), Value::Object(self.tables));
-            facts.insert("table_bytes".into(), Value::Object(self.table_bytes));
-        }
-        facts
-    }
+/// What a dump says of its database as a whole.
+fn own(about: &mut About, large_objects: u64) -> Map<String, Value> {
+    let texts = [
+        ("create", about.create.take()),
+        ("owner", about.owner.take()),
+        ("grants", about.grants.take()),
+        ("properties", about.properties.take()),
+    ];
+    let mut own: Map<String, Value> = texts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into()))).collect();
+    own.insert("large_objects".into(), large_objects.into());
+    own
 }
