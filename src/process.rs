@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -55,6 +55,16 @@ pub enum ProcessError {
     Cancelled,
     #[error("{0}")]
     Failed(String),
+}
+
+impl ProcessError {
+    /// With what it was about before what went wrong.
+    pub fn about(self, what: &str) -> Self {
+        match self {
+            ProcessError::Cancelled => ProcessError::Cancelled,
+            ProcessError::Failed(text) => ProcessError::Failed(format!("{what}: {text}")),
+        }
+    }
 }
 
 /// A program that runs.
@@ -184,10 +194,6 @@ impl Job<'_> {
         let heard = said.clone();
         let listener = std::thread::Builder::new().name("stderr".into()).spawn(move || listen(error_reader, &heard)).ok();
         let input = child.stdin.take().map(OwnedFd::from);
-        if let Some(input) = &input {
-            // So that a program that takes nothing does not hold the run.
-            rustix::fs::fcntl_setfl(input, OFlags::NONBLOCK).map_err(|e| failed("cannot feed", &e))?;
-        }
         let output = child.stdout.take().map(OwnedFd::from);
         Ok(Running { name, child, ended: None, output, input, said, listener })
     }
@@ -199,7 +205,6 @@ impl Job<'_> {
         let feeder = running.input.take().map(|fd| {
             let bytes = Zeroizing::new(input.to_vec());
             std::thread::spawn(move || {
-                let _ = rustix::fs::fcntl_setfl(&fd, OFlags::empty());
                 // One that does not want it all has its reasons; its exit status tells.
                 let _ = std::fs::File::from(fd).write_all(&bytes);
             })
@@ -297,7 +302,7 @@ impl Running {
         let since = Instant::now();
         loop {
             let Some(output) = &self.output else { return Ok(0) };
-            match ready(output, PollFlags::IN) {
+            match is_readable(output) {
                 Ok(false) => self.go_on(since, patience, "gave nothing", cancel)?,
                 Ok(true) => match rustix::io::read(output, &mut *buffer) {
                     Err(rustix::io::Errno::INTR) => {}
@@ -312,28 +317,6 @@ impl Running {
     /// Its standard input, for somebody else to write to. It must be closed before [`Running::finish`] can be waited for.
     pub fn take_input(&mut self) -> Option<OwnedFd> {
         self.input.take()
-    }
-
-    /// Feeds it all of this; false when it wants no more (its end tells why).
-    pub fn write(&mut self, mut bytes: &[u8], patience: Duration, cancel: &CancellationToken) -> Result<bool, ProcessError> {
-        let mut since = Instant::now();
-        while !bytes.is_empty() {
-            let Some(input) = &self.input else { return Ok(false) };
-            match ready(input, PollFlags::OUT) {
-                Ok(false) => self.go_on(since, patience, "took nothing", cancel)?,
-                Ok(true) => match rustix::io::write(input, bytes) {
-                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => self.go_on(since, patience, "took nothing", cancel)?,
-                    Err(rustix::io::Errno::PIPE) => return Ok(false),
-                    Err(e) => return Err(self.broken("cannot feed", &e)),
-                    Ok(n) => {
-                        bytes = bytes.get(n..).unwrap_or_default();
-                        since = Instant::now();
-                    }
-                },
-                Err(e) => return Err(self.broken("cannot wait for", &e)),
-            }
-        }
-        Ok(true)
     }
 
     /// Closes its input, and waits for its end at most so long.
@@ -383,8 +366,9 @@ impl Running {
     }
 }
 
-fn ready(fd: &impl AsFd, flags: PollFlags) -> io::Result<bool> {
-    let mut fds = [PollFd::new(fd, flags)];
+/// Whether there is something to read, or its end.
+fn is_readable(fd: &impl AsFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
     let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: LOOK_EVERY.subsec_nanos().into() };
     match poll(&mut fds, Some(&timeout)) {
         Ok(0) | Err(rustix::io::Errno::INTR) => Ok(false),

@@ -3,7 +3,6 @@
 mod common;
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -54,7 +53,7 @@ impl Server {
         install.args(["--no-defaults", &data, &tmp, "--auth-root-authentication-method=normal", "--skip-test-db"]);
         let out = if root { install.arg("--user=root") } else { &mut install }.output().unwrap();
         assert!(out.status.success(), "{}", text(&out));
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = common::servers::free_port();
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
         let mut command = Command::new("mariadbd");
         command.env("PATH", path).args(["--no-defaults", &data, &tmp, "--bind-address=127.0.0.1", "--innodb-buffer-pool-size=32M"]);

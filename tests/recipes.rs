@@ -60,7 +60,7 @@ fn own(path: &Path, user: &str) {
 }
 
 fn free_port() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+    common::servers::free_port().to_string()
 }
 
 fn tool(name: &str) -> String {

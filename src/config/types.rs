@@ -236,7 +236,7 @@ pub enum Quiesce {
 }
 
 /// Somebody else's program: what is started, as whom, and for how long at the most.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Program {
     /// The program and its arguments; at least one.
     pub command: Vec<String>,

@@ -45,11 +45,9 @@ impl Event<'_> {
             ];
             // An environment holds no NUL.
             environment.extend(more.iter().map(|(key, value)| (*key, value.replace('\0', " ").into())));
-            match run_program(program, environment, cancel) {
-                Ok(said) if said.is_empty() => {}
-                Ok(said) => live.message(Level::Info, format!("{}: {shown}: {said}", self.name)),
-                Err(ProcessError::Cancelled) => return Err(Failure::Cancelled),
-                Err(ProcessError::Failed(text)) => return Err(Failure::Failed(format!("hook {}: {text}", self.name))),
+            let said = run_program(program, environment, cancel).map_err(|e| e.about(&format!("hook {}", self.name)))?;
+            if !said.is_empty() {
+                live.message(Level::Info, format!("{}: {shown}: {said}", self.name));
             }
         }
         Ok(())

@@ -62,6 +62,15 @@ impl From<crate::repository::RepositoryError> for Failure {
     }
 }
 
+impl From<crate::process::ProcessError> for Failure {
+    fn from(error: crate::process::ProcessError) -> Self {
+        match error {
+            crate::process::ProcessError::Cancelled => Failure::Cancelled,
+            crate::process::ProcessError::Failed(text) => Failure::Failed(text),
+        }
+    }
+}
+
 impl From<crate::ledger::LedgerError> for Failure {
     fn from(error: crate::ledger::LedgerError) -> Self {
         Failure::Failed(error.to_string())

@@ -8,12 +8,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
 use super::restore::{Another, Place};
+use super::set::told;
 use super::{contents, hooks, quiesce};
 use crate::config::{Databases, Job, ServerSource, Source, SourceKind};
-use crate::process::{Pipes, ProcessError};
+use crate::process::Pipes;
 use crate::repository::Entry;
-use crate::source::load::{Loader, PATIENCE, Wanted};
-use crate::source::{Facts, SourceError, command, mysql, postgres};
+use crate::source::load::{Loader, PATIENCE, Wanted, scratch_name};
+use crate::source::{Facts, command, mysql, postgres};
 
 /// What is to be brought back.
 #[derive(Debug, Clone, Default)]
@@ -82,13 +83,6 @@ impl LoadRequest {
     }
 }
 
-fn told(source: &Source, error: SourceError) -> Failure {
-    match error {
-        SourceError::Cancelled => Failure::Cancelled,
-        other => Failure::Failed(format!("source {}: {other}", source.name)),
-    }
-}
-
 /// What is read, and from where.
 pub struct Dump<'a> {
     pub place: Place,
@@ -152,7 +146,7 @@ fn wanted(request: &LoadRequest, server: &ServerSource, source: &Source, dump: &
         owners: request.owners,
         stops: false,
         facts: dump.facts.clone(),
-        scratch: format!("keepd_{run}"),
+        scratch: scratch_name(&run),
         aside: format!("{short}_before_{run}"),
         target,
     })
@@ -221,10 +215,7 @@ fn feed(source: &Source, mut running: crate::process::Running, dump: Dump<'_>, p
     }
     drop(open);
     let ended = running.finish(patience, &live.cancel)?;
-    ended.good().map_err(|e| match e {
-        ProcessError::Cancelled => Failure::Cancelled,
-        ProcessError::Failed(text) => Failure::Failed(format!("source {}: {text}", source.name)),
-    })?;
+    ended.good().map_err(|e| e.about(&format!("source {}", source.name)))?;
     // A program that is content with less may not have put back what it should.
     fed.map_err(|e| match e {
         Failure::Failed(text) => {

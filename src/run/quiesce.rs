@@ -27,14 +27,7 @@ struct Note {
     run: String,
     /// Units to start, in this order.
     services: Vec<String>,
-    end: Option<End>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct End {
-    command: Vec<String>,
-    timeout_seconds: u64,
-    run_as: Option<String>,
+    end: Option<Program>,
 }
 
 /// Ends when it is dropped, at the latest.
@@ -43,15 +36,16 @@ pub struct Quiesced<'a> {
     live: &'a LiveRun,
 }
 
-fn systemctl(verb: &str, units: &[String], cancel: &CancellationToken) -> Result<Vec<u8>, ProcessError> {
-    let words = ["systemctl", "--no-ask-password", verb, "--"].into_iter().map(str::to_owned);
-    Process::new(words.chain(units.iter().cloned())).run(b"", 64 << 10, UNIT_PATIENCE, cancel)
+fn systemctl(words: [&str; 2], unit: &str, cancel: &CancellationToken) -> Result<String, ProcessError> {
+    let words = std::iter::once("systemctl").chain(words).chain(["--", unit]);
+    let output = Process::new(words).run(b"", 64 << 10, UNIT_PATIENCE, cancel)?;
+    Ok(String::from_utf8_lossy(&output).into_owned())
 }
 
 /// Whether a unit runs, or is about to.
 fn is_active(unit: &str, cancel: &CancellationToken) -> Result<bool, ProcessError> {
     // `is-active` ends with another exit status than 0 for what does not run, `show` only when it cannot tell.
-    let shown = systemctl_show(unit, cancel)?;
+    let shown = systemctl(["show", "--property=LoadState,ActiveState"], unit, cancel)?;
     if !shown.lines().any(|l| l.starts_with("LoadState=")) {
         return Err(ProcessError::Failed(format!("systemctl says nothing of unit {unit}")));
     }
@@ -59,21 +53,6 @@ fn is_active(unit: &str, cancel: &CancellationToken) -> Result<bool, ProcessErro
         return Err(ProcessError::Failed(format!("systemd knows no unit {unit}")));
     }
     Ok(["active", "activating", "reloading"].iter().any(|s| shown.lines().any(|l| l == format!("ActiveState={s}"))))
-}
-
-fn systemctl_show(unit: &str, cancel: &CancellationToken) -> Result<String, ProcessError> {
-    let words = ["systemctl", "show", "--property=LoadState,ActiveState", "--", unit];
-    let output = Process::new(words).run(b"", 64 << 10, UNIT_PATIENCE, cancel)?;
-    Ok(String::from_utf8_lossy(&output).into_owned())
-}
-
-impl From<ProcessError> for Failure {
-    fn from(error: ProcessError) -> Self {
-        match error {
-            ProcessError::Cancelled => Failure::Cancelled,
-            ProcessError::Failed(text) => Failure::Failed(text),
-        }
-    }
 }
 
 /// Holds a job's application still as it is configured; None when it goes on working.
@@ -86,15 +65,12 @@ pub fn begin<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Result<Optio
         Quiesce::Services => stop_services(job, state_dir, live).map(Some),
         Quiesce::Maintenance { begin, end } => {
             live.step("beginning the maintenance mode");
-            let end = End { command: end.command.clone(), timeout_seconds: end.timeout.as_secs(), run_as: end.run_as.clone() };
             let mut held = Quiesced { note: None, live };
-            held.write_down(state_dir, Note { job: job.name.clone(), run: live.id(), services: Vec::new(), end: Some(end) })?;
+            held.write_down(state_dir, Note { job: job.name.clone(), run: live.id(), services: Vec::new(), end: Some(end.clone()) })?;
             let environment =
                 vec![("KEEPD_EVENT", "quiesce_begin".into()), ("KEEPD_JOB", job.name.as_str().into()), ("KEEPD_RUN", live.id().into())];
-            let said = hooks::run_program(begin, environment, &live.cancel).map_err(|e| match e {
-                ProcessError::Cancelled => Failure::Cancelled,
-                ProcessError::Failed(text) => Failure::Failed(format!("the maintenance mode could not be begun: {text}")),
-            })?;
+            let said = hooks::run_program(begin, environment, &live.cancel);
+            let said = said.map_err(|e| e.about("the maintenance mode could not be begun"))?;
             if !said.is_empty() {
                 live.message(Level::Info, format!("quiesce: {said}"));
             }
@@ -109,11 +85,7 @@ pub fn stop_services<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Resu
     live.step("stopping services");
     let mut running = Vec::new();
     for unit in &job.services {
-        let told = |e| match e {
-            ProcessError::Cancelled => Failure::Cancelled,
-            ProcessError::Failed(text) => Failure::Failed(format!("service {unit} cannot be looked at: {text}")),
-        };
-        if is_active(unit, &live.cancel).map_err(told)? {
+        if is_active(unit, &live.cancel).map_err(|e| e.about(&format!("service {unit} cannot be looked at")))? {
             running.push(unit.clone());
         }
     }
@@ -125,10 +97,8 @@ pub fn stop_services<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Resu
     let services = running.iter().rev().cloned().collect();
     held.write_down(state_dir, Note { job: job.name.clone(), run: live.id(), services, end: None })?;
     for unit in &running {
-        systemctl("stop", std::slice::from_ref(unit), &live.cancel).map_err(|e| match e {
-            ProcessError::Cancelled => Failure::Cancelled,
-            ProcessError::Failed(text) => Failure::Failed(format!("service {unit} could not be stopped: {text}")),
-        })?;
+        let stopped = systemctl(["--no-ask-password", "stop"], unit, &live.cancel);
+        stopped.map_err(|e| e.about(&format!("service {unit} could not be stopped")))?;
     }
     Ok(held)
 }
@@ -183,16 +153,14 @@ fn end_noted(note: &Note, path: &Path) -> Result<(), String> {
     let cancel = CancellationToken::new();
     let mut errors = Vec::new();
     for unit in &note.services {
-        if let Err(e) = systemctl("start", std::slice::from_ref(unit), &cancel) {
+        if let Err(e) = systemctl(["--no-ask-password", "start"], unit, &cancel) {
             errors.push(format!("service {unit} was stopped and COULD NOT BE STARTED AGAIN: {e}"));
         }
     }
-    if let Some(end) = &note.end {
-        let program =
-            Program { command: end.command.clone(), timeout: Duration::from_secs(end.timeout_seconds), run_as: end.run_as.clone() };
+    if let Some(program) = &note.end {
         let environment =
             vec![("KEEPD_EVENT", "quiesce_end".into()), ("KEEPD_JOB", note.job.clone().into()), ("KEEPD_RUN", note.run.clone().into())];
-        if let Err(e) = hooks::run_program(&program, environment, &cancel) {
+        if let Err(e) = hooks::run_program(program, environment, &cancel) {
             errors.push(format!("the maintenance mode COULD NOT BE ENDED: {e}"));
         }
     }

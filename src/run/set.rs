@@ -13,7 +13,7 @@ use super::backup::Environment;
 use super::live::{Failure, LiveRun};
 use super::quiesce;
 use super::references::Named;
-use crate::config::{FilesSource, Job, Source, SourceKind, VersionFrom};
+use crate::config::{Job, Source, SourceKind, VersionFrom};
 use crate::repository::source_writer::{SourceWriter, WrittenSource};
 use crate::repository::spool::SpoolReader;
 use crate::repository::writer::Writer;
@@ -59,14 +59,9 @@ pub fn capture(
     let mut first = HashMap::new();
     if held.is_none() && !others.is_empty() {
         live.report.mute(true);
-        for source in &file_sources {
-            let found = set.first_pass(source);
-            if found.is_err() {
-                live.report.mute(false);
-            }
-            first.insert(source.name.clone(), found?);
-        }
+        let found: Result<_, Failure> = file_sources.iter().map(|source| Ok((source.name.clone(), set.first_pass(source)?))).collect();
         live.report.mute(false);
+        first = found?;
     }
     for source in others {
         set.ask_references(source)?;
@@ -74,7 +69,7 @@ pub fn capture(
     }
     for source in file_sources {
         match first.remove(&source.name) {
-            Some((spool, facts)) => set.second_pass(source, spool, &facts)?,
+            Some((mut spool, facts)) => set.second_pass(source, &mut spool, &facts)?,
             None => set.whole(source)?,
         }
     }
@@ -112,7 +107,8 @@ fn failed(source: &Source, text: impl std::fmt::Display) -> Failure {
     Failure::Failed(format!("source {}: {text}", source.name))
 }
 
-fn told(source: &Source, error: SourceError) -> Failure {
+/// A source's error as the run's, with the source's name.
+pub fn told(source: &Source, error: SourceError) -> Failure {
     match error {
         SourceError::Cancelled | SourceError::Sink(SinkError::Cancelled) => Failure::Cancelled,
         SourceError::Failed(text) => failed(source, text),
@@ -155,6 +151,11 @@ impl Set<'_> {
         }
     }
 
+    fn keep(&mut self, source: &Source, written: WrittenSource) {
+        self.written.insert(source.name.clone(), written);
+        self.live.set_added(self.added_before + self.writer.added_bytes());
+    }
+
     /// Captures a source in one go.
     fn whole(&mut self, source: &Source) -> Result<(), Failure> {
         let places = self.begin(source, "capturing")?;
@@ -177,8 +178,7 @@ impl Set<'_> {
         };
         let facts = captured.map_err(|e| told(source, e))?;
         let written = sink.finish(json(source, &facts)?)?;
-        self.written.insert(source.name.clone(), written);
-        self.live.set_added(self.added_before + self.writer.added_bytes());
+        self.keep(source, written);
         Ok(())
     }
 
@@ -200,7 +200,7 @@ impl Set<'_> {
     }
 
     /// And once more, when the databases are captured.
-    fn second_pass(&mut self, source: &Source, spool: SpoolReader, first: &Facts) -> Result<(), Failure> {
+    fn second_pass(&mut self, source: &Source, spool: &mut SpoolReader, first: &Facts) -> Result<(), Failure> {
         let SourceKind::Files(files) = &source.kind else { return Err(failed(source, "is no directory; this is a bug")) };
         let places = self.begin(source, "looking again at")?;
         let report = crate::source::Report::default();
@@ -209,13 +209,12 @@ impl Set<'_> {
         let named = &self.named;
         let sink = SourceWriter::new(self.writer, &source.name, source.kind.word(), &source.kind.place(), None);
         let mut sink = sink.watched(watching(named, source));
-        let mut facts = again(files, spool, &mut sink, &context).map_err(|e| told(source, e))?;
+        let mut facts = files::capture_again(files, spool, &mut sink, &context).map_err(|e| told(source, e))?;
         // Of the contents that were read, those that the last backup had are the ones of the first look.
         facts.extend(first.get("unchanged").map(|value| ("unchanged".to_owned(), value.clone())));
         live.report.take_over(&report);
         let written = sink.finish(json(source, &facts)?)?;
-        self.written.insert(source.name.clone(), written);
-        self.live.set_added(self.added_before + self.writer.added_bytes());
+        self.keep(source, written);
         Ok(())
     }
 
@@ -255,14 +254,11 @@ impl Set<'_> {
     }
 }
 
-fn again(files: &FilesSource, mut spool: SpoolReader, sink: &mut SourceWriter<'_>, context: &Context<'_>) -> Result<Facts, SourceError> {
-    struct FirstPass<'s>(&'s mut SpoolReader);
-    impl Previous for FirstPass<'_> {
-        fn next_entry(&mut self) -> Result<Option<Entry>, SinkError> {
-            Ok(self.0.next_entry()?)
-        }
+/// What the first look found.
+impl Previous for SpoolReader {
+    fn next_entry(&mut self) -> Result<Option<Entry>, SinkError> {
+        Ok(SpoolReader::next_entry(self)?)
     }
-    files::capture_again(files, &mut FirstPass(&mut spool), sink, context)
 }
 
 /// Ticks the files that databases name.

@@ -71,6 +71,17 @@ impl Wanted {
         }
     }
 
+    /// An error unless the database that is there may be replaced.
+    pub fn may_replace(&self) -> Result<(), SourceError> {
+        match self.replace {
+            true => Ok(()),
+            false => Err(SourceError::Failed(format!(
+                "database {} is there already; give another name, or --replace to have it kept as {} and replaced",
+                self.target, self.aside
+            ))),
+        }
+    }
+
     /// A fact of this database.
     pub fn fact(&self, name: &str) -> Option<&str> {
         self.facts.get("databases")?.get(&self.database)?.get(name)?.as_str()
@@ -93,6 +104,30 @@ pub trait Loader {
 
     /// Removes the scratch database.
     fn discard(&self, wanted: &Wanted) -> Result<(), SourceError>;
+}
+
+const SCRATCH: &str = "keepd_";
+
+/// The database that a run loads into; `run` is its id in small letters and digits, time first.
+pub fn scratch_name(run: &str) -> String {
+    format!("{SCRATCH}{run}")
+}
+
+/// Whether a database is one that a restore loads into: it is nobody's, and may be gone in a moment.
+pub fn is_scratch(database: &str) -> bool {
+    let day = database.strip_prefix(SCRATCH).and_then(|run| run.split_once('t')).map(|(day, _)| day);
+    day.is_some_and(|day| day.len() == 8 && day.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// An error when somebody uses a database that is to be replaced.
+pub fn used_by(database: &str, users: &[String]) -> Result<(), SourceError> {
+    match users.is_empty() {
+        true => Ok(()),
+        false => Err(SourceError::Failed(format!(
+            "database {database} is in use by {}; stop what uses it, or name its services in the job (services = [\"…\"]), and try again",
+            users.join("; ")
+        ))),
+    }
 }
 
 /// A dump's end may be waited for as long as the server builds its indexes.

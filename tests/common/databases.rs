@@ -72,7 +72,7 @@ impl Postgres {
             .unwrap();
         assert!(made.status.success(), "{}", super::text(&made));
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = super::servers::free_port();
         let log = fs::OpenOptions::new().create(true).append(true).open(dir.path().join("log")).unwrap();
         let child = unprivileged(&postgres_tools().join("postgres"))
             .arg("-D")

@@ -33,7 +33,8 @@ pub struct Server {
     child: Option<Child>,
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listens on just now.
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

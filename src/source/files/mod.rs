@@ -192,7 +192,8 @@ impl Capture<'_> {
     /// Anything but a directory. What a first pass had of it stays when it cannot be had again.
     fn other(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, stat: &Stat) -> Result<(), SourceError> {
         let before = self.was_at(&path)?;
-        let first = before.clone().filter(|b| self.kept.is_some() && matches!(b.kind, Kind::File | Kind::Symlink));
+        let is_kept = |b: &&Entry| matches!(b.kind, Kind::File | Kind::Symlink);
+        let first = self.kept.as_ref().and_then(|_| before.as_ref().filter(is_kept).cloned());
         let given = self.given;
         self.other_now(parent, name, path, stat, before)?;
         match first.filter(|_| self.given == given) {

@@ -21,6 +21,7 @@ pub use self::client::Client;
 use self::client::literal;
 use self::dump_reader::{DumpReader, Summary};
 use super::dump::{Collected, Counted};
+use super::load::is_scratch;
 use super::{Context, Facts, Merge, Previous, SourceError, dump};
 use crate::config::{Databases, ServerSource};
 use crate::process::Pipes;
@@ -77,13 +78,6 @@ pub fn capture(
     }
     tell_what_is_loose(&loose, context);
     Ok(facts.finish())
-}
-
-/// A database that a restore is loading.
-fn is_scratch(name: &str) -> bool {
-    name.strip_prefix("keepd_")
-        .and_then(|n| n.split_once('t'))
-        .is_some_and(|(day, _)| day.len() == 8 && day.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// The name of a database's file in the source.

@@ -12,7 +12,7 @@ use super::moving::Contents;
 use super::{NAMED, SYSTEM};
 use crate::process::{Pipes, Running};
 use crate::source::SourceError;
-use crate::source::load::{Loader, Wanted, compare};
+use crate::source::load::{Loader, Wanted, compare, used_by};
 
 /// Tables counted with one question.
 const AT_ONCE: usize = 100;
@@ -65,13 +65,7 @@ impl Client<'_> {
             literal(database)
         );
         let users: Vec<String> = self.table(&question, cancel)?.into_iter().flatten().flatten().collect();
-        match users.is_empty() {
-            true => Ok(()),
-            false => Err(SourceError::Failed(format!(
-                "database {database} is in use by {}; stop what uses it, or name its services in the job (services = [\"…\"]), and try again",
-                users.join("; ")
-            ))),
-        }
+        used_by(database, &users)
     }
 
     /// Fails if tables of other databases refer to tables of this one: they would follow them to where they are kept.
@@ -122,12 +116,7 @@ impl Loader for Client<'_> {
         if self.charset(target, cancel)?.is_none() {
             return Ok(());
         }
-        if !wanted.replace {
-            return failed(format!(
-                "database {target} is there already; give another name, or --replace to have it kept as {} and replaced",
-                wanted.aside
-            ));
-        }
+        wanted.may_replace()?;
         self.unreferenced(target, cancel)?;
         Contents::of(self, target, cancel)?.movable(target)?;
         if stops { Ok(()) } else { self.unused(target, cancel) }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use self::archive::{About, ArchiveReader, Summary};
 pub use self::client::Client;
 use super::dump::{Collected, Counted};
+use super::load::is_scratch;
 use super::{Context, Facts, Merge, Previous, SourceError, dump};
 use crate::config::{Databases, ServerSource};
 use crate::process::Pipes;
@@ -107,8 +108,9 @@ fn databases(source: &ServerSource, client: &Client<'_>, context: &Context<'_>) 
     match &source.databases {
         Databases::Named(names) => Ok(names.clone()),
         Databases::All => {
-            let question = "select datname from pg_database where datallowconn and not datistemplate and datname !~ '^keepd_[0-9]{8}t[0-9]' order by 1";
-            let found = client.ask("postgres", question, context.cancel)?;
+            let question = "select datname from pg_database where datallowconn and not datistemplate order by 1";
+            let mut found = client.ask("postgres", question, context.cancel)?;
+            found.retain(|name| !is_scratch(name));
             match found.is_empty() {
                 true => Err(SourceError::Failed("the server has no databases, which cannot be; nothing was captured".into())),
                 false => Ok(found),

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Client, quoted};
 use crate::process::{Pipes, Running};
 use crate::source::SourceError;
-use crate::source::load::{Loader, PATIENCE, Wanted, compare};
+use crate::source::load::{Loader, PATIENCE, Wanted, compare, used_by};
 
 /// Where databases are made and renamed from.
 const HOME: &str = "postgres";
@@ -57,14 +57,7 @@ impl Client<'_> {
     }
 
     fn unused(&self, database: &str, cancel: &CancellationToken) -> Result<(), SourceError> {
-        let users = self.users(database, cancel)?;
-        match users.is_empty() {
-            true => Ok(()),
-            false => Err(SourceError::Failed(format!(
-                "database {database} is in use by {}; stop what uses it, or name its services in the job (services = [\"…\"]), and try again",
-                users.join(", ")
-            ))),
-        }
+        used_by(database, &self.users(database, cancel)?)
     }
 }
 
@@ -77,12 +70,7 @@ impl Loader for Client<'_> {
         if !self.exists(&wanted.target, cancel)? {
             return Ok(());
         }
-        if !wanted.replace {
-            return Err(SourceError::Failed(format!(
-                "database {} is there already; give another name, or --replace to have it kept as {} and replaced",
-                wanted.target, wanted.aside
-            )));
-        }
+        wanted.may_replace()?;
         if stops { Ok(()) } else { self.unused(&wanted.target, cancel) }
     }
 
