@@ -16,8 +16,9 @@ use serde::Serialize;
 
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
-use crate::render::{bytes, entry, escape, lines, pairs, path, short, table, time, time_or};
-use crate::{Exit, Failure, follow, restore};
+use crate::render::{bytes, entry, lines, pairs, path, short, table, time, time_or};
+use crate::{Exit, Failure, follow};
+use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -59,7 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         Command::Diff { a, b, job } => context.diff(a, b, job.clone()),
         Command::Restore { of, target: RestoreTarget { to: Some(to), .. }, paths, overwrite, numeric_owner, .. } => {
             let paths = paths.iter().map(|p| bytes_path(p)).collect();
-            context.restore(of, to, paths, restore::Options { overwrite: *overwrite, numeric_owner: *numeric_owner })
+            context.restore(of, to, paths, keepd_writer::Options { overwrite: *overwrite, numeric_owner: *numeric_owner })
         }
         Command::Restore { of, target, paths, source, database, table, replace, no_owner, yes, detach, .. } => {
             if !paths.is_empty() {
@@ -478,7 +479,7 @@ impl Context<'_> {
         Ok(Exit::Good)
     }
 
-    fn restore(&self, of: &BackupArgument, to: &Path, paths: Vec<BytesPath>, options: restore::Options) -> Result<Exit> {
+    fn restore(&self, of: &BackupArgument, to: &Path, paths: Vec<BytesPath>, options: keepd_writer::Options) -> Result<Exit> {
         let (reader, writer) = pipe()?;
         let call = start_restore::In { backup: of.backup.clone(), job: of.job.clone(), paths };
         let started = self.client()?.call_with::<StartRestore>(&call, Some(writer.as_fd()))?;
@@ -492,13 +493,13 @@ impl Context<'_> {
             ProgressStyle::with_template("{spinner} restoring [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
-        let written = restore::write(reader, to, options, &|_, done| bar.set_position(done));
+        let written = keepd_writer::write(reader, to, options, &|_, done| bar.set_position(done));
         drop(guard);
         bar.finish_and_clear();
         let run = quiet_end(self.socket, &started.run)?;
         let outcome = match written {
             Ok(outcome) => outcome,
-            Err(restore::RestoreError(text)) => {
+            Err(keepd_writer::RestoreError(text)) => {
                 if self.json() {
                     print_json(&run)?;
                 }

@@ -12,8 +12,9 @@ use keepd_protocol::model::{Level, Run, RunState};
 
 use crate::arguments::Arguments;
 use crate::client::Client;
-use crate::render::{bytes, escape, lines};
+use crate::render::{bytes, lines};
 use crate::{Exit, Failure};
+use keepd_protocol::model::escape;
 
 /// Messages printed at the end; the run keeps more.
 const MAX_MESSAGES: usize = 20;

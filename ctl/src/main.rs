@@ -4,9 +4,7 @@ mod arguments;
 mod client;
 mod commands;
 mod follow;
-mod long_file;
 mod render;
-mod restore;
 
 use std::process::ExitCode;
 

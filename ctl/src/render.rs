@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use keepd_protocol::model::{BytesPath, EntryInfo, EntryKind};
+use keepd_protocol::model::{BytesPath, EntryInfo, EntryKind, escape};
 
 /// IEC units.
 pub fn bytes(n: u64) -> String {
@@ -20,15 +20,6 @@ pub fn bytes(n: u64) -> String {
         0 => format!("{n} B"),
         _ if value < 10.0 => format!("{value:.2} {}", units[unit]),
         _ => format!("{value:.1} {}", units[unit]),
-    }
-}
-
-/// Nothing in a name may move the cursor, change colours or hide what follows.
-pub fn escape(text: &str) -> String {
-    let bad = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    match text.chars().any(bad) {
-        false => text.to_owned(),
-        true => text.chars().map(|c| if bad(c) { c.escape_default().to_string() } else { c.to_string() }).collect(),
     }
 }
 

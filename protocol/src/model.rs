@@ -356,6 +356,15 @@ pub struct Event {
     pub text: String,
 }
 
+/// Nothing in a name may move the cursor, change colours or hide what follows.
+pub fn escape(text: &str) -> String {
+    let bad = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    match text.chars().any(bad) {
+        false => text.to_owned(),
+        true => text.chars().map(|c| if bad(c) { c.escape_default().to_string() } else { c.to_string() }).collect(),
+    }
+}
+
 impl BytesPath {
     /// From a path's bytes.
     pub fn from_bytes(bytes: &[u8]) -> Self {

@@ -24,6 +24,7 @@ mod restore;
 mod retain;
 mod selection;
 mod set;
+mod to_directory;
 
 pub use live::LiveRun;
 pub use load::LoadRequest;

@@ -4,6 +4,8 @@
 //! links are made last, and nothing that exists is replaced unless told so. The reading thread makes directories and
 //! hands files to a few writing threads; directories get their times at the end.
 
+mod long_file;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,13 +16,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use data_encoding::BASE64;
-use keepd_protocol::model::EntryKind;
+use keepd_protocol::model::{EntryKind, escape};
 use keepd_protocol::restore::{EntryHeader, Frame, FrameReader, Summary};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use crate::long_file::{Block, LONG_BYTES, LongFile};
-use crate::render::escape;
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 /// Warnings told one by one.

@@ -1,0 +1,39 @@
+//! A restore into a directory that the daemon writes itself: for drills, and for what is put in place.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use keepd_protocol::model::Level;
+use keepd_writer::{Options, Outcome, RestoreError};
+
+use super::live::{Failure, LiveRun};
+use super::restore::{self, Another, Place};
+
+/// Writes what is selected beneath `to` (made when it is not there), as `<source>/<path>` each; on the disk when it returns.
+/// `paths` are `<source>[/<path>]`, none means all. What could not be set (an owner, an attribute) is told as warnings.
+#[expect(dead_code)]
+pub fn write(place: Place, another: Another<'_>, paths: &[Vec<u8>], to: &Path, live: &LiveRun) -> Result<Outcome, Failure> {
+    let (input, out) = io::pipe().map_err(|e| Failure::Failed(format!("cannot make a pipe: {e}")))?;
+    let written = std::thread::scope(|scope| {
+        let writer = std::thread::Builder::new().name("write".into()).spawn_scoped(scope, move || {
+            let options = Options { overwrite: false, numeric_owner: false };
+            keepd_writer::write(input, to, options, &|_, _| {})
+        });
+        let writer = writer.map_err(|e| Failure::Failed(format!("cannot start a thread: {e}")))?;
+        let sent = restore::stream(place, another, paths, OwnedFd::from(out), live);
+        let written = writer.join().unwrap_or_else(|_| Err(RestoreError("the writer panicked".into())));
+        match (sent, written) {
+            (_, _) if live.cancel.is_cancelled() => Err(Failure::Cancelled),
+            // When the writer gave up, that is why nothing more could be sent.
+            (Err(sent), Err(RestoreError(text))) => Err(if text == sent.to_string() { sent } else { Failure::Failed(text) }),
+            (Ok(_), Err(RestoreError(text))) => Err(Failure::Failed(text)),
+            (Err(sent), Ok(_)) => Err(sent),
+            (Ok(_), Ok(outcome)) => Ok(outcome),
+        }
+    })?;
+    for warning in &written.warnings {
+        live.message(Level::Warning, warning.clone());
+    }
+    Ok(written)
+}
