@@ -41,7 +41,7 @@ pub struct RestoreTarget {
     /// Bring a database back as this one, into the server it came from
     #[arg(long, value_name = "NAME")]
     pub to_database: Option<String>,
-    /// Bring a database back under its own name (the one that is there is kept under another), or feed a restore_command
+    /// To where it came from, all of it or nothing: what is there is backed up first, services are stopped meanwhile
     #[arg(long)]
     pub in_place: bool,
 }
@@ -175,7 +175,7 @@ pub enum Command {
         #[arg(long)]
         job: Option<String>,
     },
-    /// Write a backup, or parts of it, to a directory; or bring a database back into its server
+    /// Write a backup, or parts of it, to a directory, or to where it came from
     Restore {
         #[command(flatten)]
         of: BackupArgument,
@@ -189,9 +189,9 @@ pub enum Command {
         /// Owners by number, not by name
         #[arg(long, requires = "to")]
         numeric_owner: bool,
-        /// Of the job's database and command sources, which one
+        /// Only this source; may be repeated with --in-place
         #[arg(long, value_name = "SOURCE", conflicts_with = "to")]
-        source: Option<String>,
+        source: Vec<String>,
         /// Of a source's databases, which one
         #[arg(long, value_name = "NAME", conflicts_with = "to")]
         database: Option<String>,
@@ -204,11 +204,31 @@ pub enum Command {
         /// Objects belong to the role that loads them
         #[arg(long, conflicts_with = "to")]
         no_owner: bool,
+        /// Only show what would be changed
+        #[arg(long, requires = "in_place", conflicts_with_all = ["to", "to_database"])]
+        dry_run: bool,
+        /// Do not back up what is there first
+        #[arg(long, requires = "in_place", conflicts_with_all = ["to", "to_database"])]
+        no_safety_backup: bool,
         /// Do not ask
         #[arg(long, conflicts_with = "to")]
         yes: bool,
         /// Return at once
         #[arg(long, conflicts_with = "to")]
+        detach: bool,
+    },
+    /// Bring back what a restore in place replaced
+    Undo {
+        /// The run of the restore, as 'keepctl run list' shows it
+        run: String,
+        /// Only show what would be changed
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Return at once
+        #[arg(long)]
         detach: bool,
     },
     /// Bring a backup to another destination

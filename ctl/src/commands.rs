@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::render::{bytes, entry, lines, pairs, path, short, table, time, time_or};
-use crate::{Exit, Failure, follow};
+use crate::{Exit, Failure, follow, in_place};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -62,21 +62,49 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             let paths = paths.iter().map(|p| bytes_path(p)).collect();
             context.restore(of, to, paths, keepd_writer::Options { overwrite: *overwrite, numeric_owner: *numeric_owner })
         }
-        Command::Restore { of, target, paths, source, database, table, replace, no_owner, yes, detach, .. } => {
-            if !paths.is_empty() {
-                return Err(Failure::new(Exit::Usage, "paths are restored with --to DIR; a database is named by --source and --database"));
+        Command::Restore {
+            of,
+            target: RestoreTarget { to_database: Some(target), .. },
+            paths,
+            source,
+            database,
+            table,
+            replace,
+            no_owner,
+            yes,
+            detach,
+            ..
+        } => {
+            if !paths.is_empty() || source.len() > 1 {
+                return Err(Failure::new(Exit::Usage, "one database is loaded at a time: name it by --source and --database"));
             }
             let call = start_load::In {
                 backup: of.backup.clone(),
                 job: of.job.clone(),
-                source: source.clone(),
+                source: source.first().cloned(),
                 database: database.clone(),
-                target: target.to_database.clone(),
+                target: target.clone(),
                 tables: table.clone(),
                 replace: *replace,
                 no_owner: *no_owner,
             };
             context.load(call, *yes, *detach)
+        }
+        Command::Restore { of, paths, source, database, no_owner, dry_run, no_safety_backup, yes, detach, .. } => {
+            let call = start_in_place::In {
+                backup: of.backup.clone(),
+                job: of.job.clone(),
+                sources: source.clone(),
+                paths: paths.iter().map(|p| bytes_path(p)).collect(),
+                database: database.clone(),
+                no_owner: *no_owner,
+                no_safety: *no_safety_backup,
+                dry_run: *dry_run,
+            };
+            in_place::restore(&context, call, *yes, *detach)
+        }
+        Command::Undo { run, dry_run, yes, detach } => {
+            in_place::undo(&context, start_undo::In { run: run.clone(), dry_run: *dry_run }, *yes, *detach)
         }
         Command::Copy { of, to } => context.copy(of, to.clone()),
         Command::Check { destination, read_data, repair } => {
@@ -136,28 +164,28 @@ fn bytes_path(path: &OsStr) -> BytesPath {
     BytesPath::from_bytes(path.as_bytes())
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub fn print_json(value: &impl Serialize) -> Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
     writeln!(out)?;
     Ok(())
 }
 
-struct Context<'a> {
-    arguments: &'a Arguments,
-    socket: &'a Path,
+pub struct Context<'a> {
+    pub arguments: &'a Arguments,
+    pub socket: &'a Path,
 }
 
 impl Context<'_> {
-    fn client(&self) -> Result<Client> {
+    pub fn client(&self) -> Result<Client> {
         Client::connect(self.socket)
     }
 
-    fn json(&self) -> bool {
+    pub fn json(&self) -> bool {
         self.arguments.json
     }
 
-    fn done(&self, value: &impl Serialize, text: &str) -> Result<Exit> {
+    pub fn done(&self, value: &impl Serialize, text: &str) -> Result<Exit> {
         if self.json() {
             print_json(value)?;
         } else if !self.arguments.quiet {
@@ -167,7 +195,7 @@ impl Context<'_> {
     }
 
     /// Follows started work to its end.
-    fn work(&self, run: &str, tell: bool) -> Result<Exit> {
+    pub fn work(&self, run: &str, tell: bool) -> Result<Exit> {
         let run = follow::follow(self.arguments, self.socket, run)?;
         let exit = self.ended(&run, tell)?;
         Ok(self.copies(&run)?.unwrap_or(exit))
@@ -282,19 +310,8 @@ impl Context<'_> {
 
     /// Brings a database back into its server.
     fn load(&self, call: start_load::In, yes: bool, detach: bool) -> Result<Exit> {
-        let replaces = call.target.is_none() || call.replace;
-        if replaces && !yes {
-            let what = match &call.target {
-                Some(name) => format!("Replace database {} if it is there (it is kept under another name)?", escape(name)),
-                None => format!(
-                    "Put backup {} in the place of what is there now (a database is kept under another name)?",
-                    escape(&call.backup)
-                ),
-            };
-            if !io::stdin().is_terminal() {
-                return Err(Failure::new(Exit::Usage, "this asks first; without a terminal say --yes"));
-            }
-            self.ask(&what)?;
+        if call.replace && !yes {
+            self.ask(&format!("Replace database {} if it is there (it is kept under another name)?", escape(&call.target)))?;
         }
         let started = self.client()?.call::<StartLoad>(&call)?;
         if detach {
@@ -584,7 +601,10 @@ impl Context<'_> {
     }
 
     /// Anything but yes is an error.
-    fn ask(&self, question: &str) -> Result<()> {
+    pub fn ask(&self, question: &str) -> Result<()> {
+        if !io::stdin().is_terminal() {
+            return Err(Failure::new(Exit::Usage, "this asks first; without a terminal say --yes"));
+        }
         eprint!("{question} [y/N] ");
         let mut answer = String::new();
         io::stdin().read_line(&mut answer)?;
@@ -597,9 +617,6 @@ impl Context<'_> {
     fn delete(&self, of: &BackupArgument, destination: Option<String>, yes: bool) -> Result<Exit> {
         let found = self.client()?.call::<ShowBackup>(&show_backup::In { backup: of.backup.clone(), job: of.job.clone() })?.backup.backup;
         if !yes {
-            if !io::stdin().is_terminal() {
-                return Err(Failure::new(Exit::Usage, "delete asks first; without a terminal say --yes"));
-            }
             self.ask(&format!("delete backup {} of job {} from {}?", short(&found.id), escape(&found.job), time(&found.time)))?;
         }
         let started = self.client()?.call::<StartDelete>(&start_delete::In { backup: found.id, job: None, destination })?;

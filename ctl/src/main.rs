@@ -4,6 +4,7 @@ mod arguments;
 mod client;
 mod commands;
 mod follow;
+mod in_place;
 mod render;
 
 use std::process::ExitCode;

@@ -64,10 +64,15 @@ method!(/// Makes this machine the writer of a destination's repository, whoever
 method!(/// Streams a backup's entries into the write end of a pipe passed along with the call (see `restore`). `paths` are
     /// `<source>` or `<source>/<path>`; none means all.
     start_restore { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath> } -> { run: String, backup: String, entries: u64, bytes: u64 });
-method!(/// Starts a run that brings a database or command source back: a dump into the server it came from, through a scratch database, or what a command
-    /// printed into its restore_command. `target`: under this name; without it in place of what is there, which is kept under another name. `replace`: a
-    /// database of the name `target` may be there. `tables`: only these. `no_owner`: objects belong to who loads them.
-    start_load { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] source: Option<String>, #[serde(default)] database: Option<String>, #[serde(default)] target: Option<String>, #[serde(default)] tables: Vec<String>, #[serde(default)] replace: bool, #[serde(default)] no_owner: bool } -> { run: String });
+method!(/// Starts a run that loads a database into the server it came from under the name `target`, through a scratch database. `replace`: a database of
+    /// that name may be there, and is kept under another. `tables`: only these. `no_owner`: objects belong to who loads them.
+    start_load { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] source: Option<String>, #[serde(default)] database: Option<String>, target: String, #[serde(default)] tables: Vec<String>, #[serde(default)] replace: bool, #[serde(default)] no_owner: bool } -> { run: String });
+method!(/// Starts a restore to where a job's sources are, as one transaction: what is there is backed up first, all is staged and checked beside it, the
+    /// services are stopped, and all of it is exchanged or none. `sources`, `paths`, `database`: only these. `dry_run`: the run ends with its plan.
+    /// `no_safety`: what is there is not backed up.
+    start_in_place { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] sources: Vec<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] database: Option<String>, #[serde(default)] no_owner: bool, #[serde(default)] no_safety: bool, #[serde(default)] dry_run: bool } -> { run: String });
+method!(/// Starts a restore in place of what was there before a restore in place, from its safety backup.
+    start_undo { run: String, #[serde(default)] dry_run: bool } -> { run: String, backup: String });
 method!(/// Writes one file's contents into the descriptor passed along with the call.
     start_cat { backup: String, #[serde(default)] job: Option<String>, path: BytesPath } -> { run: String, bytes: u64 });
 method!(/// A run's progress as `more` replies: the present state first, then each change (at most ten a second), the last
@@ -96,7 +101,7 @@ names! {
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
     start_backup as StartBackup = "StartBackup", start_check as StartCheck = "StartCheck", start_prune as StartPrune = "StartPrune",
     start_delete as StartDelete = "StartDelete", mark_backup as MarkBackup = "MarkBackup", show_retention as ShowRetention = "ShowRetention",
-    start_retention as StartRetention = "StartRetention", start_copy as StartCopy = "StartCopy", test_destination as TestDestination = "TestDestination", take_over as TakeOver = "TakeOver", start_restore as StartRestore = "StartRestore", start_load as StartLoad = "StartLoad", start_cat as StartCat = "StartCat",
+    start_retention as StartRetention = "StartRetention", start_copy as StartCopy = "StartCopy", test_destination as TestDestination = "TestDestination", take_over as TakeOver = "TakeOver", start_restore as StartRestore = "StartRestore", start_load as StartLoad = "StartLoad", start_in_place as StartInPlace = "StartInPlace", start_undo as StartUndo = "StartUndo", start_cat as StartCat = "StartCat",
     follow_run as FollowRun = "FollowRun", cancel_run as CancelRun = "CancelRun", list_runs as ListRuns = "ListRuns", show_run as ShowRun = "ShowRun",
     list_backups as ListBackups = "ListBackups", show_backup as ShowBackup = "ShowBackup", list_entries as ListEntries = "ListEntries",
     diff_backups as DiffBackups = "DiffBackups", watch as Watch = "Watch", reload as Reload = "Reload",

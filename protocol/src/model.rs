@@ -298,6 +298,67 @@ pub struct Run {
     /// The runs that bring this one's backup to the job's other destinations.
     #[serde(default)]
     pub copies: Vec<String>,
+    /// Of a restore in place: what it changes.
+    #[serde(default)]
+    pub plan: Option<RestorePlan>,
+    /// Of a restore in place: the backup of what was there before.
+    #[serde(default)]
+    pub safety: Option<String>,
+}
+
+/// What a restore in place changes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RestorePlan {
+    pub backup: String,
+    pub job: String,
+    /// Of the backup.
+    pub time: String,
+    /// Only these were wanted: `<source>/<path>` each; empty for all of the sources.
+    pub paths: Vec<BytesPath>,
+    pub sources: Vec<PlannedSource>,
+    /// The job's services, which are stopped if they run.
+    pub services: Vec<PlannedService>,
+    /// The application's version in the backup, and now.
+    pub version: Option<String>,
+    pub version_now: Option<String>,
+    pub file_systems: Vec<PlannedSpace>,
+    /// Why it cannot be done. With any of them nothing is begun.
+    pub problems: Vec<String>,
+    /// What should be known.
+    pub notes: Vec<String>,
+}
+
+/// What becomes of a source.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlannedSource {
+    pub name: String,
+    pub kind: String,
+    /// The path, database or program that is restored to.
+    pub target: String,
+    /// Files and directories that are written, removed, or given other owners, modes and times.
+    pub written: u64,
+    pub removed: u64,
+    pub described: u64,
+    /// Bytes that are written.
+    pub bytes: u64,
+    /// The first changes.
+    pub changes: Vec<Change>,
+    /// In words, where there is more to say.
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlannedService {
+    pub name: String,
+    pub running: bool,
+}
+
+/// What a file system must hold besides what is on it, until the restore has ended.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlannedSpace {
+    pub path: String,
+    pub needed: u64,
+    pub free: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -8,8 +8,8 @@ use jiff::tz::TimeZone;
 use super::destination::retention;
 use super::load::Known;
 use super::problem::{did_you_mean, quoted};
-use super::program::{hooks, quiesce, services, version_from};
-use super::reader::{Item, NOT_BUILT, Table};
+use super::program::{health, hooks, quiesce, services, version_from};
+use super::reader::{Item, Table};
 use super::source::{FilesPlace, sources};
 use super::{Hooks, Job, Retention, Retry, Schedule, Suspect, cron};
 
@@ -30,11 +30,12 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
             "services",
             "quiesce",
             "hooks",
+            "health",
             "version",
             "schema_version",
             "source",
         ],
-        &[(&["health"], NOT_BUILT)],
+        &[],
     );
     let enabled = table.optional("enabled", Item::boolean, true);
     let schedule = schedule(table);
@@ -50,6 +51,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
     let services = table.optional("services", services, Vec::new());
     let quiesce = quiesce(table, services.as_deref().unwrap_or_default());
     let hooks = table.optional("hooks", hooks, Hooks::default());
+    let health = table.optional("health", |item| health(item).map(Some), None);
     let version = table.optional("version", |item| version_from(item, sources.as_deref()).map(Some), None);
     let schema_version = table.optional("schema_version", |item| version_from(item, sources.as_deref()).map(Some), None);
     Some(Job {
@@ -67,6 +69,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
         services: services?,
         quiesce: quiesce?,
         hooks: hooks?,
+        health: health?,
         version: version?,
         schema_version: schema_version?,
     })

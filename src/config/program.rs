@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::problem::quoted;
 use super::reader::{Item, Table};
-use super::{Hooks, Program, Quiesce, Source, SourceKind, VersionFrom};
+use super::{Health, HealthCheck, Hooks, Program, Quiesce, Source, SourceKind, VersionFrom};
 
 /// How long a hook may take where nothing is said.
 const USUAL_TIMEOUT: Duration = Duration::from_secs(600);
@@ -98,6 +98,45 @@ pub(super) fn hooks(item: &Item<'_>) -> Option<Hooks> {
     table.check_keys(&NAMES, &[]);
     let [before, after, on_failure, before_restore, after_restore] = NAMES.map(|name| table.optional(name, programs, Vec::new()));
     Some(Hooks { before: before?, after: after?, on_failure: on_failure?, before_restore: before_restore?, after_restore: after_restore? })
+}
+
+/// `health = { command = [ … ] }` or `{ url = "…" }`, and for how long it may take.
+pub(super) fn health(item: &Item<'_>) -> Option<Health> {
+    const WANTED: &str =
+        "a table such as { url = \"http://127.0.0.1:8080/health\" } or { command = [\"/usr/local/bin/healthy\"] }, and patience";
+    /// Of one try of a command.
+    const ONE_TRY: Duration = Duration::from_secs(30);
+    let table = item.table(WANTED)?;
+    table.check_keys(&["command", "shell", "url", "timeout", "run_as", "patience"], &[]);
+    let patience = table.optional("patience", |item| item.duration(Duration::from_secs(1)), Duration::from_secs(60));
+    let timeout = table.optional("timeout", |item| item.duration(Duration::from_secs(1)), ONE_TRY);
+    let run_as = table.optional("run_as", |item| user_name(item).map(Some), None);
+    let check = match (table.get("command"), table.get("shell"), table.get("url")) {
+        (Some(item), None, None) => command_line(&item)
+            .zip(timeout)
+            .zip(run_as)
+            .map(|((command, timeout), run_as)| HealthCheck::Command(Program { command, timeout, run_as })),
+        (None, Some(item), None) => shell(&item)
+            .zip(timeout)
+            .zip(run_as)
+            .map(|((command, timeout), run_as)| HealthCheck::Command(Program { command, timeout, run_as })),
+        (None, None, Some(item)) => url(&item).map(HealthCheck::Url),
+        _ => {
+            item.report("must have one of command = [ … ], shell = \"…\" and url = \"…\"");
+            None
+        }
+    };
+    Some(Health { check: check?, patience: patience? })
+}
+
+fn url(item: &Item<'_>) -> Option<String> {
+    const WANTED: &str = "an address such as \"http://127.0.0.1:8080/health\"";
+    let text = item.text(WANTED)?;
+    let parsed = reqwest::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    if parsed.is_none() {
+        item.report(format!("{} is no address; allowed is {WANTED}", quoted(text)));
+    }
+    parsed.map(|_| text.to_owned())
 }
 
 /// Units of systemd.

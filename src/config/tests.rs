@@ -233,6 +233,7 @@ fn everything_said_arrives() {
             services: Vec::new(),
             quiesce: Quiesce::No,
             hooks: Hooks::default(),
+            health: None,
             version: None,
             schema_version: None,
         }
@@ -291,7 +292,7 @@ fn applications_are_configured_as_they_are_documented() {
         insta::assert_debug_snapshot!("applications_parsed", (&config.jobs["shop"], &config.jobs["wiki"]));
     });
     assert!(config.jobs["shop"].alone().iter().any(|l| l.contains("shop.service")));
-    assert_eq!(config.jobs["wiki"].alone(), ["sqlite /v/w.db"]);
+    assert_eq!(config.jobs["wiki"].alone(), ["job wiki", "sqlite /v/w.db"]);
 }
 
 #[test]

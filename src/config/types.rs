@@ -218,6 +218,8 @@ pub struct Job {
     /// What holds the application still while it is captured.
     pub quiesce: Quiesce,
     pub hooks: Hooks,
+    /// What tells whether the application works after a restore in place.
+    pub health: Option<Health>,
     /// How the application's version is found out, and that of its data.
     pub version: Option<VersionFrom>,
     pub schema_version: Option<VersionFrom>,
@@ -254,6 +256,21 @@ pub struct Hooks {
     pub on_failure: Vec<Program>,
     pub before_restore: Vec<Program>,
     pub after_restore: Vec<Program>,
+}
+
+/// What tells that an application works: asked again and again until it does, or patience is over.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Health {
+    pub check: HealthCheck,
+    pub patience: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum HealthCheck {
+    /// Exit status 0.
+    Command(Program),
+    /// A status from 200 to 399.
+    Url(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -314,11 +331,16 @@ impl Default for Suspect {
 }
 
 impl Job {
-    /// What no two runs may work on at once: its databases, and its services where they are stopped.
+    /// What no two runs may work on at once: the job itself, its databases, and its services where they are stopped.
     pub fn alone(&self) -> Vec<String> {
         let services = if self.quiesce == Quiesce::Services { self.services.as_slice() } else { &[] };
         let sources = self.sources.iter().filter_map(|s| s.kind.lock());
-        sources.chain(services.iter().map(|s| format!("service {s}"))).collect()
+        std::iter::once(self.lock()).chain(sources).chain(services.iter().map(|s| format!("service {s}"))).collect()
+    }
+
+    /// What a backup and a restore in place of the job must not work on at once.
+    pub fn lock(&self) -> String {
+        format!("job {}", self.name)
     }
 
     /// The zone its times are meant in, the system's where none is given.

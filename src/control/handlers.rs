@@ -20,7 +20,7 @@ use super::service::Control;
 use super::transport::{Fault, Replies};
 use crate::config::{Job, Retention};
 use crate::ledger::{Ledger, LedgerError};
-use crate::run::{BackupRequest, Error, LoadRequest};
+use crate::run::{BackupRequest, Error, InPlaceRequest, LoadRequest};
 use crate::schedule::due;
 
 /// A follower gets at most ten states a second.
@@ -236,6 +236,26 @@ impl Control {
         };
         let run = self.app.runs.start_load(&p.backup, p.job.as_deref(), request, &by).await?;
         Ok(start_load::Out { run })
+    }
+
+    pub(super) async fn start_in_place(&self, p: start_in_place::In, by: String) -> Result<start_in_place::Out> {
+        let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<_, _>>();
+        let request = InPlaceRequest {
+            sources: p.sources,
+            paths: paths.map_err(|_| Fault::invalid_parameter("paths"))?,
+            database: p.database,
+            owners: !p.no_owner,
+            safety: !p.no_safety,
+            dry_run: p.dry_run,
+            is_undo: false,
+        };
+        let run = self.ask_runs(move |runs| runs.start_in_place(&p.backup, p.job.as_deref(), request, &by)).await?;
+        Ok(start_in_place::Out { run })
+    }
+
+    pub(super) async fn start_undo(&self, p: start_undo::In, by: String) -> Result<start_undo::Out> {
+        let (run, backup) = self.ask_runs(move |runs| runs.start_undo(&p.run, p.dry_run, &by)).await?;
+        Ok(start_undo::Out { run, backup })
     }
 
     pub(super) async fn start_cat(&self, p: start_cat::In, fds: Vec<OwnedFd>, by: String) -> Result<start_cat::Out> {

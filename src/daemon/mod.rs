@@ -157,7 +157,7 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
     spawn(&mut tasks, "the reloader", reloads);
 
     // Before any run of this daemon holds something still.
-    crate::run::recover(&daemon.state_dir);
+    runs.recover();
     let stop_schedule = CancellationToken::new();
     spawn(&mut tasks, "housekeeping", housekeeping::keep_house(runs.clone(), stop_schedule.clone()));
     spawn(&mut tasks, "the scheduler", {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Level, Outcome};
+use keepd_protocol::model::{BackupType, Level, Outcome};
 use minicbor::bytes::ByteArray;
 use tokio::runtime::Handle;
 
@@ -28,7 +28,7 @@ pub type ReaderGate<'a> = &'a dyn Fn(&str) -> Option<Box<dyn Send>>;
 /// Waits until nobody else writes to a destination, and keeps others away while it lives.
 pub type Writing<'a> = &'a dyn Fn(&str) -> Result<Box<dyn Send>, Failure>;
 
-/// Backs a job up to the first of its destinations that answers; the others get a copy of that.
+/// Backs a job up to the first of its destinations that answers; the others get a copy of that. How it ended, and the backup's id.
 pub fn backup(
     env: &Environment,
     job: &Job,
@@ -36,22 +36,23 @@ pub fn backup(
     live: &LiveRun,
     gate: ReaderGate<'_>,
     writing: Writing<'_>,
-) -> Result<Finish, Failure> {
+) -> Result<(Finish, String), Failure> {
     let mut errors: Vec<String> = Vec::new();
     for name in &job.destinations {
         let target = env.config.destinations.get(name).ok_or_else(|| Failure::Failed(format!("there is no destination '{name}'")))?;
         live.step(&format!("waiting for {name}"));
         let _alone = writing(name)?;
         match to_destination(env, job, target, request, live, gate) {
-            Ok(outcome) => {
+            Ok((outcome, id)) => {
                 for text in &errors {
                     live.message(Level::Error, format!("{text}; the backup went to {name}"));
                 }
-                return Ok(match (outcome, live.report.left_out_count()) {
+                let finish = match (outcome, live.report.left_out_count()) {
                     (Outcome::Suspect, _) => Finish::Suspect,
                     (Outcome::Good, 0) => Finish::Good,
                     (Outcome::Good, _) => Finish::Partial,
-                });
+                };
+                return Ok((finish, id));
             }
             // The next one is asked when it is this one's fault.
             Err(Failure::Storage(text)) => errors.push(text),
@@ -68,7 +69,7 @@ fn to_destination(
     request: &BackupRequest,
     live: &LiveRun,
     gate: ReaderGate<'_>,
-) -> Result<Outcome, Failure> {
+) -> Result<(Outcome, String), Failure> {
     live.step("opening the repository");
     live.update(|run| run.destination = Some(target.name.clone()));
     let (repository, lease) = destination::open_for_writing(env, target, live, true)?;
@@ -138,13 +139,17 @@ fn to_destination(
     let detail = catalogue::detail(&id, &manifest);
     env.ledger.put_backup(&target.name, &detail)?;
     live.update(|run| {
-        run.backup.get_or_insert(id);
+        run.backup.get_or_insert(id.clone());
     });
+    if request.r#type == BackupType::PreRestore {
+        // What is about to be restored must not be removed by what is made to be safe.
+        return Ok((detail.backup.outcome, id));
+    }
     // The backup is committed: what comes now may fail without taking that back.
     if let Err(Failure::Failed(text) | Failure::Storage(text)) = retain::apply(env, job, target, &repository, &lease, live, gate) {
         live.message(Level::Error, format!("the backup is made, but cleaning up after it failed: {text}"));
     }
-    Ok(detail.backup.outcome)
+    Ok((detail.backup.outcome, id))
 }
 
 /// The job's last manifest here. One that cannot be read costs only time: the next capture is then a full one.

@@ -107,7 +107,7 @@ pub fn around_restore(job: &Job, live: &LiveRun, work: impl FnOnce() -> Result<F
 }
 
 /// Runs the hooks of a failure. A cancelled run still clears up after itself, each hook within its own time.
-fn failed(hooks: &Event<'_>, live: &LiveRun, failure: Failure) -> Failure {
+pub fn failed(hooks: &Event<'_>, live: &LiveRun, failure: Failure) -> Failure {
     let outcome = if matches!(failure, Failure::Cancelled) { "cancelled" } else { "failed" };
     let told = [("KEEPD_OUTCOME", outcome.to_owned()), ("KEEPD_ERROR", failure.to_string())];
     if let Err(e) = hooks.run_until(live, &told, &CancellationToken::new()) {

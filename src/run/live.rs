@@ -92,6 +92,11 @@ impl LiveRun {
         live
     }
 
+    /// The same run for what is done however it was cancelled; nobody follows it.
+    pub fn uncancelled(&self) -> Self {
+        Self::new(self.snapshot(), broadcast::Sender::new(1))
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! A restore into a server, or through a command: the dump of a database source is loaded into a scratch database, checked, and put in place.
+//! A dump back into a server: loaded into a scratch database, checked, and put in place; or into a program that takes it.
 
 use std::time::Duration;
 
@@ -7,24 +7,25 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
-use super::restore::{Another, Place};
+use super::restore::Place;
 use super::set::told;
 use super::{contents, hooks, quiesce};
 use crate::config::{Databases, Job, ServerSource, Source, SourceKind};
 use crate::process::Pipes;
 use crate::repository::Entry;
-use crate::source::load::{Loader, PATIENCE, Wanted, scratch_name};
+use crate::source::load::{Loader, PATIENCE, Wanted};
 use crate::source::{Facts, command, mysql, postgres};
 
-/// What is to be brought back.
+/// What is to be brought back: one database of a server, beside what is there.
 #[derive(Debug, Clone, Default)]
 pub struct LoadRequest {
     pub source: Option<String>,
     /// Of several in the source.
     pub database: Option<String>,
-    /// None: under its own name, in place of what is there.
-    pub target: Option<String>,
+    /// What it is to be called.
+    pub target: String,
     pub tables: Vec<String>,
+    /// A database of that name may be there: it is kept under another name.
     pub replace: bool,
     pub owners: bool,
 }
@@ -32,7 +33,7 @@ pub struct LoadRequest {
 impl LoadRequest {
     /// The source that is meant, and the file in it. The error says what to give.
     pub fn find<'j>(&self, job: &'j Job) -> Result<(&'j Source, String), String> {
-        let can = |s: &&Source| matches!(s.kind, SourceKind::Postgres(_) | SourceKind::Mysql(_) | SourceKind::Command(_));
+        let can = |s: &&Source| matches!(s.kind, SourceKind::Postgres(_) | SourceKind::Mysql(_));
         let list = || job.sources.iter().filter(can).map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
         let source = match &self.source {
             Some(name) => job.sources.iter().find(|s| s.name == *name).ok_or_else(|| {
@@ -47,7 +48,7 @@ impl LoadRequest {
                 match (all.next(), all.next()) {
                     (Some(one), None) => one,
                     (None, _) => {
-                        return Err(format!("job {} has no database or command source; restore its files with --to DIR", job.name));
+                        return Err(format!("job {} has no source on a database server; restore with --in-place or --to DIR", job.name));
                     }
                     _ => return Err(format!("job {} has several; give --source, one of {}", job.name, list())),
                 }
@@ -56,15 +57,8 @@ impl LoadRequest {
         match &source.kind {
             SourceKind::Postgres(server) => Ok((source, postgres::file_of(&self.database_of(server, source)?))),
             SourceKind::Mysql(server) => Ok((source, mysql::file_of(&self.database_of(server, source)?))),
-            SourceKind::Command(command) if command.restore.is_some() => {
-                if self.target.is_some() || self.database.is_some() || !self.tables.is_empty() {
-                    return Err(format!("source {} is a command: it takes neither names of databases nor of tables", source.name));
-                }
-                Ok((source, command.file.clone()))
-            }
-            SourceKind::Command(_) => Err(format!("source {} has no restore_command; restore it with --to DIR", source.name)),
             other => Err(format!(
-                "source {} is of {}, which this version of keepd restores to a directory only: --to DIR",
+                "source {} is of {}: only a server's database is loaded under another name; restore with --in-place or --to DIR",
                 source.name,
                 other.word()
             )),
@@ -86,35 +80,25 @@ impl LoadRequest {
 /// What is read, and from where.
 pub struct Dump<'a> {
     pub place: Place,
-    pub another: Another<'a>,
+    pub another: Box<dyn FnMut() -> Option<Place> + 'a>,
     /// `<source>/<file>`
     pub path: Vec<u8>,
     pub entry: Entry,
-    /// Facts of the source.
-    pub facts: Facts,
 }
 
-/// Brings a dump back, between the job's hooks.
-pub fn load(env: &Environment, job: &Job, request: &LoadRequest, dump: Dump<'_>, live: &LiveRun) -> Result<Finish, Failure> {
+/// Brings a dump back, between the job's hooks. `facts`: of its source.
+pub fn load(env: &Environment, job: &Job, request: &LoadRequest, dump: Dump<'_>, facts: Facts, live: &LiveRun) -> Result<Finish, Failure> {
     let (source, _) = request.find(job).map_err(Failure::Failed)?;
     live.set_total(dump.entry.size);
     hooks::around_restore(job, live, || {
         match &source.kind {
             SourceKind::Postgres(server) => {
                 let client = postgres::Client::new(server).map_err(|e| told(source, e))?;
-                into_server(env, job, source, &client, &wanted(request, server, source, &dump, live)?, dump, live)?;
+                into_server(env, job, source, &client, &wanted(request, server, source, facts, live)?, dump, live)?;
             }
             SourceKind::Mysql(server) => {
                 let client = mysql::Client::new(server, &live.cancel).map_err(|e| told(source, e))?;
-                into_server(env, job, source, &client, &wanted(request, server, source, &dump, live)?, dump, live)?;
-            }
-            SourceKind::Command(command) => {
-                let held = match job.services.is_empty() {
-                    true => None,
-                    false => Some(quiesce::stop_services(job, &env.config.daemon.state_dir, live)?),
-                };
-                let restored = through_command(job, source, command, dump, live);
-                both(restored, held.map_or(Ok(()), quiesce::Quiesced::end), live)?;
+                into_server(env, job, source, &client, &wanted(request, server, source, facts, live)?, dump, live)?;
             }
             _ => return Err(Failure::Failed(format!("source {} is no database", source.name))),
         }
@@ -133,22 +117,13 @@ fn both(first: Result<(), Failure>, second: Result<(), Failure>, live: &LiveRun)
     }
 }
 
-fn wanted(request: &LoadRequest, server: &ServerSource, source: &Source, dump: &Dump<'_>, live: &LiveRun) -> Result<Wanted, Failure> {
+fn wanted(request: &LoadRequest, server: &ServerSource, source: &Source, facts: Facts, live: &LiveRun) -> Result<Wanted, Failure> {
     let database = request.database_of(server, source).map_err(Failure::Failed)?;
-    let target = request.target.clone().unwrap_or_else(|| database.clone());
-    // Only what every server takes in a name.
-    let run: String = live.id().chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
-    let short: String = target.chars().take(24).collect();
     Ok(Wanted {
-        database,
         tables: request.tables.clone(),
-        replace: request.replace || request.target.is_none(),
+        replace: request.replace,
         owners: request.owners,
-        stops: false,
-        facts: dump.facts.clone(),
-        scratch: scratch_name(&run),
-        aside: format!("{short}_before_{run}"),
-        target,
+        ..Wanted::of(&database, &request.target, facts, &live.id())
     })
 }
 
@@ -181,7 +156,8 @@ fn into_server(
     loaded
 }
 
-fn load_and_check(source: &Source, server: &dyn Loader, wanted: &Wanted, dump: Dump<'_>, live: &LiveRun) -> Result<(), Failure> {
+/// Loads a dump into its scratch database and compares what came with what was captured.
+pub fn load_and_check(source: &Source, server: &dyn Loader, wanted: &Wanted, dump: Dump<'_>, live: &LiveRun) -> Result<(), Failure> {
     live.step(&format!("loading {} into {}", wanted.database, wanted.scratch));
     let running = server.begin(wanted, &live.cancel).map_err(|e| told(source, e))?;
     feed(source, running, dump, PATIENCE, live)?;
@@ -200,10 +176,16 @@ fn is_hung_up(pipe: &std::os::fd::OwnedFd) -> bool {
 }
 
 /// Feeds a dump to a program; what the program says of it counts more than that it took no more.
-fn feed(source: &Source, mut running: crate::process::Running, dump: Dump<'_>, patience: Duration, live: &LiveRun) -> Result<(), Failure> {
+fn feed(
+    source: &Source,
+    mut running: crate::process::Running,
+    mut dump: Dump<'_>,
+    patience: Duration,
+    live: &LiveRun,
+) -> Result<(), Failure> {
     let input = running.take_input().ok_or_else(|| Failure::Failed("the program has no input; this is a bug".into()))?;
     let open = input.try_clone().map_err(|e| Failure::Failed(format!("source {}: cannot feed a program: {e}", source.name)))?;
-    let fed = contents::write(dump.place, dump.another, &dump.path, &dump.entry, (input, patience), live);
+    let fed = contents::write(dump.place, &mut *dump.another, &dump.path, &dump.entry, (input, patience), live);
     if fed.is_err() {
         // Half of it must not look like all: whoever waits for more is ended before its input is.
         let went_by_itself = !live.cancel.is_cancelled() && is_hung_up(&open) && running.has_ended_within(Duration::from_secs(10));
@@ -229,8 +211,13 @@ fn feed(source: &Source, mut running: crate::process::Running, dump: Dump<'_>, p
     Ok(())
 }
 
-fn through_command(job: &Job, source: &Source, kind: &crate::config::CommandSource, dump: Dump<'_>, live: &LiveRun) -> Result<(), Failure> {
-    let program = kind.restore.as_ref().ok_or_else(|| Failure::Failed(format!("source {} has no restore_command", source.name)))?;
+/// Feeds a dump to a command source's restore_command.
+pub fn through_command(job: &Job, source: &Source, dump: Dump<'_>, live: &LiveRun) -> Result<(), Failure> {
+    let program = match &source.kind {
+        SourceKind::Command(command) => command.restore.as_ref(),
+        _ => None,
+    };
+    let program = program.ok_or_else(|| Failure::Failed(format!("source {} has no restore_command", source.name)))?;
     live.step(&format!("restoring through {}", program.command.first().map(String::as_str).unwrap_or_default()));
     let size = dump.entry.size.to_string();
     let environment = vec![("KEEPD_JOB", job.name.as_str().into()), ("KEEPD_RUN", live.id().into()), ("KEEPD_BYTES", size.into())];

@@ -22,12 +22,12 @@ const UNIT_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How it is ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
-    job: String,
-    run: String,
+pub struct Note {
+    pub job: String,
+    pub run: String,
     /// Units to start, in this order.
-    services: Vec<String>,
-    end: Option<Program>,
+    pub services: Vec<String>,
+    pub end: Option<Program>,
 }
 
 /// Ends when it is dropped, at the latest.
@@ -43,7 +43,7 @@ fn systemctl(words: [&str; 2], unit: &str, cancel: &CancellationToken) -> Result
 }
 
 /// Whether a unit runs, or is about to.
-fn is_active(unit: &str, cancel: &CancellationToken) -> Result<bool, ProcessError> {
+pub fn is_active(unit: &str, cancel: &CancellationToken) -> Result<bool, ProcessError> {
     // `is-active` ends with another exit status than 0 for what does not run, `show` only when it cannot tell.
     let shown = systemctl(["show", "--property=LoadState,ActiveState"], unit, cancel)?;
     if !shown.lines().any(|l| l.starts_with("LoadState=")) {
@@ -64,31 +64,47 @@ pub fn begin<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Result<Optio
         Quiesce::No => Ok(None),
         Quiesce::Services => stop_services(job, state_dir, live).map(Some),
         Quiesce::Maintenance { begin, end } => {
-            live.step("beginning the maintenance mode");
             let mut held = Quiesced { note: None, live };
             held.write_down(state_dir, Note { job: job.name.clone(), run: live.id(), services: Vec::new(), end: Some(end.clone()) })?;
-            let environment =
-                vec![("KEEPD_EVENT", "quiesce_begin".into()), ("KEEPD_JOB", job.name.as_str().into()), ("KEEPD_RUN", live.id().into())];
-            let said = hooks::run_program(begin, environment, &live.cancel);
-            let said = said.map_err(|e| e.about("the maintenance mode could not be begun"))?;
-            if !said.is_empty() {
-                live.message(Level::Info, format!("quiesce: {said}"));
-            }
+            begin_maintenance(job, begin, live)?;
             Ok(Some(held))
         }
     }
+}
+
+pub fn begin_maintenance(job: &Job, begin: &Program, live: &LiveRun) -> Result<(), Failure> {
+    live.step("beginning the maintenance mode");
+    let environment =
+        vec![("KEEPD_EVENT", "quiesce_begin".into()), ("KEEPD_JOB", job.name.as_str().into()), ("KEEPD_RUN", live.id().into())];
+    let said = hooks::run_program(begin, environment, &live.cancel);
+    let said = said.map_err(|e| e.about("the maintenance mode could not be begun"))?;
+    if !said.is_empty() {
+        live.message(Level::Info, format!("quiesce: {said}"));
+    }
+    Ok(())
+}
+
+/// Those of a job's services that run now.
+pub fn running_services(job: &Job, cancel: &CancellationToken) -> Result<Vec<String>, Failure> {
+    let mut running = Vec::new();
+    for unit in &job.services {
+        if is_active(unit, cancel).map_err(|e| e.about(&format!("service {unit} cannot be looked at")))? {
+            running.push(unit.clone());
+        }
+    }
+    Ok(running)
+}
+
+pub fn stop(unit: &str, cancel: &CancellationToken) -> Result<(), Failure> {
+    let stopped = systemctl(["--no-ask-password", "stop"], unit, cancel);
+    Ok(stopped.map(drop).map_err(|e| e.about(&format!("service {unit} could not be stopped")))?)
 }
 
 /// Stops those of a job's services that run.
 pub fn stop_services<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Result<Quiesced<'a>, Failure> {
     recovered(live)?;
     live.step("stopping services");
-    let mut running = Vec::new();
-    for unit in &job.services {
-        if is_active(unit, &live.cancel).map_err(|e| e.about(&format!("service {unit} cannot be looked at")))? {
-            running.push(unit.clone());
-        }
-    }
+    let running = running_services(job, &live.cancel)?;
     let mut held = Quiesced { note: None, live };
     if running.is_empty() {
         return Ok(held);
@@ -97,8 +113,7 @@ pub fn stop_services<'a>(job: &Job, state_dir: &Path, live: &'a LiveRun) -> Resu
     let services = running.iter().rev().cloned().collect();
     held.write_down(state_dir, Note { job: job.name.clone(), run: live.id(), services, end: None })?;
     for unit in &running {
-        let stopped = systemctl(["--no-ask-password", "stop"], unit, &live.cancel);
-        stopped.map_err(|e| e.about(&format!("service {unit} could not be stopped")))?;
+        stop(unit, &live.cancel)?;
     }
     Ok(held)
 }
@@ -135,7 +150,7 @@ impl Quiesced<'_> {
     fn end_now(&mut self) -> Result<(), Failure> {
         let Some((path, note)) = self.note.take() else { return Ok(()) };
         self.live.step(if note.end.is_some() { "ending the maintenance mode" } else { "starting services" });
-        end_noted(&note, &path).map_err(Failure::Failed)
+        end_and_forget(&note, &path).map_err(Failure::Failed)
     }
 }
 
@@ -148,7 +163,13 @@ impl Drop for Quiesced<'_> {
 }
 
 /// The note goes when all of it was ended.
-fn end_noted(note: &Note, path: &Path) -> Result<(), String> {
+fn end_and_forget(note: &Note, path: &Path) -> Result<(), String> {
+    end_noted(note)?;
+    std::fs::remove_file(path).map_err(|e| format!("cannot remove {}: {e}", path.display()))
+}
+
+/// Ends what a note says; the error says what could not be ended.
+pub fn end_noted(note: &Note) -> Result<(), String> {
     // Whatever was cancelled: this is done.
     let cancel = CancellationToken::new();
     let mut errors = Vec::new();
@@ -164,17 +185,30 @@ fn end_noted(note: &Note, path: &Path) -> Result<(), String> {
             errors.push(format!("the maintenance mode COULD NOT BE ENDED: {e}"));
         }
     }
-    match errors.is_empty() {
-        true => std::fs::remove_file(path).map_err(|e| format!("cannot remove {}: {e}", path.display())),
-        false => Err(errors.join("; ")),
-    }
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
 }
 
 /// What a daemon that died had begun is being ended.
 static RECOVERING: AtomicBool = AtomicBool::new(false);
 
+/// While it lives, nothing is held still by a run: what a daemon that died had begun is ended first.
+pub struct Recovery(());
+
+impl Recovery {
+    pub fn begin() -> Self {
+        RECOVERING.store(true, Ordering::Release);
+        Self(())
+    }
+}
+
+impl Drop for Recovery {
+    fn drop(&mut self) {
+        RECOVERING.store(false, Ordering::Release);
+    }
+}
+
 /// Waits until that is done.
-fn recovered(live: &LiveRun) -> Result<(), Failure> {
+pub fn recovered(live: &LiveRun) -> Result<(), Failure> {
     while RECOVERING.load(Ordering::Acquire) {
         if live.cancel.is_cancelled() {
             return Err(Failure::Cancelled);
@@ -184,24 +218,19 @@ fn recovered(live: &LiveRun) -> Result<(), Failure> {
     Ok(())
 }
 
-/// At the daemon's start, before any run: ends what a daemon that died had begun, in the background.
+/// Ends what a daemon that died had begun. Blocks.
 pub fn recover(state_dir: &Path) {
     let Ok(entries) = std::fs::read_dir(directory(state_dir)) else { return };
-    let paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")).collect();
-    if !paths.is_empty() {
-        RECOVERING.store(true, Ordering::Release);
-        std::thread::spawn(move || {
-            paths.iter().for_each(|path| recover_one(path));
-            RECOVERING.store(false, Ordering::Release);
-        });
-    }
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")).collect();
+    paths.sort();
+    paths.iter().for_each(|path| recover_one(path));
 }
 
 fn recover_one(path: &Path) {
     let note = std::fs::read(path).map_err(|e| e.to_string()).and_then(|b| serde_json::from_slice::<Note>(&b).map_err(|e| e.to_string()));
     match note {
         Err(e) => tracing::error!("{} cannot be read; what it was to start again has to be started by hand: {e}", path.display()),
-        Ok(note) => match end_noted(&note, path) {
+        Ok(note) => match end_and_forget(&note, path) {
             Ok(()) => tracing::warn!(job = %note.job, run = %note.run, "keepd died while it held the application still; it goes on now"),
             Err(e) => tracing::error!(job = %note.job, run = %note.run, "keepd died while it held the application still: {e}"),
         },

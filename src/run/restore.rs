@@ -59,11 +59,19 @@ pub type Another<'a> = &'a mut dyn FnMut() -> Option<Place>;
 
 /// Streams what is selected into `out`. When a place fails, another one goes on where it stopped: copies have the same entries and segments
 /// in the same order.
-pub fn stream(mut place: Place, another: Another<'_>, paths: &[Vec<u8>], out: OwnedFd, live: &LiveRun) -> Result<Finish, Failure> {
+/// `only`: of the entries at these paths exactly those (own paths of their source, directories above them among them).
+pub fn stream(
+    mut place: Place,
+    another: Another<'_>,
+    paths: &[Vec<u8>],
+    only: Option<&HashSet<Vec<u8>>>,
+    out: OwnedFd,
+    live: &LiveRun,
+) -> Result<Finish, Failure> {
     let mut frames = FrameWriter::new(io::BufWriter::with_capacity(256 << 10, PatientWriter::new(out, PATIENCE, live.cancel.clone())?));
     let mut done = Done::default();
     let result = loop {
-        match stream_from(&place, paths, &mut frames, &mut done, live) {
+        match stream_from(&place, (paths, only), &mut frames, &mut done, live) {
             Ok(()) => break Ok(()),
             Err(Broken::End(failure)) => break Err(failure),
             Err(Broken::Place(e)) => match next_place(&mut place, another, &e, live) {
@@ -124,7 +132,7 @@ impl From<RepositoryError> for Broken {
 
 fn stream_from<W: Write>(
     place: &Place,
-    paths: &[Vec<u8>],
+    (paths, only): (&[Vec<u8>], Option<&HashSet<Vec<u8>>>),
     frames: &mut FrameWriter<W>,
     done: &mut Done,
     live: &LiveRun,
@@ -139,7 +147,7 @@ fn stream_from<W: Write>(
         let for_planner = cancel.clone();
         let planner = std::thread::Builder::new().name("plan".into()).spawn_scoped(scope, move || {
             let mut planner = match Fetcher::new(repository.clone(), repository.ahead_bytes(), for_planner) {
-                Ok(fetcher) => Planner { repository, manifest, fetcher, ops: ops.clone(), next: 0, skip },
+                Ok(fetcher) => Planner { repository, manifest, only, fetcher, ops: ops.clone(), next: 0, skip },
                 Err(e) => return drop(ops.send(Err(e))),
             };
             if let Err(e) = planner.plan(selection) {
@@ -211,6 +219,7 @@ pub(super) fn gone(cancel: &CancellationToken, error: &io::Error) -> Failure {
 struct Planner<'a> {
     repository: Arc<Repository>,
     manifest: &'a Manifest,
+    only: Option<&'a HashSet<Vec<u8>>>,
     fetcher: Fetcher,
     ops: Sender<Result<Op, RepositoryError>>,
     next: u64,
@@ -232,6 +241,9 @@ impl Planner<'_> {
             let repository = self.repository.clone();
             self.ancestors(shown, &selected.paths)?;
             let found = walk(&repository, shown, &selected.paths, |entry| {
+                if self.only.is_some_and(|only| !only.contains(&entry.path)) {
+                    return Ok(());
+                }
                 if shown.is_one_file() {
                     self.entry(shown, shown.source.name.clone().into_bytes(), shown.made_up_directory(&entry))?;
                 }
@@ -266,7 +278,8 @@ impl Planner<'_> {
 
     /// A hard link whose first name is not wanted too comes as a file of its own.
     fn with_contents(&self, shown: &Shown<'_>, paths: &[Vec<u8>], entry: Entry) -> Result<Entry, RepositoryError> {
-        if entry.kind != Kind::Hardlink || paths.iter().any(|p| is_at_or_below(&entry.target, p)) {
+        let is_wanted = |first: &[u8]| paths.iter().any(|p| is_at_or_below(first, p)) && self.only.is_none_or(|only| only.contains(first));
+        if entry.kind != Kind::Hardlink || is_wanted(&entry.target) {
             return Ok(entry);
         }
         match find(&self.repository, shown.source, &entry.target)? {

@@ -1,5 +1,6 @@
 //! A restore into a directory that the daemon writes itself: for drills, and for what is put in place.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -14,6 +15,18 @@ use super::restore::{self, Another, Place};
 /// `paths` are `<source>[/<path>]`, none means all. What could not be set (an owner, an attribute) is told as warnings.
 #[expect(dead_code)]
 pub fn write(place: Place, another: Another<'_>, paths: &[Vec<u8>], to: &Path, live: &LiveRun) -> Result<Outcome, Failure> {
+    write_only(place, another, paths, None, to, live)
+}
+
+/// The same for exactly those entries of one source whose own paths are in `only`, the directories above them among them.
+pub fn write_only(
+    place: Place,
+    another: Another<'_>,
+    paths: &[Vec<u8>],
+    only: Option<&HashSet<Vec<u8>>>,
+    to: &Path,
+    live: &LiveRun,
+) -> Result<Outcome, Failure> {
     let (input, out) = io::pipe().map_err(|e| Failure::Failed(format!("cannot make a pipe: {e}")))?;
     let written = std::thread::scope(|scope| {
         let writer = std::thread::Builder::new().name("write".into()).spawn_scoped(scope, move || {
@@ -21,7 +34,7 @@ pub fn write(place: Place, another: Another<'_>, paths: &[Vec<u8>], to: &Path, l
             keepd_writer::write(input, to, options, &|_, _| {})
         });
         let writer = writer.map_err(|e| Failure::Failed(format!("cannot start a thread: {e}")))?;
-        let sent = restore::stream(place, another, paths, OwnedFd::from(out), live);
+        let sent = restore::stream(place, another, paths, only, OwnedFd::from(out), live);
         let written = writer.join().unwrap_or_else(|_| Err(RestoreError("the writer panicked".into())));
         match (sent, written) {
             (_, _) if live.cancel.is_cancelled() => Err(Failure::Cancelled),

@@ -292,6 +292,7 @@ mod tests {
             services: Vec::new(),
             quiesce: Default::default(),
             hooks: Default::default(),
+            health: None,
             version: None,
             schema_version: None,
         }

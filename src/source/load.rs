@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::{Facts, SourceError};
 use crate::process::Running;
 
 /// What is brought back, and as what.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Wanted {
     /// The database that was captured.
     pub database: String,
@@ -31,6 +32,24 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// A database as `target`, by a run (its id): in no place that is taken, with its owners.
+    pub fn of(database: &str, target: &str, facts: Facts, run: &str) -> Self {
+        // Only what every server takes in a name.
+        let run: String = run.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
+        let short: String = target.chars().take(24).collect();
+        Self {
+            database: database.to_owned(),
+            target: target.to_owned(),
+            tables: Vec::new(),
+            replace: false,
+            owners: true,
+            stops: false,
+            facts,
+            scratch: scratch_name(&run),
+            aside: format!("{short}_before_{run}"),
+        }
+    }
+
     /// Rows of the tables that are wanted, by table, as they were captured. Empty when they were not counted.
     pub fn rows(&self) -> Vec<(String, u64)> {
         let Some(tables) = self.facts.get("tables").and_then(|t| t.as_object()) else { return Vec::new() };
@@ -101,6 +120,13 @@ pub trait Loader {
 
     /// Puts the scratch database in place; what is worth telling.
     fn publish(&self, wanted: &Wanted, cancel: &CancellationToken) -> Result<Vec<String>, SourceError>;
+
+    /// Takes back what `publish` did, wherever that was interrupted, also when it was not begun: what was there is there again, and what was put
+    /// in its place is gone. `there`: a database of that name was there. What is worth telling.
+    fn take_back(&self, wanted: &Wanted, there: bool) -> Result<Vec<String>, SourceError>;
+
+    /// Whether there is a database of that name.
+    fn is_there(&self, database: &str, cancel: &CancellationToken) -> Result<bool, SourceError>;
 
     /// Removes the scratch database.
     fn discard(&self, wanted: &Wanted) -> Result<(), SourceError>;

@@ -98,6 +98,12 @@ impl Report {
         self.bytes.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Counts from the beginning again, for the next part of a run.
+    pub fn restart(&self) {
+        self.entries.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+
     /// Says nothing of what is found (a second pass will find it again), or says it again.
     pub fn mute(&self, muted: bool) {
         self.muted.store(muted, Ordering::Relaxed);

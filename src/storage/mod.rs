@@ -358,7 +358,7 @@ pub fn counters(destination: &Destination) -> Counters {
 }
 
 /// An error's text with those of its causes.
-fn with_causes(text: &str, mut cause: Option<&(dyn std::error::Error + 'static)>) -> String {
+pub fn with_causes(text: &str, mut cause: Option<&(dyn std::error::Error + 'static)>) -> String {
     let mut text = text.to_owned();
     while let Some(error) = cause {
         let words = error.to_string();

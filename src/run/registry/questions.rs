@@ -126,7 +126,7 @@ impl Runs {
         Ok(detail)
     }
 
-    fn open_backup(&self, backup: &Backup) -> Result<(Arc<Repository>, Manifest, String)> {
+    pub(super) fn open_backup(&self, backup: &Backup) -> Result<(Arc<Repository>, Manifest, String)> {
         self.open_backup_beside(backup, &[])
     }
 

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, RunKind};
+use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, RunKind, RunState};
 use minicbor::bytes::ByteArray;
 
 use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named, lock};
 use crate::config::{Destination, Job};
 use crate::repository::{self, Entry, Manifest, Repository};
 use crate::run::LoadRequest;
-use crate::run::backup::{Environment, backup, short};
+use crate::run::backup::{Environment, short};
 use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::selection::Selection;
-use crate::run::{catalogue, check, contents, copy, destination, hooks, housekeeping, load, restore, retain};
+use crate::run::{backup, catalogue, check, contents, copy, destination, hooks, housekeeping, in_place, load, quiesce, restore, retain};
 use crate::storage::Storage;
 use crate::storage::probe::{self, Verdict};
 
@@ -37,7 +37,7 @@ impl Runs {
         let runs = self.clone();
         self.start(work, move |live| {
             let writing = |name: &str| runs.wait_to_write(name, live);
-            let work = || backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing);
+            let work = || backup::backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing).map(|(finish, _)| finish);
             let finish = hooks::around_backup(&job, request.r#type.as_str(), live, work)?;
             let copies = runs.start_missing_copies(&job.name, &request.by);
             live.update(|run| run.copies = copies);
@@ -371,7 +371,7 @@ impl Runs {
             let mut tried = vec![destination.clone()];
             let reading = runs.keep_readable(&destination);
             let place = restore::Place { repository, manifest, destination, _reading: reading };
-            restore::stream(place, &mut || runs.another_place(&found, &mut tried), &paths, out, live)
+            restore::stream(place, &mut || runs.another_place(&found, &mut tried), &paths, None, out, live)
         })?;
         Ok(RestoreStarted { run, backup: id, entries, bytes })
     }
@@ -399,9 +399,128 @@ impl Runs {
             let mut tried = vec![destination.clone()];
             let reading = runs.keep_readable(&destination);
             let place = restore::Place { repository, manifest, destination, _reading: reading };
-            let another = &mut || runs.another_place(&found, &mut tried);
-            load::load(&env, &job, &request, load::Dump { place, another, path, entry: looked, facts }, live)
+            let another = Box::new(|| runs.another_place(&found, &mut tried));
+            load::load(&env, &job, &request, load::Dump { place, another, path, entry: looked }, facts, live)
         })
+    }
+
+    /// Queues a restore to where a job's sources are.
+    pub fn start_in_place(self: &Arc<Self>, backup: &str, job: Option<&str>, request: in_place::Request, by: &str) -> Result<String> {
+        let env = self.environment();
+        let found = self.resolve(backup, job)?;
+        let job = job_named(&env.config, &found.job)?.clone();
+        let services = job.services.iter().map(|s| format!("service {s}"));
+        let locks = std::iter::once(job.lock()).chain(job.sources.iter().filter_map(|s| s.kind.lock())).chain(services);
+        let work = Work {
+            kind: RunKind::Restore,
+            job: Some(job.name.clone()),
+            destinations: found.destinations.iter().map(|d| d.name.clone()).collect(),
+            backup: Some(found.id.clone()),
+            by: by.to_owned(),
+            attempt: 1,
+            alone: locks.collect(),
+        };
+        let (runs, by) = (self.clone(), by.to_owned());
+        self.start(work, move |live| {
+            let open = |id: &str| runs.open_place(id);
+            let another = |id: &str, tried: &mut Vec<String>| runs.another_place(&runs.resolve(id, None).ok()?, tried);
+            let back_up = |job: &Job| -> Result<String, Failure> {
+                let request =
+                    BackupRequest { job: job.name.clone(), r#type: BackupType::PreRestore, by: by.clone(), ..BackupRequest::default() };
+                let writing = |name: &str| runs.wait_to_write(name, live);
+                let destination = live.snapshot().destination;
+                let made = backup::backup(&env, job, &request, live, &|name| runs.readers_gone(name), &writing);
+                live.update(|run| run.destination = destination);
+                made.map(|(_, id)| id)
+            };
+            let transaction = in_place::Transaction {
+                env: &env,
+                job: &job,
+                request: &request,
+                backup: &found,
+                open: &open,
+                another: &another,
+                back_up: &back_up,
+                live,
+            };
+            transaction.run()
+        })
+    }
+
+    /// Queues a restore in place of what an earlier one replaced; the run, and the backup that is restored.
+    pub fn start_undo(self: &Arc<Self>, run: &str, dry_run: bool, by: &str) -> Result<(String, String)> {
+        let absent = |text: String| Error::NotFound { what: "run", name: run.to_owned(), text };
+        let done = self.ledger.run(run)?.ok_or_else(|| absent(format!("there is no run '{run}'; 'keepctl run list' shows them")))?;
+        let plan = done.plan.ok_or_else(|| Error::Failed(format!("run {run} is no restore in place, so there is nothing to undo")))?;
+        if !done.state.is_finished() || done.state == RunState::Failed || done.state == RunState::Cancelled {
+            return Err(Error::Failed(format!("run {run} is {}: it left everything as it was, so there is nothing to undo", done.state)));
+        }
+        let safety =
+            done.safety.ok_or_else(|| Error::Failed(format!("run {run} made no safety backup, so what was there cannot be had back")))?;
+        let found = self.resolve(&safety, None)?;
+        let paths = plan.paths.iter().map(|p| p.to_bytes().map_err(Error::Failed)).collect::<Result<Vec<_>>>()?;
+        // A database that was saved as plain files has its log as a source of its own.
+        let of_it = |name: &String| plan.sources.iter().any(|s| s.name == *name || name.strip_suffix("-wal") == Some(&s.name));
+        let sources = if paths.is_empty() { found.sources.iter().filter(|s| of_it(s)).cloned().collect() } else { Vec::new() };
+        let request = in_place::Request { sources, paths, database: None, owners: true, safety: true, dry_run, is_undo: true };
+        Ok((self.start_in_place(&safety, None, request, by)?, safety))
+    }
+
+    fn open_place(&self, id: &str) -> Result<restore::Place, Failure> {
+        let failed = |e: Error| Failure::Failed(e.to_string());
+        let found = self.resolve(id, None).map_err(failed)?;
+        let (repository, manifest, destination) = self.open_backup(&found).map_err(failed)?;
+        let reading = self.keep_readable(&destination);
+        Ok(restore::Place { repository, manifest, destination, _reading: reading })
+    }
+
+    /// Before anything else runs: restores in place that a keepd which died had begun are finished or undone, in the background; until then
+    /// nothing else works on their jobs.
+    pub fn recover(self: &Arc<Self>) {
+        let env = self.environment();
+        let (pending, problems) = in_place::pending(&env.config.daemon.state_dir);
+        problems
+            .iter()
+            .for_each(|p| tracing::error!("what a restore in place had begun cannot be read, and has to be looked after by hand: {p}"));
+        let held: Vec<_> = pending
+            .iter()
+            .filter_map(|p| lock(&self.alone).entry(format!("job {}", p.job())).or_default().clone().try_lock_owned().ok())
+            .collect();
+        let (runs, recovery) = (self.clone(), quiesce::Recovery::begin());
+        std::thread::spawn(move || {
+            for pending in pending {
+                runs.recover_one(&env, pending);
+            }
+            quiesce::recover(&env.config.daemon.state_dir);
+            drop((held, recovery));
+        });
+    }
+
+    fn recover_one(self: &Arc<Self>, env: &Environment, pending: in_place::Pending) {
+        let (job, run) = (pending.job().to_owned(), pending.run().to_owned());
+        tracing::warn!(job, run, "keepd died during a restore in place; it is finished or undone now");
+        let known = self.ledger.run(&run).ok().flatten().unwrap_or_default();
+        let live = LiveRun::new(known, tokio::sync::broadcast::Sender::new(1));
+        let open = |id: &str| self.open_place(id);
+        let another = |id: &str, tried: &mut Vec<String>| self.another_place(&self.resolve(id, None).ok()?, tried);
+        let helper = in_place::Helper { env, job: env.config.jobs.get(&job), open: &open, another: &another, live: &live };
+        let (level, text) = match pending.finish(&helper) {
+            Ok(in_place::Finished { text, stays }) => {
+                tracing::warn!(job, run, "{text}");
+                if stays {
+                    live.update(|run| (run.state, run.error) = (RunState::Good, None));
+                }
+                (Level::Warning, text)
+            }
+            Err(e) => {
+                tracing::error!(job, run, "what it had begun could not be undone: {e}");
+                (Level::Error, format!("what it had begun could not be undone: {e}"))
+            }
+        };
+        live.message(level, format!("at the next start of keepd: {text}"));
+        if let Err(e) = self.ledger.save_run(&live.snapshot()) {
+            tracing::error!(run, "how it ended could not be written down: {e}");
+        }
     }
 
     /// Finds a file of a backup.

@@ -172,6 +172,68 @@ impl Client<'_> {
         Ok(told)
     }
 
+    /// The other way round, from wherever it was interrupted: the tables that were moved aside come back, with all that hangs on them.
+    pub fn put_back(&self, wanted: &Wanted, there: bool) -> Result<Vec<String>, SourceError> {
+        let go_on = CancellationToken::new();
+        let (target, aside) = (&wanted.target, &wanted.aside);
+        let Some((charset, collation)) = self.charset(aside, &go_on)? else {
+            // What is there now can only be what was put there, unless it was not begun.
+            if !there && self.charset(target, &go_on)?.is_some() {
+                self.execute(&format!("DROP DATABASE {}", quoted(target)), &go_on)?;
+            }
+            return Ok(Vec::new());
+        };
+        let text = format!("{}.{}", quoted(aside), quoted(&wanted.scratch));
+        let all = self.tables(aside, &go_on)?;
+        let is_noted = all.contains(&wanted.scratch);
+        let moved: Vec<&String> = all.iter().filter(|table| **table != wanted.scratch).collect();
+        let mut told = Vec::new();
+        // Of a database without a table nothing is seen to have moved.
+        let has_left = || -> Result<bool, SourceError> {
+            Ok(!wanted.rows().is_empty() && self.tables(&wanted.scratch, &go_on)?.is_empty() && !self.tables(target, &go_on)?.is_empty())
+        };
+        if !moved.is_empty() || (is_noted && has_left()?) {
+            let mut kept = Contents::of(self, aside, &go_on)?;
+            if !is_noted {
+                kept.movable(aside)?;
+                if !kept.sql.is_empty() {
+                    told.push(format!("the events of {target}, if it has any, stay switched off"));
+                }
+                self.keep_text(wanted, &kept.sql, &go_on)?;
+            }
+            kept.tables.retain(|table| *table != wanted.scratch);
+            let how = how((&charset, &collation));
+            let moves = kept.moves(aside, target);
+            let rename = if moves.is_empty() { String::new() } else { format!("RENAME TABLE {};\n", moves.join(", ")) };
+            let sql = format!(
+                "SET SESSION foreign_key_checks = 0, lock_wait_timeout = 30;\nDROP DATABASE IF EXISTS {0};\nCREATE DATABASE {0}{how};\n{1}{rename}",
+                quoted(target),
+                kept.take_down,
+            );
+            self.execute(&sql, &go_on)?;
+        } else if !is_noted {
+            // Made, and nothing put into it yet.
+            self.execute(&format!("DROP DATABASE {}", quoted(aside)), &go_on)?;
+            return Ok(told);
+        }
+        let pieces = self.table(&format!("select hex(statements) from {text} order by n"), &go_on)?;
+        let hex: String = pieces.into_iter().flatten().flatten().collect();
+        let sql = data_encoding::HEXUPPER
+            .decode(hex.as_bytes())
+            .map_err(|e| SourceError::Failed(format!("the statements in {text} do not decode: {e}")))?;
+        // Some of it may stand still, which is an error for each; what counts is that it is what it was.
+        let _ = self.run_on(target, &sql, &go_on);
+        let now = Contents::of(self, target, &go_on)?;
+        if now.sql != sql {
+            return Err(SourceError::Failed(format!(
+                "all tables of {target} are back, but not all of its triggers, views, routines and events are what they were; they stand as statements \
+                 in {text}"
+            )));
+        }
+        self.execute(&format!("DROP DATABASE {}", quoted(aside)), &go_on)?;
+        Ok(told)
+    }
+
     /// The text of what is no table, where it outlives keepd.
     fn keep_text(&self, wanted: &Wanted, sql: &[u8], cancel: &CancellationToken) -> Result<(), SourceError> {
         let table = format!("{}.{}", quoted(&wanted.aside), quoted(&wanted.scratch));

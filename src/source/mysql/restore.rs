@@ -155,6 +155,16 @@ impl Loader for Client<'_> {
         self.put_in_place(wanted, cancel)
     }
 
+    fn take_back(&self, wanted: &Wanted, there: bool) -> Result<Vec<String>, SourceError> {
+        let told = self.put_back(wanted, there)?;
+        self.discard(wanted)?;
+        Ok(told)
+    }
+
+    fn is_there(&self, database: &str, cancel: &CancellationToken) -> Result<bool, SourceError> {
+        Ok(self.charset(database, cancel)?.is_some())
+    }
+
     /// It holds nothing but what the backup holds, whatever happened.
     fn discard(&self, wanted: &Wanted) -> Result<(), SourceError> {
         self.execute(&format!("DROP DATABASE IF EXISTS {}", quoted(&wanted.scratch)), &CancellationToken::new())

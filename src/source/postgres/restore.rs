@@ -56,6 +56,14 @@ impl Client<'_> {
         Ok(answers)
     }
 
+    fn end_connections(&self, database: &str) -> Result<(), SourceError> {
+        let ends = format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = {} and pid <> pg_backend_pid()",
+            literal(database)
+        );
+        self.execute(HOME, &ends, &CancellationToken::new())
+    }
+
     fn unused(&self, database: &str, cancel: &CancellationToken) -> Result<(), SourceError> {
         used_by(database, &self.users(database, cancel)?)
     }
@@ -160,11 +168,27 @@ impl Loader for Client<'_> {
         Ok(told)
     }
 
-    fn discard(&self, wanted: &Wanted) -> Result<(), SourceError> {
+    fn take_back(&self, wanted: &Wanted, there: bool) -> Result<Vec<String>, SourceError> {
         let go_on = CancellationToken::new();
-        let ends = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = {}", literal(&wanted.scratch));
-        self.execute(HOME, &ends, &go_on)?;
-        self.execute(HOME, &format!("DROP DATABASE IF EXISTS {}", quoted(&wanted.scratch)), &go_on)
+        let (target, scratch, aside) = (quoted(&wanted.target), quoted(&wanted.scratch), quoted(&wanted.aside));
+        // Both renames are one transaction.
+        let published = !self.exists(&wanted.scratch, &go_on)?;
+        if published && (self.exists(&wanted.aside, &go_on)? || !there) && self.exists(&wanted.target, &go_on)? {
+            self.end_connections(&wanted.target)?;
+            let old = if there { format!(" ALTER DATABASE {aside} RENAME TO {target};") } else { String::new() };
+            self.execute(HOME, &format!("BEGIN; ALTER DATABASE {target} RENAME TO {scratch};{old} COMMIT"), &go_on)?;
+        }
+        self.discard(wanted)?;
+        Ok(Vec::new())
+    }
+
+    fn is_there(&self, database: &str, cancel: &CancellationToken) -> Result<bool, SourceError> {
+        self.exists(database, cancel)
+    }
+
+    fn discard(&self, wanted: &Wanted) -> Result<(), SourceError> {
+        self.end_connections(&wanted.scratch)?;
+        self.execute(HOME, &format!("DROP DATABASE IF EXISTS {}", quoted(&wanted.scratch)), &CancellationToken::new())
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is checked and found out about a database at the moment that is captured.
 
+use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -62,6 +63,41 @@ pub fn inspect(
     Ok(Inspection { facts, tables, warnings })
 }
 
+/// Fails unless a database that nobody has open is whole, by its quick_check.
+pub fn check_whole(path: &Path, cancel: &CancellationToken) -> Result<(), SourceError> {
+    let database = Database::find(path)?;
+    if database.header()?.is_none() {
+        return Ok(());
+    }
+    let connection = database.open(true, Duration::from_secs(1), cancel).map_err(|e| database.failed("opening it", &e))?;
+    let _watch = Watch::over(&connection, cancel, None);
+    match check_rows(&connection, "quick_check") {
+        Ok((damaged, _)) if damaged.is_empty() => Ok(()),
+        Ok((damaged, _)) => {
+            let damaged: Vec<&str> = damaged.iter().map(String::as_str).collect();
+            Err(SourceError::Failed(format!(
+                "the database in the backup is damaged, its quick_check says: {}; restore another backup, or this one with --to DIR",
+                told(&damaged)
+            )))
+        }
+        Err(_) if cancel.is_cancelled() => Err(SourceError::Cancelled),
+        // Functions of its application: see `check`.
+        Err(e) if e.sqlite_error_code() == Some(ErrorCode::Unknown) => Ok(()),
+        Err(e) => Err(database.failed("its quick_check", &e)),
+    }
+}
+
+/// What a check says of damage, and of rows that are read all the same.
+fn check_rows(connection: &Connection, pragma: &str) -> rusqlite::Result<(Vec<String>, Vec<String>)> {
+    // Constraints may use functions that only the application has; a row that breaks one is no damage of the file.
+    connection.pragma_update(None, "ignore_check_constraints", true)?;
+    let mut statement = connection.prepare(&format!("PRAGMA {pragma}({CHECK_ROWS})"))?;
+    let rows = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+    let lines = rows.iter().flat_map(|row| row.lines()).filter(|line| *line != "ok" && !line.starts_with("*** in database"));
+    let (odd, damaged) = lines.map(str::to_owned).partition(|line| is_oddity(line));
+    Ok((damaged, odd))
+}
+
 /// The check that was done, in the words of the configuration.
 fn check(
     database: &Database,
@@ -75,13 +111,8 @@ fn check(
         Verify::Quick => ("quick", "quick_check"),
         Verify::Full => ("full", "integrity_check"),
     };
-    // Constraints may use functions that only the application has; a row that breaks one is no damage of the file.
-    let rows = connection
-        .pragma_update(None, "ignore_check_constraints", true)
-        .and_then(|()| connection.prepare(&format!("PRAGMA {pragma}({CHECK_ROWS})")))
-        .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>());
-    let rows = match rows {
-        Ok(rows) => rows,
+    let (damaged, odd) = match check_rows(connection, pragma) {
+        Ok(found) => found,
         Err(_) if stop.is_cancelled() => return Err(SourceError::Cancelled),
         // An application's own function, collation or module in the schema: that is no damage.
         Err(e) if e.sqlite_error_code() == Some(ErrorCode::Unknown) => {
@@ -94,9 +125,7 @@ fn check(
         }
         Err(e) => return Err(database.failed(&format!("its {pragma}"), &e)),
     };
-    let lines: Vec<&str> =
-        rows.iter().flat_map(|row| row.lines()).filter(|line| *line != "ok" && !line.starts_with("*** in database")).collect();
-    let (odd, damaged): (Vec<&str>, Vec<&str>) = lines.iter().partition(|line| is_oddity(line));
+    let (damaged, odd): (Vec<&str>, Vec<&str>) = (damaged.iter().map(String::as_str).collect(), odd.iter().map(String::as_str).collect());
     if !damaged.is_empty() {
         return Err(SourceError::Failed(format!(
             "the database {} is damaged, its {pragma} says: {}. Nothing was kept of this run, earlier backups are as they were; restore one, or \

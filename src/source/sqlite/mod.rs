@@ -39,6 +39,7 @@ use self::alone::Alone;
 use self::courtesy::Courtesy;
 use self::cutter::{Cut, Cutter, Old};
 use self::database::Database;
+pub use self::inspect::check_whole;
 use self::inspect::{Inspection, inspect};
 use self::pagemap::{Footer, MapReader};
 use self::signature::Signature;

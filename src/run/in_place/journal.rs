@@ -1,0 +1,131 @@
+//! What a restore in place has begun, written down before each step so that the next start can finish or undo it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::tree::Tree;
+use crate::config::Health;
+use crate::run::live::Failure;
+use crate::run::quiesce::Note;
+use crate::source::load::Wanted;
+
+/// How far it has come. Up to `Swapping` an interruption means that all is put back; from `Swapped` on it means that it is seen through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Staging; nothing that anybody uses was touched.
+    Preparing,
+    /// The application is being stopped, or is.
+    Holding,
+    /// Things are being exchanged.
+    Swapping,
+    /// All is in place; whether the application works with it is being found out.
+    Swapped,
+    /// What was there is being put back.
+    Undoing,
+    /// It stays; what was there is being cleared away.
+    Keeping,
+}
+
+/// A database that was loaded into a scratch one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Loaded {
+    pub source: String,
+    pub wanted: Wanted,
+    /// One of the name was there before.
+    pub there: bool,
+    /// Putting it in place was begun.
+    pub begun: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Journal {
+    pub format: u32,
+    pub run: String,
+    pub job: String,
+    pub backup: String,
+    pub safety: Option<String>,
+    pub phase: Phase,
+    pub trees: Vec<Tree>,
+    pub databases: Vec<Loaded>,
+    /// Command sources that were fed, by name.
+    pub commands: Vec<String>,
+    /// How the application is let go again; it may be running already.
+    pub held: Option<Note>,
+    pub health: Option<Health>,
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("in-place")
+}
+
+impl Journal {
+    pub fn new(state_dir: &Path, run: String, job: String, backup: String, health: Option<Health>) -> Self {
+        let path = directory(state_dir).join(format!("{run}.json"));
+        let (trees, databases, commands) = (Vec::new(), Vec::new(), Vec::new());
+        let phase = Phase::Preparing;
+        Self { format: 1, run, job, backup, safety: None, phase, trees, databases, commands, held: None, health, path }
+    }
+
+    /// Durable when it returns.
+    pub fn save(&self) -> Result<(), Failure> {
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        let write = || -> std::io::Result<()> {
+            std::fs::create_dir_all(parent)?;
+            let mut file = tempfile::NamedTempFile::new_in(parent)?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            file.as_file().sync_all()?;
+            file.persist(&self.path).map_err(|e| e.error)?;
+            std::fs::File::open(parent)?.sync_all()
+        };
+        super::point();
+        write().map_err(|e| Failure::Failed(format!("cannot note in {} what is about to be done: {e}", self.path.display())))?;
+        super::point();
+        Ok(())
+    }
+
+    pub fn enter(&mut self, phase: Phase) -> Result<(), Failure> {
+        self.phase = phase;
+        self.save()
+    }
+
+    /// Where the changes of a tree are written.
+    pub fn changes_of(&self, tree: usize) -> PathBuf {
+        self.path.with_extension(format!("{tree}.changes"))
+    }
+
+    /// All is done.
+    pub fn remove(&self) -> Result<(), Failure> {
+        let failed = |e: std::io::Error| Failure::Failed(format!("cannot remove {}: {e}", self.path.display()));
+        for tree in 0..self.trees.len() {
+            match std::fs::remove_file(self.changes_of(tree)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+                _ => {}
+            }
+        }
+        std::fs::remove_file(&self.path).map_err(failed)
+    }
+
+    /// Those that an earlier keepd left, and what could not be read.
+    pub fn left(state_dir: &Path) -> (Vec<Journal>, Vec<String>) {
+        let (mut journals, mut problems) = (Vec::new(), Vec::new());
+        let entries = match std::fs::read_dir(directory(state_dir)) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (journals, problems),
+            Err(e) => return (journals, vec![format!("{}: {e}", directory(state_dir).display())]),
+        };
+        for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")) {
+            let read = std::fs::read(&path).map_err(|e| e.to_string());
+            match read.and_then(|bytes| serde_json::from_slice::<Journal>(&bytes).map_err(|e| e.to_string())) {
+                Ok(journal) if journal.format == 1 => journals.push(Journal { path, ..journal }),
+                Ok(journal) => problems.push(format!("{}: its format {} is of another version of keepd", path.display(), journal.format)),
+                Err(e) => problems.push(format!("{}: {e}", path.display())),
+            }
+        }
+        journals.sort_by(|a, b| a.run.cmp(&b.run));
+        (journals, problems)
+    }
+}

@@ -1,0 +1,497 @@
+//! A restore in place: all of what is wanted takes the place of what is there, or nothing does.
+//!
+//! plan → safety backup → stage beside the target, and check → stop the application → exchange → migrate → start → healthy? → keep, or put everything
+//! back. What is begun is written down before (`journal`), so that a keepd that was killed anywhere on the way finds out at its next start what to undo
+//! or to finish (`recover`).
+
+mod health;
+mod journal;
+mod plan;
+mod recover;
+mod targets;
+mod tree;
+mod users;
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use keepd_protocol::model::{Backup, BytesPath, Level, PlannedService, RestorePlan};
+
+use self::journal::{Journal, Loaded, Phase};
+use self::plan::{Found, Owners, with_loader};
+use self::targets::{Dump, Target, To};
+use self::tree::{Beneath, Tree, stage_name};
+use super::backup::{Environment, short};
+use super::hooks::Event;
+use super::live::{Failure, Finish, LiveRun};
+use super::load;
+use super::quiesce::{self, Note};
+use super::restore::Place;
+use super::set::told;
+use super::to_directory;
+use crate::config::{Job, Quiesce, SourceKind, VersionFrom};
+use crate::source::ask;
+
+pub use self::recover::{Finished, Helper, Pending, pending};
+
+/// What is to be restored in place, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Only these sources; with `paths` none means those of the paths, without any all.
+    pub sources: Vec<String>,
+    /// `<source>/<path>`
+    pub paths: Vec<Vec<u8>>,
+    /// Of a server's databases only this one.
+    pub database: Option<String>,
+    pub owners: bool,
+    /// What is there is backed up first.
+    pub safety: bool,
+    pub dry_run: bool,
+    /// It puts back what an earlier restore replaced, whatever state that is in.
+    pub is_undo: bool,
+}
+
+/// What a transaction needs of the registry.
+pub struct Transaction<'a> {
+    pub env: &'a Environment,
+    pub job: &'a Job,
+    pub request: &'a Request,
+    pub backup: &'a Backup,
+    /// Opens a backup at its best place.
+    pub open: &'a dyn Fn(&str) -> Result<Place, Failure>,
+    /// Another place of the same backup, that was not tried.
+    pub another: &'a dyn Fn(&str, &mut Vec<String>) -> Option<Place>,
+    /// Backs a job up as it is now; the backup's id.
+    pub back_up: &'a dyn Fn(&Job) -> Result<String, Failure>,
+    pub live: &'a LiveRun,
+}
+
+/// A place in a transaction where a test lets keepd die.
+#[cfg(debug_assertions)]
+pub fn point() {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static DIES_AT: LazyLock<Option<u64>> = LazyLock::new(|| std::env::var("KEEPD_TEST_DIES_AT").ok()?.parse().ok());
+    static POINTS: AtomicU64 = AtomicU64::new(0);
+    if DIES_AT.is_some_and(|at| POINTS.fetch_add(1, Ordering::SeqCst) + 1 == at) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+#[cfg(not(debug_assertions))]
+pub fn point() {}
+
+/// A target with what is known of it.
+struct Known<'j> {
+    target: Target<'j>,
+    found: Vec<Found>,
+    /// What was staged, and where: the first time, and what came to it since.
+    staged: [HashSet<Vec<u8>>; 2],
+    /// Its tree in the journal.
+    tree: Option<usize>,
+}
+
+const STAGES: [&str; 2] = ["new", "more"];
+
+impl Transaction<'_> {
+    /// Carries it out, or only plans it.
+    pub fn run(&self) -> Result<Finish, Failure> {
+        self.live.step("planning");
+        let place = (self.open)(&self.backup.id)?;
+        let mut plan = RestorePlan {
+            backup: self.backup.id.clone(),
+            job: self.job.name.clone(),
+            time: self.backup.time.clone(),
+            paths: self.request.paths.iter().map(|p| BytesPath::from_bytes(p)).collect(),
+            version: self.backup.version.clone(),
+            ..RestorePlan::default()
+        };
+        let targets = targets::find(self.job, &place, self.request, &mut plan)?;
+        let mut known = Vec::new();
+        for target in targets {
+            let found = plan::look(&place, &target, self.live, &self.env.config.daemon.state_dir)?;
+            plan::plan(self.job, &place, &target, &found, self.request.owners, self.live, &mut plan)?;
+            known.push(Known { target, found, staged: [HashSet::new(), HashSet::new()], tree: None });
+        }
+        self.plan_application(&mut plan)?;
+        plan::has_room(&mut plan);
+        self.live.update(|run| run.plan = Some(plan.clone()));
+        if !plan.problems.is_empty() {
+            let verb = if self.request.dry_run { "it could not be done" } else { "nothing was changed" };
+            return Err(Failure::Failed(format!("{verb}: {}", plan.problems.join("; "))));
+        }
+        if known.is_empty() {
+            return Err(Failure::Failed("there is nothing to restore".into()));
+        }
+        if self.request.dry_run {
+            return Ok(Finish::Good);
+        }
+        let event = |name, programs| Event { name, programs, job: &self.job.name, r#type: "restore" };
+        let done =
+            event("before_restore", self.job.hooks.before_restore.as_slice()).run(self.live, &[]).and_then(|()| self.go(place, known));
+        done.map_err(|failure| super::hooks::failed(&event("on_failure", self.job.hooks.on_failure.as_slice()), self.live, failure))
+    }
+
+    /// Services and versions.
+    fn plan_application(&self, plan: &mut RestorePlan) -> Result<(), Failure> {
+        let running = match quiesce::running_services(self.job, &self.live.cancel) {
+            Ok(running) => running,
+            Err(Failure::Cancelled) => return Err(Failure::Cancelled),
+            Err(e) => {
+                plan.problems.push(e.to_string());
+                Vec::new()
+            }
+        };
+        let service = |name: &String| PlannedService { name: name.clone(), running: running.contains(name) };
+        plan.services = self.job.services.iter().map(service).collect();
+        let asked = match &self.job.version {
+            None => return Ok(()),
+            Some(VersionFrom::Command(program)) => super::hooks::first_line(program, &self.job.name, &self.live.cancel).ok(),
+            Some(VersionFrom::Sql { sql, source }) => {
+                let source = self.job.sources.iter().find(|s| s.name == *source);
+                source.and_then(|s| ask::ask(&s.kind, sql, &self.live.cancel).ok()).and_then(|rows| rows.into_iter().next())
+            }
+        };
+        plan.version_now = asked.map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
+        if let (Some(then), Some(now)) = (&plan.version, &plan.version_now)
+            && then != now
+        {
+            plan.notes
+                .push(format!("the backup is of version {then}, now it is {now}: its data may need migrations (hooks, after_restore)"));
+        }
+        Ok(())
+    }
+
+    fn go(&self, place: Place, known: Vec<Known<'_>>) -> Result<Finish, Failure> {
+        quiesce::recovered(self.live)?;
+        let mut journal = Journal::new(
+            &self.env.config.daemon.state_dir,
+            self.live.id(),
+            self.job.name.clone(),
+            self.backup.id.clone(),
+            self.job.health.clone(),
+        );
+        journal.safety = self.back_up_first()?;
+        let mut restored = self.change(place, known, &mut journal);
+        if let Err(failure) = &restored
+            && journal.phase != Phase::Keeping
+        {
+            self.live.step(if matches!(failure, Failure::Cancelled) {
+                "cancelling: putting everything back"
+            } else {
+                "putting everything back"
+            });
+            let was_touched = matches!(journal.phase, Phase::Swapping | Phase::Swapped);
+            if let Err(e) = recover::undo(&mut journal, &self.helper(), &mut |level, text| self.live.message(level, text)) {
+                restored = Err(Failure::Failed(format!("{failure}. And what was there COULD NOT BE PUT BACK as a whole: {e}")));
+            } else if was_touched {
+                self.live.message(Level::Warning, "everything is as it was before".into());
+            }
+        }
+        restored
+    }
+
+    fn helper(&self) -> recover::Helper<'_> {
+        recover::Helper { env: self.env, job: Some(self.job), open: self.open, another: self.another, live: self.live }
+    }
+
+    /// Backs up what is there now, so that it can be had back.
+    fn back_up_first(&self) -> Result<Option<String>, Failure> {
+        if !self.request.safety {
+            self.live.message(Level::Warning, "no safety backup was wanted: what is replaced cannot be had back".into());
+            return Ok(None);
+        }
+        let mut job = self.job.clone();
+        // What is not there cannot be lost.
+        job.sources.retain(|s| s.kind.path().is_none_or(|p| p.symlink_metadata().is_ok()));
+        for gone in self.job.sources.iter().filter(|s| !job.sources.iter().any(|j| j.name == s.name)) {
+            self.live.message(Level::Info, format!("source {} is not there now, so there is nothing of it to save", gone.name));
+        }
+        if job.sources.is_empty() {
+            return Ok(None);
+        }
+        let step = |e: Failure| match e {
+            Failure::Cancelled => Failure::Cancelled,
+            e => Failure::Failed(format!(
+                "what is there now could not be backed up first, so nothing was changed: {e}. Mend that, or restore with --no-safety-backup"
+            )),
+        };
+        let made = match (self.back_up)(&job) {
+            // A database that is damaged is perhaps why it is restored: it is kept as the file that it is.
+            Err(Failure::Failed(text)) if job.sources.iter().any(|s| matches!(s.kind, SourceKind::Sqlite(_))) => {
+                self.live.message(Level::Warning, format!("{text}; databases are backed up as plain files instead"));
+                (self.back_up)(&recover::with_plain_files(&job))
+            }
+            other => other,
+        };
+        let id = made.map_err(step)?;
+        self.live.message(Level::Info, format!("what was there is backup {}", short(&id)));
+        self.live.update(|run| run.safety = Some(id.clone()));
+        self.live.report.restart();
+        self.live.tick();
+        Ok(Some(id))
+    }
+
+    fn change(&self, place: Place, mut known: Vec<Known<'_>>, journal: &mut Journal) -> Result<Finish, Failure> {
+        self.live.set_total(self.live.snapshot().plan.map_or(0, |plan| plan.sources.iter().map(|s| s.bytes).sum()));
+        journal.save()?;
+        for known in &mut known {
+            self.stage(known, journal)?;
+        }
+        self.load(&known, journal)?;
+        self.hold(journal)?;
+        self.live.step("looking what changed meanwhile");
+        for known in &mut known {
+            self.write_down(&place, known, journal)?;
+        }
+        drop(place);
+        journal.enter(Phase::Swapping)?;
+        self.exchange(&known, journal)?;
+        for tree in &journal.trees {
+            Beneath::open(tree).map_err(|e| e.to_string()).and_then(|b| b.sync()).map_err(Failure::Failed)?;
+        }
+        let after = Event { name: "after_restore", programs: &self.job.hooks.after_restore, job: &self.job.name, r#type: "restore" };
+        after.run(self.live, &[("KEEPD_OUTCOME", "good".to_owned())])?;
+        if self.live.cancel.is_cancelled() {
+            return Err(Failure::Cancelled);
+        }
+        journal.enter(Phase::Swapped)?;
+        let started = journal.held.as_ref().map(|held| held.services.clone()).unwrap_or_default();
+        if let Some(held) = &journal.held {
+            self.live.step("starting services");
+            quiesce::end_noted(held).map_err(Failure::Failed)?;
+            point();
+        }
+        let run = self.live.id();
+        let question = health::Question { health: self.job.health.as_ref(), job: &self.job.name, run: &run, services: &started };
+        question.ask_within(&self.env.runtime, self.live)?;
+        journal.enter(Phase::Keeping)?;
+        self.live.step("clearing up");
+        recover::keep(journal, &mut |level, text| self.live.message(level, text))?;
+        self.live.tick();
+        let bytes = self.live.snapshot().progress.bytes;
+        self.live.message(Level::Info, format!("backup {} is in place ({bytes} bytes were written)", short(&self.backup.id)));
+        if journal.safety.is_some() {
+            self.live.message(Level::Info, format!("'keepctl undo {}' brings back what was there", self.live.id()));
+        }
+        Ok(Finish::Good)
+    }
+
+    /// Writes what differs beside its target.
+    fn stage(&self, known: &mut Known<'_>, journal: &mut Journal) -> Result<(), Failure> {
+        let root = match &known.target.to {
+            To::Directory { root, .. } | To::File { root, .. } => root.clone(),
+            To::Databases { .. } | To::Command { .. } => return Ok(()),
+        };
+        self.live.step(&format!("staging {}", known.target.name));
+        let made: Vec<_> = root.ancestors().take_while(|p| p.symlink_metadata().is_err()).map(Path::to_owned).collect();
+        let tree = Tree {
+            source: known.target.name.clone(),
+            stage: stage_name(&journal.run, journal.trees.len()),
+            made: made.into_iter().rev().collect(),
+            was: None,
+            root,
+            planned: false,
+        };
+        let tree = match tree.root.is_dir() {
+            true => Tree { was: Some(self.beneath(&tree)?.time().map_err(Failure::Failed)?), ..tree },
+            false => tree,
+        };
+        journal.trees.push(tree.clone());
+        journal.save()?;
+        known.tree = Some(journal.trees.len() - 1);
+        for directory in &tree.made {
+            std::fs::create_dir(directory).map_err(|e| Failure::Failed(format!("cannot make {}: {e}", directory.display())))?;
+            point();
+        }
+        let beneath = self.beneath(&tree)?;
+        beneath.make_stage().map_err(Failure::Failed)?;
+        point();
+        known.staged[0] = match &known.target.to {
+            To::Directory { .. } => plan::staged(&known.found),
+            _ => HashSet::new(),
+        };
+        self.write_stage(known, &tree, 0)?;
+        point();
+        self.verify_staged(known, &tree)
+    }
+
+    fn beneath<'t>(&self, tree: &'t Tree) -> Result<Beneath<'t>, Failure> {
+        Beneath::open(tree).map_err(|e| Failure::Failed(format!("cannot open {}: {e}", tree.root.display())))
+    }
+
+    fn write_stage(&self, known: &Known<'_>, tree: &Tree, stage: usize) -> Result<(), Failure> {
+        let place = (self.open)(&self.backup.id)?;
+        let mut tried = vec![place.destination.clone()];
+        let another = &mut || (self.another)(&self.backup.id, &mut tried);
+        let to = tree.root.join(&tree.stage).join(STAGES.get(stage).copied().unwrap_or_default());
+        let source = [known.target.name.as_bytes().to_vec()];
+        let only = known.staged.get(stage).filter(|_| matches!(known.target.to, To::Directory { .. }));
+        if only.is_some_and(HashSet::is_empty) {
+            return Ok(());
+        }
+        let written = to_directory::write_only(place, another, &source, only, &to, self.live)?;
+        match written.warnings_total {
+            0 => Ok(()),
+            n => Err(Failure::Failed(format!("{n} owners, modes or attributes could not be set ({})", written.warnings.join("; ")))),
+        }
+    }
+
+    /// A database of SQLite is asked itself whether it is whole.
+    fn verify_staged(&self, known: &Known<'_>, tree: &Tree) -> Result<(), Failure> {
+        let To::File { staged_as, database: true, .. } = &known.target.to else { return Ok(()) };
+        if self.request.is_undo {
+            return Ok(());
+        }
+        self.live.step(&format!("checking {}", known.target.name));
+        let staged: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(staged_as.as_slice());
+        let path = tree.root.join(&tree.stage).join(STAGES[0]).join(staged);
+        crate::source::sqlite::check_whole(&path, &self.live.cancel).map_err(|e| told(known.target.source, e))
+    }
+
+    /// Loads dumps into scratch databases.
+    fn load(&self, known: &[Known<'_>], journal: &mut Journal) -> Result<(), Failure> {
+        for Known { target, .. } in known {
+            let To::Databases { dumps, .. } = &target.to else { continue };
+            for dump in dumps {
+                let stops = !self.job.services.is_empty();
+                let wanted = plan::wanted(target, dump, self.request.owners, stops, &format!("{}{}", journal.run, journal.databases.len()));
+                with_loader(target.source, &self.live.cancel, |server| {
+                    let there = server.is_there(&wanted.target, &self.live.cancel).map_err(|e| told(target.source, e))?;
+                    journal.databases.push(Loaded { source: target.name.clone(), wanted: wanted.clone(), there, begun: false });
+                    journal.save()?;
+                    load::load_and_check(target.source, server, &wanted, self.dump(dump)?, self.live)
+                })?;
+                point();
+            }
+        }
+        Ok(())
+    }
+
+    fn dump(&self, dump: &Dump) -> Result<load::Dump<'_>, Failure> {
+        self.contents(&self.backup.id, dump.path.clone(), dump.entry.clone())
+    }
+
+    fn contents(&self, backup: &str, path: Vec<u8>, entry: crate::repository::Entry) -> Result<load::Dump<'_>, Failure> {
+        recover::contents(self.open, self.another, backup, path, entry)
+    }
+
+    /// Holds the application still: its maintenance mode begins, its services stop.
+    fn hold(&self, journal: &mut Journal) -> Result<(), Failure> {
+        let running = quiesce::running_services(self.job, &self.live.cancel)?;
+        let (begin, end) = match &self.job.quiesce {
+            Quiesce::Maintenance { begin, end } => (Some(begin), Some(end.clone())),
+            _ => (None, None),
+        };
+        if running.is_empty() && begin.is_none() {
+            return Ok(());
+        }
+        let services = running.iter().rev().cloned().collect();
+        journal.held = Some(Note { job: self.job.name.clone(), run: self.live.id(), services, end });
+        journal.enter(Phase::Holding)?;
+        if let Some(begin) = begin {
+            quiesce::begin_maintenance(self.job, begin, self.live)?;
+            point();
+        }
+        self.live.step("stopping services");
+        for unit in &running {
+            quiesce::stop(unit, &self.live.cancel)?;
+            point();
+        }
+        Ok(())
+    }
+
+    /// Now that nobody writes: what exactly is to be changed.
+    fn write_down(&self, place: &Place, known: &mut Known<'_>, journal: &mut Journal) -> Result<(), Failure> {
+        let Some(number) = known.tree else { return Ok(()) };
+        let tree =
+            journal.trees.get(number).cloned().ok_or_else(|| Failure::Failed("a tree is not in the journal; this is a bug".into()))?;
+        let changes = journal.changes_of(number);
+        let beneath = self.beneath(&tree)?;
+        match &known.target.to {
+            To::File { root, file, staged_as, database, .. } => {
+                let path = root.join(std::os::unix::ffi::OsStrExt::from_bytes(file.as_slice()) as &std::ffi::OsStr);
+                let users = if *database { users::of(&path) } else { users::Users::default() };
+                if !users.named.is_empty() {
+                    return Err(Failure::Failed(format!(
+                        "{} is still in use by {}; stop what uses it, or name its services in the job, and try again",
+                        path.display(),
+                        users.named.join(", ")
+                    )));
+                }
+                if users.hidden > 0 {
+                    let text = format!(
+                        "{} processes could only be asked for their locks on {}, not for their open files",
+                        users.hidden,
+                        path.display()
+                    );
+                    self.live.message(Level::Info, text);
+                }
+                plan::write_file_changes(&changes, &beneath, file, staged_as, *database)?;
+            }
+            To::Directory { .. } => {
+                known.found = plan::look(place, &known.target, self.live, &self.env.config.daemon.state_dir)?;
+                let wanted = plan::staged(&known.found);
+                if wanted.iter().any(|path| !known.staged[0].contains(path)) {
+                    // What belongs together (hard links) is staged together.
+                    known.staged[1] = wanted;
+                    known.staged[0].clear();
+                    self.write_stage(known, &tree, 1)?;
+                }
+                let stage = |path: &[u8]| known.staged.iter().zip(STAGES).find(|(set, _)| set.contains(path)).map(|(_, stage)| stage);
+                let owners = Owners::of(&place.manifest);
+                plan::write_changes(&changes, &beneath, &known.found, &owners, &known.target.name, &stage)?;
+            }
+            To::Databases { .. } | To::Command { .. } => {}
+        }
+        if let Some(tree) = journal.trees.get_mut(number) {
+            tree.planned = true;
+        }
+        Ok(())
+    }
+
+    fn exchange(&self, known: &[Known<'_>], journal: &mut Journal) -> Result<(), Failure> {
+        self.live.step("exchanging");
+        for (number, tree) in journal.trees.iter().enumerate() {
+            let changes = journal.changes_of(number);
+            let all = tree::read_changes(&changes).map_err(|e| Failure::Failed(format!("cannot read {}: {e}", changes.display())))?;
+            let beneath = self.beneath(tree)?;
+            for (n, change) in all.iter().enumerate() {
+                if self.live.cancel.is_cancelled() {
+                    return Err(Failure::Cancelled);
+                }
+                beneath.make(change).map_err(Failure::Failed)?;
+                point();
+                if n % 1000 == 0 {
+                    self.live.update(|run| run.progress.percent = Some((n * 1000 / all.len()) as f64 / 10.0));
+                }
+            }
+        }
+        for number in 0..journal.databases.len() {
+            let Some(loaded) = journal.databases.get_mut(number) else { break };
+            loaded.begun = true;
+            let loaded = loaded.clone();
+            journal.save()?;
+            let Some(Known { target, .. }) = known.iter().find(|k| k.target.name == loaded.source) else { continue };
+            self.live.step(&format!("putting {} in place", loaded.wanted.target));
+            with_loader(target.source, &self.live.cancel, |server| {
+                let told = server.publish(&loaded.wanted, &self.live.cancel).map_err(|e| told(target.source, e))?;
+                told.into_iter().for_each(|text| self.live.message(Level::Info, text));
+                Ok(())
+            })?;
+            point();
+        }
+        for Known { target, .. } in known {
+            let To::Command { path, entry } = &target.to else { continue };
+            journal.commands.push(target.name.clone());
+            journal.save()?;
+            let contents = self.contents(&self.backup.id, path.clone(), (**entry).clone())?;
+            load::through_command(self.job, target.source, contents, self.live)?;
+            point();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! Undoing a restore in place, or seeing it through: after a failure, and at the next start of a keepd that was killed on its way.
+
+use std::path::PathBuf;
+
+use keepd_protocol::model::Level;
+use tokio_util::sync::CancellationToken;
+
+use super::health::Question;
+use super::journal::{Journal, Phase};
+use super::plan::with_loader;
+use super::point;
+use super::targets::restore_command;
+use super::tree::{self, Beneath, Tree};
+use crate::config::{FilesSource, Job, Source, SourceKind};
+use crate::repository::Entry;
+use crate::run::backup::Environment;
+use crate::run::live::{Failure, LiveRun};
+use crate::run::restore::{self, Place};
+use crate::run::{load, quiesce};
+
+/// What undoing needs.
+pub struct Helper<'a> {
+    pub env: &'a Environment,
+    /// As it is configured now, if it is.
+    pub job: Option<&'a Job>,
+    pub open: &'a dyn Fn(&str) -> Result<Place, Failure>,
+    pub another: &'a dyn Fn(&str, &mut Vec<String>) -> Option<Place>,
+    pub live: &'a LiveRun,
+}
+
+type Tell<'a> = &'a mut dyn FnMut(Level, String);
+
+/// A dump with the places that it can be read from.
+pub fn contents<'a>(
+    open: &'a dyn Fn(&str) -> Result<Place, Failure>,
+    another: &'a dyn Fn(&str, &mut Vec<String>) -> Option<Place>,
+    backup: &str,
+    path: Vec<u8>,
+    entry: Entry,
+) -> Result<load::Dump<'a>, Failure> {
+    let place = open(backup)?;
+    let mut tried = vec![place.destination.clone()];
+    let backup = backup.to_owned();
+    Ok(load::Dump { place, another: Box::new(move || another(&backup, &mut tried)), path, entry })
+}
+
+/// A job whose databases of SQLite are files like any others, for what cannot be read as a database any more.
+pub fn with_plain_files(job: &Job) -> Job {
+    let mut plain = job.clone();
+    plain.sources = job.sources.iter().flat_map(as_plain_files).collect();
+    plain.version = None;
+    plain.schema_version = None;
+    plain
+}
+
+fn as_plain_files(source: &Source) -> Vec<Source> {
+    let SourceKind::Sqlite(sqlite) = &source.kind else { return vec![source.clone()] };
+    let mut sources = Vec::new();
+    for suffix in ["", "-wal"] {
+        let mut path = sqlite.path.canonicalize().unwrap_or_else(|_| sqlite.path.clone()).into_os_string();
+        path.push(suffix);
+        let path = PathBuf::from(path);
+        if path.symlink_metadata().is_ok() {
+            let files = FilesSource { path, exclude: Vec::new(), one_file_system: false, exclude_caches: false };
+            sources.push(Source { name: format!("{}{suffix}", source.name), kind: SourceKind::Files(files), references: None });
+        }
+    }
+    sources
+}
+
+/// Puts everything back, from wherever it stands. What could not be put back is the error, and stays in the journal.
+pub fn undo(journal: &mut Journal, helper: &Helper<'_>, tell: Tell<'_>) -> Result<(), Failure> {
+    // Whatever was cancelled: this is done.
+    let go_on = CancellationToken::new();
+    let touched = matches!(journal.phase, Phase::Swapping | Phase::Swapped | Phase::Undoing);
+    if touched {
+        if let Some(held) = journal.held.as_ref().filter(|_| journal.phase == Phase::Swapped) {
+            for unit in held.services.iter().rev() {
+                quiesce::stop(unit, &go_on)?;
+            }
+        }
+        journal.enter(Phase::Undoing)?;
+    }
+    let mut errors = Vec::new();
+    for name in journal.commands.clone().iter().rev() {
+        match feed_again(journal, name, helper) {
+            Ok(()) => journal.commands.retain(|n| n != name),
+            Err(e) => errors.push(e.to_string()),
+        }
+        point();
+    }
+    for loaded in journal.databases.iter().rev() {
+        let source = helper.job.and_then(|job| job.sources.iter().find(|s| s.name == loaded.source));
+        let Some(source) = source else {
+            errors.push(format!("job {} has no source {} any more, whose database {} …", journal.job, loaded.source, loaded.wanted.target));
+            continue;
+        };
+        let back = with_loader(source, &go_on, |server| {
+            let failed = |e| crate::run::set::told(source, e);
+            match loaded.begun {
+                true => server.take_back(&loaded.wanted, loaded.there).map_err(failed),
+                false => server.discard(&loaded.wanted).map(|()| Vec::new()).map_err(failed),
+            }
+        });
+        match back {
+            Ok(told) => told.into_iter().for_each(|text| tell(Level::Warning, text)),
+            Err(e) => errors.push(e.to_string()),
+        }
+        point();
+    }
+    for (number, tree) in journal.trees.iter().enumerate().rev() {
+        errors.extend(take_back(tree, &journal.changes_of(number), touched));
+    }
+    if !errors.is_empty() {
+        return Err(Failure::Failed(format!(
+            "{}. The application is not started; what is to be put back is noted in the state directory, and the next start of keepd tries again",
+            errors.join("; ")
+        )));
+    }
+    if let Some(held) = &journal.held {
+        quiesce::end_noted(held).map_err(Failure::Failed)?;
+        point();
+    }
+    clear(journal, tell);
+    journal.remove()
+}
+
+fn take_back(tree: &Tree, changes: &std::path::Path, touched: bool) -> Vec<String> {
+    let mut errors = Vec::new();
+    if !touched || !tree.planned {
+        return errors;
+    }
+    let all = match tree::read_changes(changes) {
+        Ok(all) => all,
+        Err(e) => return vec![format!("cannot read {}: {e}", changes.display())],
+    };
+    let beneath = match Beneath::open(tree) {
+        Ok(beneath) => beneath,
+        Err(e) => return vec![format!("cannot open {}: {e}", tree.root.display())],
+    };
+    for change in all.iter().rev() {
+        errors.extend(beneath.take_back(change).err());
+        point();
+    }
+    // Directories had changed once more while things were put back into them.
+    for change in &all {
+        errors.extend(beneath.settle(change).err());
+    }
+    errors.extend(beneath.sync().err());
+    errors
+}
+
+/// Feeds a command what the safety backup has of it.
+fn feed_again(journal: &Journal, name: &str, helper: &Helper<'_>) -> Result<(), Failure> {
+    let failed = |text: String| Failure::Failed(format!("source {name}: {text}"));
+    let job = helper.job.ok_or_else(|| failed(format!("there is no job {} any more", journal.job)))?;
+    let source = job.sources.iter().find(|s| s.name == name).ok_or_else(|| failed("the job has it no more".into()))?;
+    let safety =
+        journal.safety.as_ref().ok_or_else(|| failed("there is no safety backup that its restore_command could be fed again".into()))?;
+    let SourceKind::Command(command) = &source.kind else { return Err(failed("it is no command any more".into())) };
+    restore_command(source).ok_or_else(|| failed("it has no restore_command any more".into()))?;
+    let path = [name.as_bytes(), b"/", command.file.as_bytes()].concat();
+    let place = (helper.open)(safety)?;
+    let entry = restore::find_file(&place.repository, &place.manifest, &path)?;
+    drop(place);
+    let uncancelled = helper.live.uncancelled();
+    load::through_command(job, source, contents(helper.open, helper.another, safety, path, entry)?, &uncancelled)
+}
+
+/// What was restored stays: what was there goes.
+pub fn keep(journal: &Journal, tell: Tell<'_>) -> Result<(), Failure> {
+    clear(journal, tell);
+    journal.remove()
+}
+
+/// Removes the stages. What cannot be removed is told: it is in nobody's way.
+fn clear(journal: &Journal, tell: Tell<'_>) {
+    for tree in &journal.trees {
+        let stage = tree.root.join(&tree.stage);
+        if stage.symlink_metadata().is_ok() {
+            // The directory's time is not that of our clearing up.
+            let cleared = Beneath::open(tree).map_err(|e| e.to_string()).and_then(|beneath| {
+                let now = beneath.time()?;
+                beneath.clear()?;
+                beneath.set_time(if journal.phase == Phase::Keeping { now } else { tree.was.unwrap_or(now) })
+            });
+            if let Err(e) = cleared {
+                tell(Level::Warning, format!("{} could not be removed: {e}", stage.display()));
+            }
+        }
+        if journal.phase != Phase::Keeping {
+            tree::unmake(tree);
+        }
+        point();
+    }
+}
+
+/// What an earlier keepd left undone.
+pub struct Pending {
+    journal: Journal,
+}
+
+/// All that was left, and what could not be read.
+pub fn pending(state_dir: &std::path::Path) -> (Vec<Pending>, Vec<String>) {
+    let (journals, problems) = Journal::left(state_dir);
+    (journals.into_iter().map(|journal| Pending { journal }).collect(), problems)
+}
+
+/// How it ended.
+pub struct Finished {
+    pub text: String,
+    /// What was restored stays.
+    pub stays: bool,
+}
+
+impl Pending {
+    pub fn job(&self) -> &str {
+        &self.journal.job
+    }
+
+    pub fn run(&self) -> &str {
+        &self.journal.run
+    }
+
+    /// Finishes or undoes it; says which.
+    pub fn finish(mut self, helper: &Helper<'_>) -> Result<Finished, Failure> {
+        let stays = |text: &str| Finished { text: text.to_owned(), stays: true };
+        let undone = |text: String| Finished { text, stays: false };
+        let mut tell = |_: Level, text: String| tracing::warn!("{text}");
+        let journal = &mut self.journal;
+        match journal.phase {
+            Phase::Keeping => {
+                keep(journal, &mut tell)?;
+                Ok(stays("the restore was done; what was left of clearing up after it is done now"))
+            }
+            Phase::Swapped => {
+                let services = journal.held.as_ref().map(|held| held.services.clone()).unwrap_or_default();
+                let started = journal.held.as_ref().map_or(Ok(()), |held| quiesce::end_noted(held).map_err(Failure::Failed));
+                let question = Question { health: journal.health.as_ref(), job: &journal.job, run: &journal.run, services: &services };
+                match started.and_then(|()| question.ask(&helper.env.runtime, &helper.live.cancel)) {
+                    Ok(_) => {
+                        journal.enter(Phase::Keeping)?;
+                        keep(journal, &mut tell)?;
+                        Ok(stays("all was in place already, and it stays"))
+                    }
+                    Err(e) => {
+                        undo(journal, helper, &mut tell)?;
+                        Ok(undone(format!("all was in place, but {e}; everything is as it was before")))
+                    }
+                }
+            }
+            _ => {
+                undo(journal, helper, &mut tell)?;
+                Ok(undone("everything is as it was before".into()))
+            }
+        }
+    }
+}

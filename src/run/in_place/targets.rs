@@ -1,0 +1,204 @@
+//! Where a backup's sources go in place: which of the job's configured paths, databases and programs.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use keepd_protocol::model::RestorePlan;
+
+use super::Request;
+use crate::config::{Job, ServerSource, Source, SourceKind};
+use crate::repository::{Entry, Kind, Manifest, ManifestSource};
+use crate::run::live::Failure;
+use crate::run::restore::{self, Place};
+use crate::run::selection::{Selected, Selection, Shown};
+use crate::source::{Facts, mysql, postgres};
+
+/// One source of a backup with its place.
+pub struct Target<'j> {
+    pub source: &'j Source,
+    /// Its name in the backup.
+    pub name: String,
+    pub to: To,
+}
+
+pub enum To {
+    /// A directory with what is in it.
+    Directory { root: PathBuf, paths: Vec<Vec<u8>> },
+    /// One file in a directory, a database of SQLite or any other.
+    File { root: PathBuf, file: Vec<u8>, staged_as: Vec<u8>, database: bool, entry: Box<Entry> },
+    /// Databases of a server.
+    Databases { dumps: Vec<Dump>, facts: Facts },
+    /// What feeds a program.
+    Command { path: Vec<u8>, entry: Box<Entry> },
+}
+
+/// A database's dump in the backup.
+pub struct Dump {
+    pub database: String,
+    /// `<source>/<file>`
+    pub path: Vec<u8>,
+    pub entry: Entry,
+}
+
+impl Target<'_> {
+    /// For people.
+    pub fn shown(&self) -> String {
+        match &self.to {
+            To::Directory { root, .. } => root.display().to_string(),
+            To::File { root, file, .. } => root.join(std::ffi::OsStr::from_bytes(file)).display().to_string(),
+            To::Databases { dumps, .. } => {
+                let names: Vec<&str> = dumps.iter().map(|d| d.database.as_str()).collect();
+                format!("{} {}", self.source.kind.word(), names.join(", "))
+            }
+            To::Command { .. } => restore_command(self.source).map(|p| p.command.join(" ")).unwrap_or_default(),
+        }
+    }
+}
+
+pub fn restore_command(source: &Source) -> Option<&crate::config::Program> {
+    if let SourceKind::Command(command) = &source.kind { command.restore.as_ref() } else { None }
+}
+
+/// What is wanted of a backup, with its places; what has none is a problem of the plan.
+pub fn find<'j>(job: &'j Job, place: &Place, request: &Request, plan: &mut RestorePlan) -> Result<Vec<Target<'j>>, Failure> {
+    let manifest = &place.manifest;
+    let mut wanted = request.paths.clone();
+    wanted.extend(request.sources.iter().map(|name| name.as_bytes().to_vec()));
+    let selection = Selection::new(manifest, &wanted).map_err(Failure::Failed)?;
+    let mut targets = Vec::new();
+    for selected in selection.sources {
+        let name = &selected.shown.source.name;
+        match target(job, place, request, &selected) {
+            Ok(target) => targets.push(target),
+            Err(Failure::Failed(text)) => plan.problems.push(format!("source {name}: {text}")),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(targets)
+}
+
+fn target<'j>(job: &'j Job, place: &Place, request: &Request, selected: &Selected<'_>) -> Result<Target<'j>, Failure> {
+    let (of, shown) = (selected.shown.source, &selected.shown);
+    let failed = |text: String| Failure::Failed(text);
+    // A safety copy of a database that could not be read has its log beside it.
+    let beside = of.name.strip_suffix("-wal").filter(|_| of.kind == "files");
+    let configured = |name: &str| job.sources.iter().find(|s| s.name == name);
+    let (source, suffix) = match (configured(&of.name), beside.and_then(configured)) {
+        (Some(source), _) => (source, ""),
+        (None, Some(source)) if matches!(source.kind, SourceKind::Sqlite(_)) => (source, "-wal"),
+        _ => {
+            return Err(failed(format!(
+                "job {} has no source of that name any more, so keepd does not know where it belongs; restore it with --to DIR",
+                job.name
+            )));
+        }
+    };
+    let other = || {
+        failed(format!(
+            "it is of {} in the backup and of {} in the job's configuration; restore it with --to DIR",
+            of.kind,
+            source.kind.word()
+        ))
+    };
+    let to = match &source.kind {
+        SourceKind::Sqlite(s) if of.kind == "sqlite" || (of.kind == "files" && shown.is_one_file()) => {
+            one_file(place, shown, &real(&s.path), suffix, of.kind == "sqlite" || suffix.is_empty())?
+        }
+        SourceKind::Files(f) if of.kind == "files" => {
+            let root = real(&f.path);
+            for path in selected.paths.iter().filter(|p| !p.is_empty()) {
+                if restore::find(&place.repository, of, path)?.is_none() {
+                    return Err(failed(format!("'{}' is not in the backup", String::from_utf8_lossy(&shown.path(path)))));
+                }
+            }
+            match (shown.is_one_file(), root.is_dir()) {
+                (true, true) => {
+                    return Err(failed(format!(
+                        "it is one file in the backup, and {} is a directory; restore it with --to DIR",
+                        root.display()
+                    )));
+                }
+                (true, false) => one_file(place, shown, &root, "", false)?,
+                (false, true) => To::Directory { root, paths: selected.paths.clone() },
+                (false, false) if root.symlink_metadata().is_ok() => {
+                    return Err(failed(format!("{} is no directory now; move it away first", root.display())));
+                }
+                (false, false) => To::Directory { root, paths: selected.paths.clone() },
+            }
+        }
+        SourceKind::Postgres(server) if of.kind == "postgres" => databases(place, request, selected, server, postgres::file_of)?,
+        SourceKind::Mysql(server) if of.kind == "mysql" => databases(place, request, selected, server, mysql::file_of)?,
+        SourceKind::Command(command) if of.kind == "command" => {
+            if command.restore.is_none() {
+                return Err(failed("it has no restore_command; give --source for the others, and restore it with --to DIR".into()));
+            }
+            let path = [of.name.as_bytes(), b"/", command.file.as_bytes()].concat();
+            let entry = restore::find_file(&place.repository, &place.manifest, &path)?;
+            To::Command { path, entry: Box::new(entry) }
+        }
+        _ => return Err(other()),
+    };
+    Ok(Target { source, name: of.name.clone(), to })
+}
+
+/// The path with all links resolved, as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| match (path.parent().and_then(|p| p.canonicalize().ok()), path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    })
+}
+
+fn one_file(place: &Place, shown: &Shown<'_>, path: &Path, suffix: &str, database: bool) -> Result<To, Failure> {
+    let found = restore::find(&place.repository, shown.source, b"")?;
+    let entry = found.filter(|e| e.kind == Kind::File).ok_or_else(|| Failure::Failed("the backup holds no file of it".into()))?;
+    let (Some(root), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Failure::Failed(format!("{} is no file's path", path.display())));
+    };
+    let file = [name.as_bytes(), suffix.as_bytes()].concat();
+    Ok(To::File { root: root.to_owned(), file, staged_as: shown.path(b""), database, entry: Box::new(entry) })
+}
+
+fn databases(
+    place: &Place,
+    request: &Request,
+    selected: &Selected<'_>,
+    server: &ServerSource,
+    file_of: fn(&str) -> String,
+) -> Result<To, Failure> {
+    let of: &ManifestSource = selected.shown.source;
+    let facts: Facts = serde_json::from_str(&of.facts).unwrap_or_else(|_| BTreeMap::new());
+    let mut names: Vec<String> = match facts.get("databases").and_then(|d| d.as_object()) {
+        Some(databases) => databases.keys().cloned().collect(),
+        None => match &server.databases {
+            crate::config::Databases::Named(names) => names.clone(),
+            crate::config::Databases::All => Vec::new(),
+        },
+    };
+    if let Some(wanted) = &request.database {
+        if !names.contains(wanted) {
+            return Err(Failure::Failed(format!("the backup has no database '{wanted}'; it has {}", names.join(", "))));
+        }
+        names.retain(|n| n == wanted);
+    }
+    let mut dumps = Vec::new();
+    for database in names {
+        let file = file_of(&database);
+        let shown = selected.shown.path(if selected.shown.is_one_file() { b"" } else { file.as_bytes() });
+        let own: &[u8] = if selected.shown.is_one_file() { b"" } else { file.as_bytes() };
+        if !selected.paths.iter().any(|p| crate::run::selection::is_at_or_below(own, p)) {
+            continue;
+        }
+        dumps.push(Dump { entry: restore::find_file(&place.repository, &place.manifest, &shown)?, database, path: shown });
+    }
+    if dumps.is_empty() {
+        return Err(Failure::Failed("the backup has no database of it that is wanted".into()));
+    }
+    Ok(To::Databases { dumps, facts })
+}
+
+/// A source's part of a manifest.
+pub fn of<'m>(manifest: &'m Manifest, name: &str) -> Result<&'m ManifestSource, Failure> {
+    manifest.sources.iter().find(|s| s.name == name).ok_or_else(|| Failure::Failed(format!("the backup has no source {name}")))
+}

@@ -1,0 +1,496 @@
+//! Files in place: a list of small changes beneath one directory, each of which can be made and taken back any number of times.
+//!
+//! What is new is staged in a directory beneath the same one, so that a rename puts it in place; what was there is renamed into that directory, too.
+//! Whether a change was made can be seen: a staged file is gone from the stage, a file that was moved aside is there. Everything is opened
+//! beneath the directory by the kernel and never through a symlink, so that whoever owns it cannot lead a change elsewhere.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use minicbor::{CborLen, Decode, Encode};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::source::files::STAGING_PREFIX;
+
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+/// What SQLite puts beside a database.
+pub const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// A directory in which things are exchanged.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Tree {
+    pub source: String,
+    pub root: PathBuf,
+    /// The name of the stage in it.
+    pub stage: String,
+    /// Directories that were made for it to be there, the outermost first.
+    pub made: Vec<PathBuf>,
+    /// The root's time before anything was made in it: seconds and nanoseconds.
+    pub was: Option<(i64, u32)>,
+    /// Its changes are written down.
+    pub planned: bool,
+}
+
+/// Owner, mode, time and attributes.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, CborLen)]
+pub struct Described {
+    #[n(0)]
+    pub mode: u32,
+    #[n(1)]
+    pub uid: u32,
+    #[n(2)]
+    pub gid: u32,
+    #[n(3)]
+    pub seconds: i64,
+    #[n(4)]
+    pub nanoseconds: u32,
+    #[n(5)]
+    pub xattrs: Vec<Xattr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Encode, Decode, CborLen)]
+pub struct Xattr {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub name: Vec<u8>,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub value: Vec<u8>,
+}
+
+/// One change. Paths are beneath the tree's root.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, CborLen)]
+pub enum Change {
+    /// What is there, if anything is, is kept in the stage under a number.
+    #[n(0)]
+    Aside {
+        #[cbor(n(0), with = "minicbor::bytes")]
+        path: Vec<u8>,
+        #[n(1)]
+        number: u64,
+    },
+    /// A directory that holds nothing any more goes.
+    #[n(1)]
+    RemoveDirectory {
+        #[cbor(n(0), with = "minicbor::bytes")]
+        path: Vec<u8>,
+        #[n(1)]
+        was: Described,
+    },
+    /// Everything so far is on the disk before the next one.
+    #[n(2)]
+    Sync,
+    #[n(3)]
+    MakeDirectory {
+        #[cbor(n(0), with = "minicbor::bytes")]
+        path: Vec<u8>,
+    },
+    /// What was staged goes to its place, which is free.
+    #[n(4)]
+    Put {
+        /// In the stage.
+        #[cbor(n(0), with = "minicbor::bytes")]
+        from: Vec<u8>,
+        #[cbor(n(1), with = "minicbor::bytes")]
+        path: Vec<u8>,
+        /// What SQLite puts beside it belongs to it.
+        #[n(2)]
+        database: bool,
+    },
+    /// Another name of a file that is there.
+    #[n(5)]
+    Link {
+        #[cbor(n(0), with = "minicbor::bytes")]
+        first: Vec<u8>,
+        #[cbor(n(1), with = "minicbor::bytes")]
+        path: Vec<u8>,
+    },
+    /// Of a file or directory that is there, or was made.
+    #[n(6)]
+    Describe {
+        #[cbor(n(0), with = "minicbor::bytes")]
+        path: Vec<u8>,
+        #[n(1)]
+        was: Option<Described>,
+        #[n(2)]
+        to: Described,
+    },
+}
+
+/// Where changes are written down.
+pub struct ChangeWriter {
+    out: BufWriter<File>,
+}
+
+impl ChangeWriter {
+    pub fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self { out: BufWriter::new(File::create(path)?) })
+    }
+
+    pub fn write(&mut self, change: &Change) -> io::Result<()> {
+        let bytes = minicbor::to_vec(change).map_err(io::Error::other)?;
+        let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        self.out.write_all(&len.to_le_bytes())?;
+        self.out.write_all(&bytes)
+    }
+
+    /// On the disk when it returns.
+    pub fn finish(self) -> io::Result<()> {
+        self.out.into_inner().map_err(|e| e.into_error())?.sync_all()
+    }
+}
+
+/// All changes, in order.
+pub fn read_changes(path: &Path) -> io::Result<Vec<Change>> {
+    /// Attributes are bounded by the kernel, paths too.
+    const LONGEST: u32 = 16 << 20;
+    let mut input = BufReader::new(File::open(path)?);
+    let mut changes = Vec::new();
+    loop {
+        let mut len = [0u8; 4];
+        match input.read(&mut len[..1])? {
+            0 => return Ok(changes),
+            _ => input.read_exact(&mut len[1..])?,
+        }
+        let len = u32::from_le_bytes(len);
+        if len > LONGEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a change is too long"));
+        }
+        let mut bytes = vec![0; len as usize];
+        input.read_exact(&mut bytes)?;
+        changes.push(minicbor::decode(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?);
+    }
+}
+
+/// An open tree.
+pub struct Beneath<'t> {
+    tree: &'t Tree,
+    root: OwnedFd,
+}
+
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        None => (b".", path),
+        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+    }
+}
+
+fn times(seconds: i64, nanoseconds: u32) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanoseconds.min(999_999_999)) };
+    Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT }, last_modification: time }
+}
+
+fn missing(e: Errno) -> Result<(), Errno> {
+    if matches!(e, Errno::NOENT | Errno::NOTDIR) { Ok(()) } else { Err(e) }
+}
+
+impl<'t> Beneath<'t> {
+    pub fn open(tree: &'t Tree) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&tree.root, flags, Mode::empty())?;
+        Ok(Self { tree, root })
+    }
+
+    /// A path, for messages.
+    fn shown(&self, path: &[u8]) -> String {
+        self.tree.root.join(std::ffi::OsStr::from_bytes(path)).to_string_lossy().escape_debug().to_string()
+    }
+
+    fn failed(&self, verb: &str, path: &[u8], e: impl std::fmt::Display) -> String {
+        format!("cannot {verb} {}: {e}", self.shown(path))
+    }
+
+    fn parent(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        rustix::fs::openat2(&self.root, split(path).0, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), BENEATH)
+    }
+
+    fn rename(&self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
+        rustix::fs::renameat(self.parent(from)?, split(from).1, self.parent(to)?, split(to).1)
+    }
+
+    fn kind(&self, path: &[u8]) -> Result<Option<rustix::fs::Stat>, Errno> {
+        let parent = match self.parent(path) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            other => other?,
+        };
+        match rustix::fs::statat(parent, split(path).1, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn kept(&self, number: u64) -> Vec<u8> {
+        format!("{}/old/{number}", self.tree.stage).into_bytes()
+    }
+
+    fn staged(&self, from: &[u8]) -> Vec<u8> {
+        [self.tree.stage.as_bytes(), b"/", from].concat()
+    }
+
+    /// The root's own time, in seconds and nanoseconds.
+    pub fn time(&self) -> Result<(i64, u32), String> {
+        let stat = rustix::fs::fstat(&self.root).map_err(|e| self.failed("look at", b"", e))?;
+        Ok((stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or_default()))
+    }
+
+    pub fn set_time(&self, (seconds, nanoseconds): (i64, u32)) -> Result<(), String> {
+        rustix::fs::futimens(&self.root, &times(seconds, nanoseconds)).map_err(|e| self.failed("set the time of", b"", e))
+    }
+
+    /// After everything was taken back: the times of directories, which changed once more meanwhile.
+    pub fn settle(&self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::RemoveDirectory { path, was } | Change::Describe { path, was: Some(was), .. } => self.describe(path, was),
+            _ => Ok(()),
+        }
+    }
+
+    /// All that was done is on the disk.
+    pub fn sync(&self) -> Result<(), String> {
+        rustix::fs::syncfs(&self.root).map_err(|e| self.failed("sync", b"", e))
+    }
+
+    /// Makes the stage, which must not be there.
+    pub fn make_stage(&self) -> Result<(), String> {
+        let stage = self.tree.stage.as_bytes();
+        let old = [stage, b"/old"].concat();
+        for path in [stage, &old] {
+            let made = self.parent(path).and_then(|parent| rustix::fs::mkdirat(parent, split(path).1, Mode::RWXU));
+            made.map_err(|e| self.failed("make the directory", path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a change. One that was made already fails.
+    pub fn make(&self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::Aside { path, number } => {
+                self.rename(path, &self.kept(*number)).or_else(missing).map_err(|e| self.failed("move aside", path, e))
+            }
+            Change::RemoveDirectory { path, .. } => {
+                let removed = self.parent(path).and_then(|parent| rustix::fs::unlinkat(parent, split(path).1, AtFlags::REMOVEDIR));
+                match removed {
+                    // What is left out of backups stays where it is, and so does its directory.
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+                    other => other.or_else(missing).map_err(|e| self.failed("remove the directory", path, e)),
+                }
+            }
+            Change::Sync => self.sync(),
+            Change::MakeDirectory { path } => {
+                let made = self.parent(path).and_then(|parent| rustix::fs::mkdirat(parent, split(path).1, Mode::RWXU));
+                made.map_err(|e| self.failed("make the directory", path, e))
+            }
+            Change::Put { from, path, .. } => {
+                let put = || -> Result<(), Errno> {
+                    let (from, to) = (self.staged(from), path);
+                    let flags = rustix::fs::RenameFlags::NOREPLACE;
+                    match rustix::fs::renameat_with(self.parent(&from)?, split(&from).1, self.parent(to)?, split(to).1, flags) {
+                        // A file system that does not know the flag; what was there was moved aside.
+                        Err(Errno::INVAL) => self.rename(&from, to),
+                        other => other,
+                    }
+                };
+                put().map_err(|e| self.failed("put in place", path, e))
+            }
+            Change::Link { first, path } => {
+                let link = || -> Result<(), Errno> {
+                    let first = rustix::fs::openat2(
+                        &self.root,
+                        first.as_slice(),
+                        OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                        Mode::empty(),
+                        BENEATH,
+                    )?;
+                    let by_fd = format!("/proc/self/fd/{}", first.as_raw_fd());
+                    rustix::fs::linkat(CWD, by_fd.as_str(), self.parent(path)?, split(path).1, AtFlags::SYMLINK_FOLLOW)
+                };
+                link().map_err(|e| self.failed("make the link", path, e))
+            }
+            Change::Describe { path, to, .. } => self.describe(path, to),
+        }
+    }
+
+    /// Takes a change back, whether it was made or not.
+    pub fn take_back(&self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::Aside { path, number } => {
+                let kept = self.kept(*number);
+                let back = || if self.kind(&kept)?.is_some() { self.rename(&kept, path) } else { Ok(()) };
+                back().map_err(|e| self.failed("put back", path, e))
+            }
+            Change::RemoveDirectory { path, was } => {
+                let made = self.parent(path).and_then(|parent| rustix::fs::mkdirat(parent, split(path).1, Mode::RWXU));
+                match made {
+                    Err(Errno::EXIST) => Ok(()),
+                    other => other.map_err(|e| self.failed("make again the directory", path, e)).and_then(|()| self.describe(path, was)),
+                }
+            }
+            Change::Sync => Ok(()),
+            Change::MakeDirectory { path } => {
+                let removed = self.parent(path).and_then(|parent| rustix::fs::unlinkat(parent, split(path).1, AtFlags::REMOVEDIR));
+                removed.or_else(missing).map_err(|e| self.failed("remove the directory", path, e))
+            }
+            Change::Put { from, path, database } => {
+                let back = || -> Result<(), Errno> {
+                    let from = self.staged(from);
+                    if self.kind(&from)?.is_some() || self.kind(path)?.is_none() {
+                        return Ok(());
+                    }
+                    if *database {
+                        for suffix in SIDECARS {
+                            let beside = [path, suffix.as_bytes()].concat();
+                            rustix::fs::unlinkat(self.parent(&beside)?, split(&beside).1, AtFlags::empty()).or_else(missing)?;
+                        }
+                    }
+                    self.rename(path, &from)
+                };
+                back().map_err(|e| self.failed("take back", path, e))
+            }
+            Change::Link { first, path } => {
+                let back = || -> Result<(), Errno> {
+                    let (Some(first), Some(link)) = (self.kind(first)?, self.kind(path)?) else { return Ok(()) };
+                    if (first.st_dev, first.st_ino) != (link.st_dev, link.st_ino) {
+                        return Ok(());
+                    }
+                    rustix::fs::unlinkat(self.parent(path)?, split(path).1, AtFlags::empty()).or_else(missing)
+                };
+                back().map_err(|e| self.failed("remove the link", path, e))
+            }
+            Change::Describe { path, was, .. } => match was {
+                Some(was) => self.describe(path, was),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// What is there, as it is described; None when nothing is.
+    pub fn described(&self, path: &[u8]) -> Result<Option<Described>, String> {
+        let Some(stat) = self.kind(if path.is_empty() { b"." } else { path }).map_err(|e| self.failed("look at", path, e))? else {
+            return Ok(None);
+        };
+        let fd = self.handle(path).map_err(|e| self.failed("look at", path, e))?;
+        let xattrs = Self::xattrs(&fd).map_err(|e| self.failed("read the attributes of", path, e))?;
+        Ok(Some(Described {
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            seconds: stat.st_mtime,
+            nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or_default(),
+            xattrs,
+        }))
+    }
+
+    /// The same, with the time that the root had before the stage was made in it.
+    pub fn as_it_was(&self, path: &[u8]) -> Result<Option<Described>, String> {
+        let described = self.described(path)?;
+        let was = self.tree.was.filter(|_| path.is_empty());
+        Ok(described.map(|is| match was {
+            Some((seconds, nanoseconds)) => Described { seconds, nanoseconds, ..is },
+            None => is,
+        }))
+    }
+
+    /// Names what is there without opening it: closing a database that SQLite has open would drop its locks.
+    fn handle(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { b"." } else { path };
+        rustix::fs::openat2(&self.root, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), BENEATH)
+    }
+
+    fn xattrs(fd: &OwnedFd) -> Result<Vec<Xattr>, Errno> {
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let mut names = vec![0u8; 64 << 10];
+        let listed = match rustix::fs::listxattr(path.as_str(), &mut names) {
+            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            other => other?,
+        };
+        names.truncate(listed);
+        let mut found = Vec::new();
+        for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
+            let mut value = vec![0u8; 64 << 10];
+            match rustix::fs::getxattr(path.as_str(), name, &mut value) {
+                Ok(len) => value.truncate(len),
+                Err(Errno::NODATA) => continue,
+                Err(e) => return Err(e),
+            }
+            found.push(Xattr { name: name.to_vec(), value });
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
+    /// Attributes, owner, mode, times, in this order.
+    fn describe(&self, path: &[u8], to: &Described) -> Result<(), String> {
+        let set = || -> Result<(), Errno> {
+            let fd = match self.handle(path) {
+                Err(Errno::NOENT) => return Ok(()),
+                other => other?,
+            };
+            let stat = rustix::fs::fstat(&fd)?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+                return Ok(());
+            }
+            let by_fd = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            let now = Self::xattrs(&fd)?;
+            for gone in now.iter().filter(|x| !to.xattrs.iter().any(|w| w.name == x.name)) {
+                // Labels of the system's own are not ours to take.
+                if gone.name.starts_with(b"user.") || gone.name.starts_with(b"system.posix_acl") {
+                    rustix::fs::removexattr(by_fd.as_str(), gone.name.as_slice())?;
+                }
+            }
+            for wanted in to.xattrs.iter().filter(|w| !now.contains(w)) {
+                rustix::fs::setxattr(by_fd.as_str(), wanted.name.as_slice(), &wanted.value, XattrFlags::empty())?;
+            }
+            if (stat.st_uid, stat.st_gid) != (to.uid, to.gid) {
+                rustix::fs::chownat(fd.as_fd(), "", Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)), AtFlags::EMPTY_PATH)?;
+            }
+            rustix::fs::chmod(by_fd.as_str(), Mode::from_raw_mode(to.mode & 0o7777))?;
+            rustix::fs::utimensat(CWD, by_fd.as_str(), &times(to.seconds, to.nanoseconds), AtFlags::empty())
+        };
+        set().map_err(|e| self.failed("set owner, mode, times or attributes of", path, e))
+    }
+
+    /// Removes the stage with all that is in it, and the directories that were made for it if nothing else came into them.
+    pub fn clear(&self) -> Result<(), String> {
+        self.clear_below(&self.root, self.tree.stage.as_bytes()).map_err(|e| self.failed("remove", self.tree.stage.as_bytes(), e))
+    }
+
+    fn clear_below(&self, parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+        match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(e) => return Err(e),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat2(parent, name, flags, Mode::empty(), BENEATH)?;
+        loop {
+            let names: Vec<Vec<u8>> = rustix::fs::Dir::read_from(&fd)?
+                .map(|e| e.map(|e| e.file_name().to_bytes().to_vec()))
+                .collect::<Result<Vec<_>, _>>()?
+                .into_iter()
+                .filter(|n| n != b"." && n != b"..")
+                .collect();
+            if names.is_empty() {
+                break;
+            }
+            names.iter().try_for_each(|below| self.clear_below(&fd, below))?;
+        }
+        rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+    }
+}
+
+/// The stage's name for a run's tree.
+pub fn stage_name(run: &str, number: usize) -> String {
+    format!("{}{run}-{number}", String::from_utf8_lossy(STAGING_PREFIX))
+}
+
+/// Removes directories that were made for a tree and hold nothing.
+pub fn unmake(tree: &Tree) {
+    for directory in tree.made.iter().rev() {
+        // One that holds something stays.
+        let _ = std::fs::remove_dir(directory);
+    }
+}
