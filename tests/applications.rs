@@ -344,7 +344,7 @@ fn what_a_command_prints_comes_back_through_another() {
     keepd.ok(&["restore", "latest", "--job", "app", "--in-place", "--yes"]);
     assert!(fs::read(data.path().join("data.back")).unwrap() == longer);
     fs::write(&after, "echo disk full >&2; exit 9").unwrap();
-    let told = keepd.fails(1, &["restore", "latest", "--job", "app", "--in-place", "--yes"]);
+    let told = keepd.fails(1, &["restore", "latest", "--job", "app", "--in-place", "--yes", "--no-safety-backup"]);
     assert!(told.contains("exit status 9: disk full"), "{told}");
     let before = app_backups(&keepd);
     let told = keepd.fails(1, &["backup", "app"]);
@@ -368,7 +368,7 @@ fn what_a_command_prints_comes_back_through_another() {
     }
     fs::remove_file(data.path().join("data.back")).unwrap();
     keepd.start();
-    let told = keepd.fails(1, &["restore", "latest", "--job", "app", "--in-place", "--yes"]);
+    let told = keepd.fails(1, &["restore", "latest", "--job", "app", "--in-place", "--yes", "--no-safety-backup"]);
     assert!(told.contains("packs/"), "{told}");
     assert!(!data.path().join("data.back").exists(), "half of it was taken for all: {told}");
     keepd.stop();
@@ -465,7 +465,8 @@ fn hooks_get_their_arguments_and_the_run_and_a_failing_one_stops_it() {
     let told = keepd.fails(1, &["backup", "app"]);
     assert!(told.contains("hook before: ") && told.contains("exit status 4: not today"), "{told}");
     assert_eq!(events(), ["before app", "on_failure app failed error"]);
-    assert_eq!(app_backups(&keepd), 2);
+    // One was made to be safe.
+    assert_eq!(app_backups(&keepd), 3);
     fs::write(seen.path().join("seen.before"), "true").unwrap();
     fs::remove_file(seen.path().join("seen.data")).unwrap();
     keepd.fails(1, &["backup", "app"]);
@@ -475,7 +476,7 @@ fn hooks_get_their_arguments_and_the_run_and_a_failing_one_stops_it() {
     fs::write(seen.path().join("seen.after"), "exit 5").unwrap();
     let told = keepd.fails(3, &["backup", "app"]);
     assert!(told.contains("the backup is made, but hook after"), "{told}");
-    assert_eq!(app_backups(&keepd), 3);
+    assert_eq!(app_backups(&keepd), 4);
     fs::write(seen.path().join("seen.before_restore"), "exit 6").unwrap();
     events();
     assert!(keepd.fails(1, &["restore", "latest", "--job", "app", "--in-place", "--yes"]).contains("hook before_restore"));

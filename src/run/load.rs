@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use keepd_protocol::model::Level;
 use rustix::event::{PollFd, PollFlags, poll};
+use tokio_util::sync::CancellationToken;
 
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
@@ -91,19 +92,19 @@ pub fn load(env: &Environment, job: &Job, request: &LoadRequest, dump: Dump<'_>,
     let (source, _) = request.find(job).map_err(Failure::Failed)?;
     live.set_total(dump.entry.size);
     hooks::around_restore(job, live, || {
-        match &source.kind {
-            SourceKind::Postgres(server) => {
-                let client = postgres::Client::new(server).map_err(|e| told(source, e))?;
-                into_server(env, job, source, &client, &wanted(request, server, source, facts, live)?, dump, live)?;
-            }
-            SourceKind::Mysql(server) => {
-                let client = mysql::Client::new(server, &live.cancel).map_err(|e| told(source, e))?;
-                into_server(env, job, source, &client, &wanted(request, server, source, facts, live)?, dump, live)?;
-            }
-            _ => return Err(Failure::Failed(format!("source {} is no database", source.name))),
-        }
+        let server = loader(source, &live.cancel)?;
+        into_server(env, job, source, server.as_ref(), &wanted(request, source, facts, live)?, dump, live)?;
         Ok(Finish::Good)
     })
+}
+
+/// A source's server, as something that takes dumps back.
+pub fn loader<'s>(source: &'s Source, cancel: &CancellationToken) -> Result<Box<dyn Loader + 's>, Failure> {
+    match &source.kind {
+        SourceKind::Postgres(server) => Ok(Box::new(postgres::Client::new(server).map_err(|e| told(source, e))?)),
+        SourceKind::Mysql(server) => Ok(Box::new(mysql::Client::new(server, cancel).map_err(|e| told(source, e))?)),
+        _ => Err(Failure::Failed(format!("source {} is on no database server", source.name))),
+    }
 }
 
 /// The first error; the second one is told.
@@ -117,7 +118,10 @@ fn both(first: Result<(), Failure>, second: Result<(), Failure>, live: &LiveRun)
     }
 }
 
-fn wanted(request: &LoadRequest, server: &ServerSource, source: &Source, facts: Facts, live: &LiveRun) -> Result<Wanted, Failure> {
+fn wanted(request: &LoadRequest, source: &Source, facts: Facts, live: &LiveRun) -> Result<Wanted, Failure> {
+    let (SourceKind::Postgres(server) | SourceKind::Mysql(server)) = &source.kind else {
+        return Err(Failure::Failed(format!("source {} is on no database server", source.name)));
+    };
     let database = request.database_of(server, source).map_err(Failure::Failed)?;
     Ok(Wanted {
         tables: request.tables.clone(),

@@ -18,7 +18,7 @@ use std::path::Path;
 use keepd_protocol::model::{Backup, BytesPath, Level, PlannedService, RestorePlan};
 
 use self::journal::{Journal, Loaded, Phase};
-use self::plan::{Found, Owners, with_loader};
+use self::plan::{Found, Owners};
 use self::targets::{Dump, Target, To};
 use self::tree::{Beneath, Tree, stage_name};
 use super::backup::{Environment, short};
@@ -29,8 +29,9 @@ use super::quiesce::{self, Note};
 use super::restore::Place;
 use super::set::told;
 use super::to_directory;
-use crate::config::{Job, Quiesce, SourceKind, VersionFrom};
+use crate::config::{Databases, Job, Quiesce, Source, SourceKind, VersionFrom};
 use crate::source::ask;
+use crate::source::load::Loader;
 
 pub use self::recover::{Finished, Helper, Pending, pending};
 
@@ -207,6 +208,14 @@ impl Transaction<'_> {
         let mut job = self.job.clone();
         // What is not there cannot be lost.
         job.sources.retain(|s| s.kind.path().is_none_or(|p| p.symlink_metadata().is_ok()));
+        for source in &mut job.sources {
+            self.only_what_is_there(source);
+        }
+        let has_any = |s: &Source| match &s.kind {
+            SourceKind::Postgres(server) | SourceKind::Mysql(server) => server.databases != Databases::Named(Vec::new()),
+            _ => true,
+        };
+        job.sources.retain(has_any);
         for gone in self.job.sources.iter().filter(|s| !job.sources.iter().any(|j| j.name == s.name)) {
             self.live.message(Level::Info, format!("source {} is not there now, so there is nothing of it to save", gone.name));
         }
@@ -235,13 +244,28 @@ impl Transaction<'_> {
         Ok(Some(id))
     }
 
+    /// Of a server's databases those that are there; all of them when it cannot be asked, which the backup will tell.
+    fn only_what_is_there(&self, source: &mut Source) {
+        let Ok(server) = load::loader(source, &self.live.cancel) else { return };
+        let (SourceKind::Postgres(configured) | SourceKind::Mysql(configured)) = &source.kind else { return };
+        let Databases::Named(names) = &configured.databases else { return };
+        let is_gone = |name: &&String| matches!(server.is_there(name, &self.live.cancel), Ok(false));
+        let gone: Vec<String> = names.iter().filter(is_gone).cloned().collect();
+        drop(server);
+        if let SourceKind::Postgres(configured) | SourceKind::Mysql(configured) = &mut source.kind
+            && let Databases::Named(names) = &mut configured.databases
+        {
+            names.retain(|name| !gone.contains(name));
+        }
+    }
+
     fn change(&self, place: Place, mut known: Vec<Known<'_>>, journal: &mut Journal) -> Result<Finish, Failure> {
         self.live.set_total(self.live.snapshot().plan.map_or(0, |plan| plan.sources.iter().map(|s| s.bytes).sum()));
         journal.save()?;
         for known in &mut known {
             self.stage(known, journal)?;
         }
-        self.load(&known, journal)?;
+        let servers = self.load(&known, journal)?;
         self.hold(journal)?;
         self.live.step("looking what changed meanwhile");
         for known in &mut known {
@@ -249,7 +273,7 @@ impl Transaction<'_> {
         }
         drop(place);
         journal.enter(Phase::Swapping)?;
-        self.exchange(&known, journal)?;
+        self.exchange(&known, &servers, journal)?;
         for tree in &journal.trees {
             Beneath::open(tree).map_err(|e| e.to_string()).and_then(|b| b.sync()).map_err(Failure::Failed)?;
         }
@@ -353,22 +377,23 @@ impl Transaction<'_> {
     }
 
     /// Loads dumps into scratch databases.
-    fn load(&self, known: &[Known<'_>], journal: &mut Journal) -> Result<(), Failure> {
+    fn load<'j>(&self, known: &[Known<'j>], journal: &mut Journal) -> Result<Vec<Box<dyn Loader + 'j>>, Failure> {
+        let mut servers = Vec::new();
         for Known { target, .. } in known {
             let To::Databases { dumps, .. } = &target.to else { continue };
             for dump in dumps {
                 let stops = !self.job.services.is_empty();
                 let wanted = plan::wanted(target, dump, self.request.owners, stops, &format!("{}{}", journal.run, journal.databases.len()));
-                with_loader(target.source, &self.live.cancel, |server| {
-                    let there = server.is_there(&wanted.target, &self.live.cancel).map_err(|e| told(target.source, e))?;
-                    journal.databases.push(Loaded { source: target.name.clone(), wanted: wanted.clone(), there, begun: false });
-                    journal.save()?;
-                    load::load_and_check(target.source, server, &wanted, self.dump(dump)?, self.live)
-                })?;
+                let server = load::loader(target.source, &self.live.cancel)?;
+                let there = server.is_there(&wanted.target, &self.live.cancel).map_err(|e| told(target.source, e))?;
+                journal.databases.push(Loaded { source: target.name.clone(), wanted: wanted.clone(), there, begun: false });
+                journal.save()?;
+                load::load_and_check(target.source, server.as_ref(), &wanted, self.dump(dump)?, self.live)?;
+                servers.push(server);
                 point();
             }
         }
-        Ok(())
+        Ok(servers)
     }
 
     fn dump(&self, dump: &Dump) -> Result<load::Dump<'_>, Failure> {
@@ -453,7 +478,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    fn exchange(&self, known: &[Known<'_>], journal: &mut Journal) -> Result<(), Failure> {
+    fn exchange(&self, known: &[Known<'_>], servers: &[Box<dyn Loader + '_>], journal: &mut Journal) -> Result<(), Failure> {
         self.live.step("exchanging");
         for (number, tree) in journal.trees.iter().enumerate() {
             let changes = journal.changes_of(number);
@@ -470,18 +495,15 @@ impl Transaction<'_> {
                 }
             }
         }
-        for number in 0..journal.databases.len() {
+        for (number, server) in servers.iter().enumerate() {
             let Some(loaded) = journal.databases.get_mut(number) else { break };
             loaded.begun = true;
             let loaded = loaded.clone();
             journal.save()?;
             let Some(Known { target, .. }) = known.iter().find(|k| k.target.name == loaded.source) else { continue };
             self.live.step(&format!("putting {} in place", loaded.wanted.target));
-            with_loader(target.source, &self.live.cancel, |server| {
-                let told = server.publish(&loaded.wanted, &self.live.cancel).map_err(|e| told(target.source, e))?;
-                told.into_iter().for_each(|text| self.live.message(Level::Info, text));
-                Ok(())
-            })?;
+            let said = server.publish(&loaded.wanted, &self.live.cancel).map_err(|e| told(target.source, e))?;
+            said.into_iter().for_each(|text| self.live.message(Level::Info, text));
             point();
         }
         for Known { target, .. } in known {

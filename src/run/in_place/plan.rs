@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 
 use keepd_protocol::model::{BytesPath, Change as Told, ChangeKind, PlannedSource, PlannedSpace, RestorePlan};
 use rustix::fs::{Access, AtFlags, CWD};
-use tokio_util::sync::CancellationToken;
 
 use super::targets::{Dump, Target, To};
 use super::tree::{Beneath, Change, ChangeWriter, Described, SIDECARS, Xattr};
-use crate::config::{Job, Source, SourceKind};
+use crate::config::{Job, SourceKind};
 use crate::repository::{Entry, Kind, Manifest, Segment};
 use crate::run::differences::{self, What};
 use crate::run::live::{Failure, LiveRun};
+use crate::run::load::loader;
 use crate::run::restore::{Place, kind};
-use crate::source::load::{Loader, Wanted};
-use crate::source::{Context, Report, mysql, postgres};
+use crate::run::set::told;
+use crate::source::load::Wanted;
+use crate::source::{Context, Report};
 
 /// Changes shown of each source.
 const SHOWN: usize = 50;
@@ -192,7 +193,7 @@ pub fn write_changes(
     for f in found.iter().filter(|f| f.what != What::Metadata && !f.path.is_empty()) {
         touched.insert(f.path.iter().rposition(|b| *b == b'/').and_then(|at| f.path.get(..at)).unwrap_or_default());
     }
-    found.iter().for_each(|f| drop(touched.remove(f.path.as_slice())));
+    touched.retain(|path| !found.iter().any(|f| f.path == *path));
     for f in found.iter().rev() {
         let Some(backup) =
             f.backup.as_ref().filter(|b| matches!(b.kind, Kind::Directory) || (b.kind == Kind::File && f.what == What::Metadata))
@@ -232,20 +233,6 @@ pub fn write_file_changes(to: &Path, beneath: &Beneath<'_>, file: &[u8], staged_
 pub fn wanted(target: &Target<'_>, dump: &Dump, owners: bool, stops: bool, run: &str) -> Wanted {
     let To::Databases { facts, .. } = &target.to else { return Wanted::of(&dump.database, &dump.database, BTreeMap::new(), run) };
     Wanted { replace: true, owners, stops, ..Wanted::of(&dump.database, &dump.database, facts.clone(), run) }
-}
-
-/// A server of a source, as something that takes dumps back.
-pub fn with_loader<T>(
-    source: &Source,
-    cancel: &CancellationToken,
-    work: impl FnOnce(&dyn Loader) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let failed = |e| crate::run::set::told(source, e);
-    match &source.kind {
-        SourceKind::Postgres(server) => work(&postgres::Client::new(server).map_err(failed)?),
-        SourceKind::Mysql(server) => work(&mysql::Client::new(server, cancel).map_err(failed)?),
-        _ => Err(Failure::Failed(format!("source {} is of no server", source.name))),
-    }
 }
 
 /// Fills in what becomes of a target, and what keeps it from being done.
@@ -308,9 +295,8 @@ pub fn plan(
             for dump in dumps {
                 planned.bytes += dump.entry.size;
                 let wanted = wanted(target, dump, owners, stops, "plan");
-                let looked = with_loader(target.source, &live.cancel, |server| {
-                    server.look(&wanted, stops, &live.cancel).map_err(|e| crate::run::set::told(target.source, e))
-                });
+                let looked = loader(target.source, &live.cancel)
+                    .and_then(|server| server.look(&wanted, stops, &live.cancel).map_err(|e| told(target.source, e)));
                 match looked {
                     Ok(()) => {}
                     Err(Failure::Cancelled) => return Err(Failure::Cancelled),

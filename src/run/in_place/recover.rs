@@ -7,7 +7,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Question;
 use super::journal::{Journal, Phase};
-use super::plan::with_loader;
 use super::point;
 use super::targets::restore_command;
 use super::tree::{self, Beneath, Tree};
@@ -82,20 +81,23 @@ pub fn undo(journal: &mut Journal, helper: &Helper<'_>, tell: Tell<'_>) -> Resul
         journal.enter(Phase::Undoing)?;
     }
     let mut errors = Vec::new();
-    for name in journal.commands.clone().iter().rev() {
-        match feed_again(journal, name, helper) {
-            Ok(()) => journal.commands.retain(|n| n != name),
-            Err(e) => errors.push(e.to_string()),
+    for name in journal.commands.iter().rev() {
+        // Whether it took anything, and what it has now, only it knows: that is told, and does not keep the rest from going on.
+        if let Err(e) = feed_again(journal, name, helper) {
+            tell(Level::Error, format!("its restore_command could not be given back what was there: {e}"));
         }
         point();
     }
     for loaded in journal.databases.iter().rev() {
         let source = helper.job.and_then(|job| job.sources.iter().find(|s| s.name == loaded.source));
         let Some(source) = source else {
-            errors.push(format!("job {} has no source {} any more, whose database {} …", journal.job, loaded.source, loaded.wanted.target));
+            errors.push(format!(
+                "job {} has no source {} any more, so its database {} cannot be put back",
+                journal.job, loaded.source, loaded.wanted.target
+            ));
             continue;
         };
-        let back = with_loader(source, &go_on, |server| {
+        let back = load::loader(source, &go_on).and_then(|server| {
             let failed = |e| crate::run::set::told(source, e);
             match loaded.begun {
                 true => server.take_back(&loaded.wanted, loaded.there).map_err(failed),
