@@ -129,12 +129,32 @@ pub trait EntrySink {
     /// and fills in `content` and `size`.
     fn push_small(&mut self, entry: Entry, contents: &[u8]) -> Result<(), SinkError>;
 
+    /// The source came to a path, and may push its entry next.
+    fn arrives(&mut self, _path: &[u8]) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    /// Whether the contents of the file it came to are wanted, which has this size in bytes and so many names; else (a sink that only compares may know
+    /// enough) the entry is to be pushed without them.
+    fn wants(&mut self, _size: u64, _names: u64) -> bool {
+        true
+    }
+
+    /// What is at a path, and all that is in it, could not be read: nothing is known of it.
+    fn left_out(&mut self, _path: &[u8]) -> Result<(), SinkError> {
+        Ok(())
+    }
+
     /// Starts the contents of a large file. Follow with `large_space` and `large_filled`, `large_hole`, and `large_finish`.
     fn large_begin(&mut self) -> Result<(), SinkError>;
     /// Where the next bytes are to be read to: at most `want` of them (not 0), at least one.
     fn large_space(&mut self, want: usize) -> &mut [u8];
     /// So many bytes were read into the space.
     fn large_filled(&mut self, len: usize) -> Result<(), SinkError>;
+    /// Whether the rest of the contents matters; else `large_finish` may follow early.
+    fn large_goes_on(&self) -> bool {
+        true
+    }
     /// The next `len` bytes are a hole.
     fn large_hole(&mut self, len: u64) -> Result<(), SinkError>;
     /// Ends the contents and pushes the entry with `content` and `size` filled in. To throw the contents away (the file

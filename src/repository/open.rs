@@ -379,6 +379,16 @@ impl Repository {
         Ok(IndexedPack { id: *id, size, kind: contents.kind, chunks: contents.chunks })
     }
 
+    /// What a chunk of these bytes is called here.
+    pub fn chunk_id(&self, bytes: &[u8]) -> ChunkId {
+        pack::chunk_id(&self.chunk_key, bytes)
+    }
+
+    /// The content hash of a small file: the first 16 bytes of the keyed BLAKE3 of its contents.
+    pub fn content_hash(&self, contents: &[u8]) -> [u8; 16] {
+        self.chunk_id(contents).0.first_chunk().copied().unwrap_or_default()
+    }
+
     pub fn lookup(&self, id: &ChunkId) -> Result<Option<Location>> {
         self.local.lookup(id)
     }

@@ -222,7 +222,7 @@ impl<'w> SourceWriter<'w> {
             entry.content = Content::default();
             return self.accept(entry, None);
         }
-        let hash = self.content_hash(contents);
+        let hash = self.writer.repository().content_hash(contents);
         entry.content = Content { hash, segments: Vec::new() };
         self.read_previous()?;
         if let Some(place) = self.known.by_hash.get(&hash).copied()
@@ -279,11 +279,6 @@ impl<'w> SourceWriter<'w> {
         Ok(())
     }
 
-    /// First 16 bytes of the keyed BLAKE3 of the contents.
-    fn content_hash(&self, contents: &[u8]) -> [u8; 16] {
-        first_16(blake3::keyed_hash(&self.writer.repository().chunk_key, contents))
-    }
-
     fn cut_large(&mut self, last: bool) -> Result<()> {
         while let Some(chunk) = self.chunker.next_chunk(last) {
             let len = chunk.len() as u32;
@@ -292,10 +287,6 @@ impl<'w> SourceWriter<'w> {
         }
         Ok(())
     }
-}
-
-fn first_16(hash: blake3::Hash) -> [u8; 16] {
-    hash.as_bytes().first_chunk().copied().unwrap_or_default()
 }
 
 /// The content hash of a large file: over where its contents lie, which is the same for the same contents cut the same way.
@@ -315,7 +306,7 @@ fn segments_hash(key: &[u8; 32], segments: &[Segment]) -> [u8; 16] {
             }
         }
     }
-    first_16(hasher.finalize())
+    hasher.finalize().as_bytes().first_chunk().copied().unwrap_or_default()
 }
 
 impl EntrySink for SourceWriter<'_> {

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{OpenOptions, Repository};
+use minicbor::bytes::ByteArray;
+
+use super::{Manifest, ManifestSource, OpenOptions, Repository};
 use crate::config::{Compression, Destination};
 use crate::storage::Storage;
 
@@ -43,4 +45,43 @@ impl World {
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
+}
+
+/// A manifest of these sources.
+pub fn manifest(repository: &Repository, sources: Vec<ManifestSource>) -> Manifest {
+    Manifest {
+        format: 1,
+        repository: ByteArray::from(repository.raw_id()),
+        sequence: 1,
+        predecessor: None,
+        job: "job".into(),
+        run: "run".into(),
+        started: "2026-01-01T00:00:00Z".into(),
+        finished: "2026-01-01T00:00:00Z".into(),
+        r#type: "manual".into(),
+        outcome: "good".into(),
+        name: None,
+        labels: Vec::new(),
+        host: String::new(),
+        keepd_version: String::new(),
+        sources,
+        users: Vec::new(),
+        groups: Vec::new(),
+        messages: Vec::new(),
+        left_out: 0,
+        added_bytes: 0,
+        new_bytes: None,
+        parent: None,
+        origin: None,
+        description: None,
+        version: None,
+        schema_version: None,
+    }
+}
+
+/// Contents that nothing makes smaller.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
 }

@@ -5,13 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use minicbor::bytes::ByteArray;
 use tokio_util::sync::CancellationToken;
 
 use super::check::{Reading, check};
 use super::prune::{PruneOptions, PruneReport, prune};
 use super::source_writer::SourceWriter;
-use super::test_world::{Told, World};
+use super::test_world::{Told, World, manifest, noise};
 use super::writer::{Flushed, Writer, commit};
 use super::{Entry, EntrySink, Kind, Manifest, ManifestSource, Repository};
 
@@ -37,7 +36,7 @@ impl Backup {
                 let mut writer = Writer::new(self.repository.clone(), CancellationToken::new()).unwrap();
                 let mut sink = SourceWriter::new(&mut writer, "files", "files", b"/x", None);
                 sink.push(Entry { kind: Kind::Directory, ..Entry::default() }).unwrap();
-                let noise: Vec<u8> = blake3::Hasher::new().update(&[self.contents]).finalize_xof().take_bytes(90_000);
+                let noise = noise(90_000, self.contents.into());
                 for n in 0..3u8 {
                     let entry = Entry { path: vec![b'a' + n], kind: Kind::File, ..Entry::default() };
                     sink.push_small(entry, noise.get(usize::from(n) * 30_000..).unwrap().get(..30_000).unwrap()).unwrap();
@@ -47,34 +46,8 @@ impl Backup {
             }
             1 => self.flushed = Some(self.writer.take().unwrap().flush().unwrap()),
             _ => {
-                let manifest = Manifest {
-                    format: 1,
-                    repository: ByteArray::from(self.repository.raw_id()),
-                    sequence: u64::from(self.contents),
-                    predecessor: None,
-                    job: "job".into(),
-                    run: "run".into(),
-                    started: "2026-01-01T00:00:00Z".into(),
-                    finished: "2026-01-01T00:00:00Z".into(),
-                    r#type: "manual".into(),
-                    outcome: "good".into(),
-                    name: None,
-                    labels: Vec::new(),
-                    host: String::new(),
-                    keepd_version: String::new(),
-                    sources: vec![self.source.take().unwrap()],
-                    users: Vec::new(),
-                    groups: Vec::new(),
-                    messages: Vec::new(),
-                    left_out: 0,
-                    added_bytes: 0,
-                    new_bytes: None,
-                    parent: None,
-                    origin: None,
-                    description: None,
-                    version: None,
-                    schema_version: None,
-                };
+                let manifest =
+                    Manifest { sequence: u64::from(self.contents), ..manifest(&self.repository, vec![self.source.take().unwrap()]) };
                 self.committed = Some(commit(&self.repository, &manifest, self.flushed.as_ref().unwrap()).is_ok());
             }
         }
@@ -83,18 +56,6 @@ impl Backup {
     fn whole(mut self) {
         (0..3).for_each(|n| self.part(n));
         assert_eq!(self.committed, Some(true));
-    }
-}
-
-trait TakeBytes {
-    fn take_bytes(self, len: usize) -> Vec<u8>;
-}
-
-impl TakeBytes for blake3::OutputReader {
-    fn take_bytes(mut self, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.fill(&mut bytes);
-        bytes
     }
 }
 

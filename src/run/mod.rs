@@ -10,6 +10,7 @@ mod check;
 mod contents;
 mod copy;
 mod destination;
+mod differences;
 mod hooks;
 pub mod housekeeping;
 mod live;

@@ -23,7 +23,11 @@ use rustix::io::Errno;
 
 use super::{Context, Facts, Merge, Previous, SourceError};
 use crate::config::FilesSource;
+use crate::repository::entry::path_order;
 use crate::repository::{Entry, EntrySink, Kind, Time};
+
+/// Names that begin so are staging areas of a restore in place: at no level are they a part of what is backed up.
+pub const STAGING_PREFIX: &[u8] = b".keepd-restore-";
 
 /// Skipped special files that are named one by one.
 const MAX_NAMED_SPECIAL: u64 = 20;
@@ -35,7 +39,7 @@ pub fn capture(
     sink: &mut dyn EntrySink,
     context: &Context<'_>,
 ) -> Result<Facts, SourceError> {
-    capture_pass(source, previous, false, sink, context)
+    capture_pass(source, previous, Way::Once, sink, context)
 }
 
 /// Captures it once more: `first` gives what a first pass found, and what has vanished since stays.
@@ -45,13 +49,35 @@ pub fn capture_again(
     sink: &mut dyn EntrySink,
     context: &Context<'_>,
 ) -> Result<Facts, SourceError> {
-    capture_pass(source, first, true, sink, context)
+    capture_pass(source, first, Way::Again, sink, context)
+}
+
+/// Gives what is at or below `paths` (own paths in path order, none inside another) and the directories above them to a sink that stores nothing.
+/// Files that are as `backup` has them are not opened.
+pub fn look(
+    source: &FilesSource,
+    paths: &[Vec<u8>],
+    backup: &mut dyn Previous,
+    sink: &mut dyn EntrySink,
+    context: &Context<'_>,
+) -> Result<(), SourceError> {
+    capture_pass(source, backup, Way::Look(paths), sink, context).map(drop)
+}
+
+/// What a walk is for.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    Once,
+    /// What a first pass had and is gone stays.
+    Again,
+    /// Only at and below these paths.
+    Look(&'a [Vec<u8>]),
 }
 
 fn capture_pass(
     source: &FilesSource,
     previous: &mut dyn Previous,
-    again: bool,
+    way: Way<'_>,
     sink: &mut dyn EntrySink,
     context: &Context<'_>,
 ) -> Result<Facts, SourceError> {
@@ -77,7 +103,8 @@ fn capture_pass(
         links: HashMap::new(),
         counts: Counts::default(),
         buffer: Vec::new(),
-        kept: again.then(Vec::new),
+        kept: matches!(way, Way::Again).then(Vec::new),
+        wanted: if let Way::Look(paths) = way { Some(paths) } else { None },
         given: 0,
     };
     match FileType::from_raw_mode(stat.st_mode) {
@@ -167,6 +194,8 @@ struct Capture<'a> {
     buffer: Vec<u8>,
     /// In a second pass: the directories that the entry given last lies in, and itself if it is one.
     kept: Option<Vec<Vec<u8>>>,
+    /// Where a look is confined to.
+    wanted: Option<&'a [Vec<u8>]>,
     /// Entries given to the sink.
     given: u64,
 }
@@ -178,8 +207,17 @@ impl Capture<'_> {
         full.to_string_lossy().escape_debug().to_string()
     }
 
-    fn left_out(&self, path: &[u8], verb: &str, error: impl std::fmt::Display) {
+    fn left_out(&mut self, path: &[u8], verb: &str, error: impl std::fmt::Display) -> Result<(), SourceError> {
         self.context.report.left_out(format!("left out: cannot {verb} {}: {error}", self.shown(path)));
+        Ok(self.sink.left_out(path)?)
+    }
+
+    /// Whether a look goes there: to what is wanted, and through the directories above it.
+    fn is_wanted(&self, path: &[u8], directory: bool) -> bool {
+        let Some(paths) = self.wanted else { return true };
+        let after = paths.partition_point(|p| path_order(p, path).is_le());
+        let last = after.checked_sub(1).and_then(|at| paths.get(at));
+        last.is_some_and(|p| p == path || is_in(path, p)) || (directory && paths.get(after).is_some_and(|p| is_in(p, path)))
     }
 
     fn is_excluded(&mut self, path: &[u8], directory: bool) -> bool {
@@ -251,8 +289,7 @@ impl Capture<'_> {
             Ok(target) => target.into_bytes(),
             Err(Errno::NOENT) => return self.vanished(&path),
             Err(e) => {
-                self.left_out(&path, "read the link", e);
-                return Ok(());
+                return self.left_out(&path, "read the link", e);
             }
         };
         let mut entry = described(path, Kind::Symlink, stat);
@@ -291,6 +328,7 @@ impl Capture<'_> {
     /// The entry that was at a path. Paths must be asked for in path order; in a second pass what was between them and is gone stays.
     fn was_at(&mut self, path: &[u8]) -> Result<Option<Entry>, SourceError> {
         self.keep_vanished(Some(path))?;
+        self.sink.arrives(path)?;
         self.previous.at(path)
     }
 

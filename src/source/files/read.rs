@@ -32,42 +32,41 @@ impl Capture<'_> {
             }
             // A symlink or something else took its place since the directory was listed.
             Err(Errno::LOOP | Errno::NXIO) => {
-                self.context.report.message(
-                    Level::Warning,
-                    format!("{} was exchanged for something else while the directory was walked", self.shown(&path)),
-                );
-                return Ok(false);
+                return self.exchanged(&path);
             }
             Err(e) => {
-                self.left_out(&path, "open", e);
+                self.left_out(&path, "open", e)?;
                 return Ok(false);
             }
         };
         let mut before = match rustix::fs::fstat(&fd) {
             Ok(stat) => stat,
             Err(e) => {
-                self.left_out(&path, "look at", e);
+                self.left_out(&path, "look at", e)?;
                 return Ok(false);
             }
         };
         if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
-            self.context
-                .report
-                .message(Level::Warning, format!("{} was exchanged for something else while the directory was walked", self.shown(&path)));
-            return Ok(false);
+            return self.exchanged(&path);
         }
         for again in [false, true] {
             let size = before.st_size as u64;
             let small = size <= SMALL_FILE_BYTES;
+            if !self.sink.wants(size, before.st_nlink) {
+                let mut entry = described(path, Kind::File, &before);
+                entry.size = size;
+                entry.xattrs = self.xattrs_of(&fd, &entry.path);
+                return self.emit(entry).map(|()| true);
+            }
             let pass = if small { self.read_small(&fd, size) } else { self.read_large(&fd, &before)? };
             if let Pass::Failed(e) = pass {
-                self.left_out(&path, "read", e);
+                self.left_out(&path, "read", e)?;
                 return Ok(false);
             }
             let after = match rustix::fs::fstat(&fd) {
                 Ok(stat) => stat,
                 Err(e) => {
-                    self.left_out(&path, "look at", e);
+                    self.left_out(&path, "look at", e)?;
                     return Ok(false);
                 }
             };
@@ -86,6 +85,13 @@ impl Capture<'_> {
             }
             return self.keep(entry, small).map(|()| true);
         }
+        Ok(false)
+    }
+
+    fn exchanged(&mut self, path: &[u8]) -> Result<bool, SourceError> {
+        let text = format!("{} was exchanged for something else while the directory was walked", self.shown(path));
+        self.context.report.message(Level::Warning, text);
+        self.sink.left_out(path)?;
         Ok(false)
     }
 
@@ -147,6 +153,9 @@ impl Capture<'_> {
                 self.sink.large_filled(n)?;
                 self.context.report.bytes(n as u64);
                 at += n as u64;
+                if !self.sink.large_goes_on() {
+                    return Ok(Pass::Whole);
+                }
             }
         }
         Ok(Pass::Whole)
@@ -156,7 +165,7 @@ impl Capture<'_> {
     pub(super) fn xattrs_of(&mut self, fd: &OwnedFd, path: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
         let (found, errors) = collect(|list| rustix::fs::flistxattr(fd, list), |name, value| rustix::fs::fgetxattr(fd, name, value));
         for e in errors {
-            self.left_out(path, "read an extended attribute of", e);
+            self.context.report.left_out(format!("left out: cannot read an extended attribute of {}: {e}", self.shown(path)));
         }
         found
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, statat};
 use rustix::io::Errno;
 
-use super::{Capture, described, open_directory, read};
+use super::{Capture, STAGING_PREFIX, described, open_directory, read};
 use crate::repository::{Entry, Kind};
 use crate::source::SourceError;
 
@@ -41,7 +41,7 @@ impl Capture<'_> {
         let names = list(&root).map_err(WalkError::Root)?;
         let before = self.was_at(b"")?;
         let entry = self.directory_entry(&root, Vec::new(), &stat, before);
-        let was_filled = names.is_empty() && self.previous.has_more()?;
+        let was_filled = names.is_empty() && self.wanted.is_none() && self.previous.has_more()?;
         if was_filled {
             let text = format!("{} is empty now and was not at the last backup", self.shown(b""));
             self.context.report.message(keepd_protocol::model::Level::Warning, text);
@@ -70,12 +70,12 @@ impl Capture<'_> {
                     continue;
                 }
                 Err(e) => {
-                    self.left_out(&path, "look at", e);
+                    self.left_out(&path, "look at", e)?;
                     continue;
                 }
             };
             let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            if self.is_excluded(&path, directory) {
+            if !self.is_wanted(&path, directory) || self.is_excluded(&path, directory) {
                 continue;
             }
             if !directory {
@@ -90,7 +90,7 @@ impl Capture<'_> {
                     continue;
                 }
                 Err(e) => {
-                    self.left_out(&path, "open the directory", e);
+                    self.left_out(&path, "open the directory", e)?;
                     continue;
                 }
             };
@@ -106,7 +106,7 @@ impl Capture<'_> {
         let stat = match rustix::fs::fstat(&fd) {
             Ok(stat) => stat,
             Err(e) => {
-                self.left_out(&path, "look at the directory", e);
+                self.left_out(&path, "look at the directory", e)?;
                 return Ok(None);
             }
         };
@@ -115,7 +115,7 @@ impl Capture<'_> {
             Ok(names) => names,
             Err(e) => {
                 // Half a listing would look like files that were removed.
-                self.left_out(&path, "list the directory", e);
+                self.left_out(&path, "list the directory", e)?;
                 Vec::new()
             }
         };
@@ -153,14 +153,14 @@ impl Capture<'_> {
     }
 }
 
-/// The names in a directory, sorted; the whole list or an error.
+/// The names in a directory that may be backed up, sorted; the whole list or an error.
 fn list(fd: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     let mut buffer = Vec::with_capacity(64 << 10);
     let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
     let mut names = Vec::new();
     while let Some(entry) = entries.next() {
         let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
+        if name != b"." && name != b".." && !name.starts_with(STAGING_PREFIX) {
             names.push(name);
         }
     }
