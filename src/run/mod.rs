@@ -7,6 +7,7 @@ mod backup;
 mod browse;
 mod catalogue;
 mod check;
+mod compare;
 mod contents;
 mod copy;
 mod destination;
@@ -27,6 +28,7 @@ mod selection;
 mod set;
 mod to_directory;
 
+pub use compare::CompareRequest;
 pub use live::LiveRun;
 pub use load::LoadRequest;
 pub use quiesce::recover;
