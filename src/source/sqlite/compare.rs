@@ -210,12 +210,16 @@ fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<(String
     statement.query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
+/// A row's key, and its hash.
+type Keyed = (i64, [u8; 32]);
+
 /// Reads both tables in the order of their key, side by side; None when it holds anything but integers.
 fn by_integer(table: &str, key: &str, before: &Connection, after: &Connection, cancel: &CancellationToken) -> Result<Option<Rows>, Broken> {
     let question = format!("SELECT {0}, * FROM main.{1} ORDER BY {0}", quoted(key), quoted(table));
     let (mut old, mut new) = (before.prepare(&question)?, after.prepare(&question)?);
     let (mut old, mut new) = (old.query([])?, new.query([])?);
-    let next = |rows: &mut rusqlite::Rows<'_>| -> rusqlite::Result<Option<Option<(i64, [u8; 32])>>> {
+    // The inner one is None at the end, the outer one where the key is no integer.
+    let next = |rows: &mut rusqlite::Rows<'_>| -> rusqlite::Result<Option<Option<Keyed>>> {
         let Some(row) = rows.next()? else { return Ok(Some(None)) };
         Ok(match row.get_ref(0)? {
             ValueRef::Integer(key) => Some(Some((key, hash(row, 1)?))),
