@@ -301,6 +301,16 @@ pub enum Command {
     Watch,
     /// Have the daemon read its configuration again
     Reload,
+    /// What differs now between a backup and what is live: by path, table and size; changes nothing
+    Compare {
+        #[command(flatten)]
+        of: BackupArgument,
+        /// <source> or <source>/<path>; none means all
+        paths: Vec<OsString>,
+        /// The contents of SQLite's tables, too: how many rows came, went and changed
+        #[arg(long)]
+        deep: bool,
+    },
     /// The manual page, for make install
     #[command(hide = true)]
     Manual,

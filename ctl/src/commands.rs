@@ -11,13 +11,13 @@ use std::path::Path;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use keepd_protocol::methods::*;
-use keepd_protocol::model::{Backup, BackupType, BytesPath, ChangeKind, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState};
+use keepd_protocol::model::{Backup, BackupType, BytesPath, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState};
 use serde::Serialize;
 
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
-use crate::render::{bytes, entry, lines, pairs, path, short, table, time, time_or};
-use crate::{Exit, Failure, follow, in_place};
+use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
+use crate::{Exit, Failure, compare, follow, in_place};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -147,6 +147,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             let out = context.client()?.call::<Reload>(&reload::In {})?;
             context.done(&out, &format!("configuration reloaded: {}", escape(&out.message)))
         }
+        Command::Compare { of, paths, deep } => compare::compare(arguments, &socket, of, paths, *deep),
     }
 }
 
@@ -160,7 +161,7 @@ fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
     given.iter().map(|label| pair(label).ok_or_else(|| wrong(label))).collect()
 }
 
-fn bytes_path(path: &OsStr) -> BytesPath {
+pub fn bytes_path(path: &OsStr) -> BytesPath {
     BytesPath::from_bytes(path.as_bytes())
 }
 
@@ -474,17 +475,8 @@ impl Context<'_> {
                     all.push(change);
                     continue;
                 }
-                let sign = match change.change {
-                    ChangeKind::Added => '+',
-                    ChangeKind::Removed => '-',
-                    ChangeKind::Modified => 'M',
-                    ChangeKind::Metadata => 'm',
-                };
-                let sizes = match (change.size_before, change.size_after) {
-                    (Some(before), Some(after)) if before != after => format!("  ({} -> {})", bytes(before), bytes(after)),
-                    _ => String::new(),
-                };
-                writeln!(out, "{sign} {}{sizes}", path(&change.path))?;
+                let sizes = sizes(change.size_before, change.size_after);
+                writeln!(out, "{} {}{sizes}", sign(change.change), path(&change.path))?;
             }
             Ok(())
         })?;
@@ -809,14 +801,14 @@ fn print_plan(plan: &RetentionPlan) -> Result<()> {
     Ok(())
 }
 
-fn pipe() -> Result<(File, std::os::fd::OwnedFd)> {
+pub fn pipe() -> Result<(File, std::os::fd::OwnedFd)> {
     let (reader, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Failure::failed(format!("no pipe can be made: {e}")))?;
     Ok((File::from(reader), writer))
 }
 
 /// Waits for a run whose data came through a pipe to be over.
-fn quiet_end(socket: &Path, id: &str) -> Result<Run> {
+pub fn quiet_end(socket: &Path, id: &str) -> Result<Run> {
     let mut last = None;
     Client::connect(socket)?.call_more::<FollowRun>(&follow_run::In { run: id.to_owned() }, |out| {
         last = Some(out.run);

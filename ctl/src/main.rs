@@ -3,6 +3,7 @@
 mod arguments;
 mod client;
 mod commands;
+mod compare;
 mod follow;
 mod in_place;
 mod render;

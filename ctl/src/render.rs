@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use keepd_protocol::model::{BytesPath, EntryInfo, EntryKind, escape};
+use keepd_protocol::model::{BytesPath, ChangeKind, EntryInfo, EntryKind, escape};
 
 /// IEC units.
 pub fn bytes(n: u64) -> String {
@@ -36,6 +36,24 @@ pub fn path(path: &BytesPath) -> String {
             .map(|c| escape(c.valid()) + &c.invalid().iter().map(|b| format!("\\x{b:02x}")).collect::<String>())
             .collect(),
         _ => escape(&path.path),
+    }
+}
+
+/// A change as `diff` shows it.
+pub fn sign(change: ChangeKind) -> char {
+    match change {
+        ChangeKind::Added => '+',
+        ChangeKind::Removed => '-',
+        ChangeKind::Modified => 'M',
+        ChangeKind::Metadata => 'm',
+    }
+}
+
+/// Sizes that differ, to stand behind a path.
+pub fn sizes(before: Option<u64>, after: Option<u64>) -> String {
+    match (before, after) {
+        (Some(before), Some(after)) if before != after => format!("  ({} -> {})", bytes(before), bytes(after)),
+        _ => String::new(),
     }
 }
 

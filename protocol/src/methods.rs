@@ -94,6 +94,9 @@ method!(/// What differs between two backups, as several `more` replies.
     diff_backups { a: String, b: String, #[serde(default)] job: Option<String> } -> { changes: Vec<Change> });
 method!(/// Events as they happen, until the client hangs up.
     watch {} -> { event: Event });
+method!(/// Compares a backup with what is live now, changing nothing, and streams what differs into the descriptor passed along with the call: one JSON
+    /// object a line, `{"difference": …}`, the last one `{"summary": …}`. `paths` as for StartRestore; `deep`: also the rows of SQLite's tables.
+    start_compare { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] deep: bool } -> { run: String, backup: String });
 method!(/// Reads the configuration again; a wrong one is refused and the old one stays.
     reload {} -> { jobs: u32, message: String });
 
@@ -105,4 +108,5 @@ names! {
     follow_run as FollowRun = "FollowRun", cancel_run as CancelRun = "CancelRun", list_runs as ListRuns = "ListRuns", show_run as ShowRun = "ShowRun",
     list_backups as ListBackups = "ListBackups", show_backup as ShowBackup = "ShowBackup", list_entries as ListEntries = "ListEntries",
     diff_backups as DiffBackups = "DiffBackups", watch as Watch = "Watch", reload as Reload = "Reload",
+    start_compare as StartCompare = "StartCompare",
 }

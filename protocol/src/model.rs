@@ -39,7 +39,7 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare" });
 word_enum!(/// What is said of a backup.
     Mark { #[default] Pin = "pin", Unpin = "unpin", Accept = "accept" });
 word_enum!(/// Where a run is. `partial`: done, but something was left out and is listed in the messages.
@@ -405,6 +405,67 @@ pub struct Change {
     pub kind: EntryKind,
     pub size_before: Option<u64>,
     pub size_after: Option<u64>,
+}
+
+/// One thing that differs between a backup (before) and what is live (after): a path, a table, a whole database, or (with none of these) a source.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    pub source: String,
+    pub change: ChangeKind,
+    /// `<source>/<path>`, with its kind and the sizes of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<BytesPath>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<EntryKind>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_before: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_after: Option<u64>,
+    /// Of a server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_before: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_after: Option<u64>,
+    /// The statements differ that the table, its indexes and its triggers are made with.
+    #[serde(default)]
+    pub schema: bool,
+    /// Rows that came, went and changed, where contents were compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_added: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_removed: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_changed: Option<u64>,
+}
+
+/// What a comparison found, at its end.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CompareSummary {
+    /// Paths by their change.
+    pub added: u64,
+    pub removed: u64,
+    pub modified: u64,
+    pub metadata: u64,
+    /// Paths that do not differ.
+    pub equal: u64,
+    /// Tables and databases that differ.
+    pub tables: u64,
+    /// Paths of the backup at which something is that its source leaves out now.
+    pub excluded: u64,
+    /// Sources that could not be compared, or not as a whole; the run's messages say why.
+    pub not_compared: Vec<String>,
+}
+
+/// A line of the stream of a comparison; the last one has the summary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CompareLine {
+    Difference(Difference),
+    Summary(CompareSummary),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

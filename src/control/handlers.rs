@@ -20,7 +20,7 @@ use super::service::Control;
 use super::transport::{Fault, Replies};
 use crate::config::{Job, Retention};
 use crate::ledger::{Ledger, LedgerError};
-use crate::run::{BackupRequest, Error, InPlaceRequest, LoadRequest};
+use crate::run::{BackupRequest, CompareRequest, Error, InPlaceRequest, LoadRequest};
 use crate::schedule::due;
 
 /// A follower gets at most ten states a second.
@@ -263,6 +263,15 @@ impl Control {
         let path = p.path.to_bytes().map_err(|_| Fault::invalid_parameter("path"))?;
         let (run, bytes) = self.app.runs.start_cat(&p.backup, p.job.as_deref(), path, out, &by).await?;
         Ok(start_cat::Out { run, bytes })
+    }
+
+    pub(super) async fn start_compare(&self, p: start_compare::In, fds: Vec<OwnedFd>, by: String) -> Result<start_compare::Out> {
+        let out = writable(fds)?;
+        let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<Vec<_>, _>>();
+        let paths = paths.map_err(|_| Fault::invalid_parameter("paths"))?;
+        let request = CompareRequest { paths, deep: p.deep };
+        let (run, backup) = self.app.runs.start_compare(&p.backup, p.job.as_deref(), request, out, &by).await?;
+        Ok(start_compare::Out { run, backup })
     }
 
     pub(super) async fn follow_run(&self, p: follow_run::In, replies: &mut Replies<'_>) -> Result<follow_run::Out> {

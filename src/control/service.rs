@@ -95,6 +95,7 @@ impl Control {
             m::DiffBackups::NAME => out::<m::DiffBackups>(self.diff_backups(input::<m::DiffBackups>(p)?, replies).await?),
             m::Watch::NAME => out::<m::Watch>(self.watch(input::<m::Watch>(p)?, replies).await?),
             m::Reload::NAME => out::<m::Reload>(self.reload(input::<m::Reload>(p)?).await?),
+            m::StartCompare::NAME => out::<m::StartCompare>(self.start_compare(input::<m::StartCompare>(p)?, descriptors, by).await?),
             other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
         };
         value.map_err(|e| Fault::new(errors::FAILED, json!({ "message": format!("the reply cannot be written: {e}") })))

@@ -24,7 +24,7 @@ pub mod reader;
 pub mod source_writer;
 pub mod spool;
 #[cfg(test)]
-pub mod test_world;
+pub(crate) mod test_world;
 #[cfg(test)]
 mod two_writers;
 pub mod writer;

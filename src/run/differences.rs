@@ -210,7 +210,7 @@ impl Backup<'_> {
         if self.ahead.is_empty() {
             self.read()?;
         }
-        let taken = self.ahead.pop_front_if(|entry| is_wanted(entry));
+        let taken = if self.next().is_some_and(is_wanted) { self.ahead.pop_front() } else { None };
         self.given = self.given.saturating_sub(usize::from(taken.is_some()));
         Ok(taken)
     }

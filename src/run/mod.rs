@@ -7,6 +7,7 @@ mod backup;
 mod browse;
 mod catalogue;
 mod check;
+mod compare;
 mod contents;
 mod copy;
 mod destination;
@@ -28,6 +29,7 @@ mod selection;
 mod set;
 mod to_directory;
 
+pub use compare::CompareRequest;
 pub use in_place::Request as InPlaceRequest;
 pub use live::LiveRun;
 pub use load::LoadRequest;

@@ -52,23 +52,11 @@ impl Wanted {
 
     /// Rows of the tables that are wanted, by table, as they were captured. Empty when they were not counted.
     pub fn rows(&self) -> Vec<(String, u64)> {
-        let Some(tables) = self.facts.get("tables").and_then(|t| t.as_object()) else { return Vec::new() };
-        let databases: Vec<&String> =
-            self.facts.get("databases").and_then(|d| d.as_object()).map(|d| d.keys().collect()).unwrap_or_default();
-        // A database's name may begin like another one's.
-        let within = |name: &str, database: &str| name.strip_prefix(database).and_then(|n| n.strip_prefix('.')).map(str::to_owned);
-        let own = |name: &str| match databases.len() {
-            0 | 1 => Some(name.to_owned()),
-            _ => {
-                let of = databases.iter().filter(|d| within(name, d).is_some()).max_by_key(|d| d.len())?;
-                within(name, of).filter(|_| **of == self.database)
-            }
-        };
         let wanted = |name: &String| {
             let last = name.rsplit('.').next().unwrap_or(name);
             self.tables.is_empty() || self.tables.iter().any(|t| t == name || t == last)
         };
-        tables.iter().filter_map(|(name, rows)| Some((own(name)?, rows.as_u64()?))).filter(|(name, _)| wanted(name)).collect()
+        rows(&self.facts, &self.database).into_iter().filter(|(name, _)| wanted(name)).collect()
     }
 
     /// An error when a table is wanted that the backup has not.
@@ -105,6 +93,37 @@ impl Wanted {
     pub fn fact(&self, name: &str) -> Option<&str> {
         self.facts.get("databases")?.get(&self.database)?.get(name)?.as_str()
     }
+}
+
+/// Rows of a database's tables as a server source's facts have them, by table. Empty when they were not counted.
+pub fn rows(facts: &Facts, database: &str) -> Vec<(String, u64)> {
+    let Some(tables) = facts.get("tables").and_then(|t| t.as_object()) else { return Vec::new() };
+    let databases: Vec<&String> = facts.get("databases").and_then(|d| d.as_object()).map(|d| d.keys().collect()).unwrap_or_default();
+    // A database's name may begin like another one's.
+    let within = |name: &str, database: &str| name.strip_prefix(database).and_then(|n| n.strip_prefix('.')).map(str::to_owned);
+    let own = |name: &str| match databases.len() {
+        0 | 1 => Some(name.to_owned()),
+        _ => {
+            let of = databases.iter().filter(|d| within(name, d).is_some()).max_by_key(|d| d.len())?;
+            within(name, of).filter(|_| of.as_str() == database)
+        }
+    };
+    tables.iter().filter_map(|(name, rows)| Some((own(name)?, rows.as_u64()?))).collect()
+}
+
+/// A server whose rows can be counted as they are now.
+pub trait Counter {
+    /// The databases that the source means.
+    fn databases(&self, cancel: &CancellationToken) -> Result<Vec<String>, SourceError>;
+
+    /// Rows of all tables that a dump would have, by the names that facts give them. `known`: tables that a dump did have, which count whatever
+    /// is excluded now. None: there is no such database.
+    fn rows_now(
+        &self,
+        database: &str,
+        known: &[(String, u64)],
+        cancel: &CancellationToken,
+    ) -> Result<Option<Vec<(String, u64)>>, SourceError>;
 }
 
 /// A server that takes dumps back.

@@ -271,8 +271,8 @@ impl Runs {
             let is_copy = work.kind == RunKind::Copy;
             let in_its_way = |r: &Run| match is_copy {
                 true => r.kind == RunKind::Copy && r.destination.as_ref() == work.destinations.first(),
-                // A restore waits for the backup instead.
-                false => r.kind == RunKind::Backup && work.kind != RunKind::Restore,
+                // A restore waits for the backup instead; a comparison is in nobody's way.
+                false => r.kind == RunKind::Backup && !matches!(work.kind, RunKind::Restore | RunKind::Compare),
             };
             if let Some(job) = &work.job
                 && let Some(other) =

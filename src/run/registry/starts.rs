@@ -16,7 +16,10 @@ use crate::run::LoadRequest;
 use crate::run::backup::{Environment, short};
 use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::selection::Selection;
-use crate::run::{backup, catalogue, check, contents, copy, destination, hooks, housekeeping, in_place, load, quiesce, restore, retain};
+use crate::run::{
+    CompareRequest, backup, catalogue, check, compare, contents, copy, destination, hooks, housekeeping, in_place, load, quiesce, restore,
+    retain,
+};
 use crate::storage::Storage;
 use crate::storage::probe::{self, Verdict};
 
@@ -556,6 +559,31 @@ impl Runs {
             contents::write(place, &mut || runs.another_place(&found, &mut tried), &path, &looked, (out, restore::PATIENCE), live)
         })?;
         Ok((run, size))
+    }
+
+    /// Compares a backup with what is live, and writes what differs into `out`; returns the run and the backup.
+    pub async fn start_compare(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        request: CompareRequest,
+        out: OwnedFd,
+        by: &str,
+    ) -> Result<(String, String)> {
+        let env = self.environment();
+        let found = self.resolve(backup, job)?;
+        let job = job_named(&env.config, &found.job)?.clone();
+        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        Selection::new(&manifest, &request.paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
+        let work = Work { backup: Some(found.id.clone()), job: Some(job.name.clone()), ..Work::on(RunKind::Compare, &destination, by) };
+        let (runs, id) = (self.clone(), found.id.clone());
+        let run = self.start(work, move |live| {
+            let mut tried = vec![destination.clone()];
+            let reading = runs.keep_readable(&destination);
+            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            compare::compare(&env, &job, &place, &mut || runs.another_place(&found, &mut tried), &request, out, live)
+        })?;
+        Ok((run, id))
     }
 
     /// Brings the catalogue of every destination up to date with its repository, in the background, at start.

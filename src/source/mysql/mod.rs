@@ -10,12 +10,14 @@ mod explain;
 mod moving;
 mod options;
 mod restore;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod trigger;
 
 use keepd_protocol::model::Level;
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 
 pub use self::client::Client;
 use self::client::literal;
@@ -42,7 +44,7 @@ pub fn capture(
     context: &Context<'_>,
 ) -> Result<Facts, SourceError> {
     let client = Client::new(source, context.cancel)?;
-    let mut databases = databases(source, &client, context)?;
+    let mut databases = databases(source, &client, context.cancel)?;
     databases.sort_by(|a, b| crate::repository::entry::path_order(file_of(a).as_bytes(), file_of(b).as_bytes()));
     tell_what_is_hidden(&client, context)?;
     sink.push(dump::directory())?;
@@ -93,11 +95,11 @@ fn warn(context: &Context<'_>, said: &str) {
     }
 }
 
-fn databases(source: &ServerSource, client: &Client<'_>, context: &Context<'_>) -> Result<Vec<String>, SourceError> {
+fn databases(source: &ServerSource, client: &Client<'_>, cancel: &CancellationToken) -> Result<Vec<String>, SourceError> {
     match &source.databases {
         Databases::Named(names) => Ok(names.clone()),
         Databases::All => {
-            let rows = client.table("show databases", context.cancel)?;
+            let rows = client.table("show databases", cancel)?;
             let all = rows.into_iter().filter_map(|row| row.into_iter().next().flatten());
             let found: Vec<String> = all.filter(|name| !SYSTEM.contains(&name.to_lowercase().as_str()) && !is_scratch(name)).collect();
             match found.is_empty() {

@@ -41,6 +41,21 @@ impl Client<'_> {
         }))
     }
 
+    /// Counts the rows of tables.
+    pub fn count(&self, database: &str, tables: &[&String], cancel: &CancellationToken) -> Result<Vec<(String, Option<u64>)>, SourceError> {
+        let mut counted = Vec::new();
+        for tables in tables.chunks(AT_ONCE) {
+            let count = |(n, t): (usize, &&String)| format!("select {n}, count(*) from {}.{}", quoted(database), quoted(t));
+            let question = tables.iter().enumerate().map(count).collect::<Vec<_>>().join(" union all ");
+            for row in self.table(&question, cancel)? {
+                let mut row = row.into_iter().flatten();
+                let table = row.next().and_then(|n| tables.get(n.parse::<usize>().ok()?));
+                counted.extend(table.map(|t| ((*t).clone(), row.next().and_then(|n| n.parse().ok()))));
+            }
+        }
+        Ok(counted)
+    }
+
     /// Makes a database; without a character set, as the server makes it.
     pub fn create(&self, database: &str, charset: Option<(&str, &str)>, cancel: &CancellationToken) -> Result<(), SourceError> {
         let how = charset.map(how).unwrap_or_default();
@@ -137,18 +152,8 @@ impl Loader for Client<'_> {
         *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(contents);
         let expected = wanted.rows();
         let there = self.tables(&wanted.scratch, cancel)?;
-        let mut counted = Vec::new();
         let present: Vec<&String> = expected.iter().map(|(name, _)| name).filter(|name| there.contains(name)).collect();
-        for tables in present.chunks(AT_ONCE) {
-            let count = |(n, t): (usize, &&String)| format!("select {n}, count(*) from {}.{}", quoted(&wanted.scratch), quoted(t));
-            let question = tables.iter().enumerate().map(count).collect::<Vec<_>>().join(" union all ");
-            for row in self.table(&question, cancel)? {
-                let mut row = row.into_iter().flatten();
-                let table = row.next().and_then(|n| tables.get(n.parse::<usize>().ok()?));
-                counted.extend(table.map(|t| ((*t).clone(), row.next().and_then(|n| n.parse().ok()))));
-            }
-        }
-        compare(&expected, &counted)
+        compare(&expected, &self.count(&wanted.scratch, &present, cancel)?)
     }
 
     fn publish(&self, wanted: &Wanted, cancel: &CancellationToken) -> Result<Vec<String>, SourceError> {

@@ -20,7 +20,7 @@ const MOST_ANSWER: usize = 256 << 20;
 
 /// A server as configured.
 pub struct Client<'s> {
-    source: &'s ServerSource,
+    pub(super) source: &'s ServerSource,
     password: Option<Zeroizing<String>>,
 }
 

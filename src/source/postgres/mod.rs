@@ -7,9 +7,11 @@
 mod archive;
 mod client;
 mod restore;
+mod rows;
 
 use keepd_protocol::model::Level;
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 
 use self::archive::{About, ArchiveReader, Summary};
 pub use self::client::Client;
@@ -32,7 +34,7 @@ pub fn capture(
     context: &Context<'_>,
 ) -> Result<Facts, SourceError> {
     let client = Client::new(source)?;
-    let databases = databases(source, &client, context)?;
+    let databases = databases(source, &client, context.cancel)?;
     let mut files: Vec<(String, Option<&str>)> = databases.iter().map(|d| (file_of(d), Some(d.as_str()))).collect();
     if source.globals {
         files.push((GLOBALS.into(), None));
@@ -104,12 +106,12 @@ fn warn(context: &Context<'_>, said: &str) {
     }
 }
 
-fn databases(source: &ServerSource, client: &Client<'_>, context: &Context<'_>) -> Result<Vec<String>, SourceError> {
+fn databases(source: &ServerSource, client: &Client<'_>, cancel: &CancellationToken) -> Result<Vec<String>, SourceError> {
     match &source.databases {
         Databases::Named(names) => Ok(names.clone()),
         Databases::All => {
             let question = "select datname from pg_database where datallowconn and not datistemplate order by 1";
-            let mut found = client.ask("postgres", question, context.cancel)?;
+            let mut found = client.ask("postgres", question, cancel)?;
             found.retain(|name| !is_scratch(name));
             match found.is_empty() {
                 true => Err(SourceError::Failed("the server has no databases, which cannot be; nothing was captured".into())),

@@ -14,10 +14,10 @@ const HOME: &str = "postgres";
 /// For connections to end whose application was stopped.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// Tables counted with one question.
-const AT_ONCE: usize = 100;
+pub(super) const AT_ONCE: usize = 100;
 
 impl Client<'_> {
-    fn exists(&self, database: &str, cancel: &CancellationToken) -> Result<bool, SourceError> {
+    pub(super) fn exists(&self, database: &str, cancel: &CancellationToken) -> Result<bool, SourceError> {
         let question = format!("select 1 from pg_database where datname = {}", literal(database));
         Ok(!self.ask(HOME, &question, cancel)?.is_empty())
     }
@@ -33,9 +33,9 @@ impl Client<'_> {
     }
 
     /// One answer for each table, in their order; None where it is NULL.
-    fn numbered(
+    pub(super) fn numbered(
         &self,
-        wanted: &Wanted,
+        database: &str,
         tables: &[String],
         ask: impl Fn(&str) -> String,
         cancel: &CancellationToken,
@@ -46,7 +46,7 @@ impl Client<'_> {
         let parts: Vec<String> =
             tables.iter().enumerate().map(|(n, t)| format!("select {n}::text || '=' || coalesce({}, '')", ask(t))).collect();
         let mut answers = vec![None; tables.len()];
-        for answer in self.ask_patiently(&wanted.scratch, &parts.join(" union all "), PATIENCE, cancel)? {
+        for answer in self.ask_patiently(database, &parts.join(" union all "), PATIENCE, cancel)? {
             if let Some((n, value)) = answer.split_once('=')
                 && let Some(slot) = n.parse::<usize>().ok().and_then(|n| answers.get_mut(n))
             {
@@ -115,9 +115,10 @@ impl Loader for Client<'_> {
                 })
                 .collect();
             // A question about a table that is not there would fail as a whole.
-            let found = self.numbered(wanted, &there, |t| format!("to_regclass({})::oid::text", literal(t)), cancel)?;
+            let found = self.numbered(&wanted.scratch, &there, |t| format!("to_regclass({})::oid::text", literal(t)), cancel)?;
             let present: Vec<String> = there.iter().zip(&found).filter(|(_, oid)| oid.is_some()).map(|(t, _)| t.clone()).collect();
-            let mut rows = self.numbered(wanted, &present, |t| format!("(select count(*) from only {t})::text"), cancel)?.into_iter();
+            let mut rows =
+                self.numbered(&wanted.scratch, &present, |t| format!("(select count(*) from only {t})::text"), cancel)?.into_iter();
             counted.extend(tables.iter().zip(&found).map(|((name, _), oid)| {
                 let rows = oid.as_ref().and_then(|_| rows.next().flatten()).and_then(|n| n.parse().ok());
                 (name.clone(), rows)

@@ -188,13 +188,13 @@ fn count(connection: &Connection) -> rusqlite::Result<(serde_json::Map<String, V
 
 /// Interrupts what a connection does when the run is to stop, or when it is time: counting takes no part in SQLite's progress
 /// handler.
-struct Watch {
+pub struct Watch {
     end: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    fn over(connection: &Connection, stop: &CancellationToken, deadline: Option<Instant>) -> Self {
+    pub fn over(connection: &Connection, stop: &CancellationToken, deadline: Option<Instant>) -> Self {
         let (end, ended) = mpsc::channel::<()>();
         let (handle, stop) = (connection.get_interrupt_handle(), stop.clone());
         let watch = move || {

@@ -13,6 +13,7 @@
 
 mod alone;
 mod ask;
+mod compare;
 mod copy;
 mod courtesy;
 mod cutter;
@@ -34,6 +35,7 @@ use keepd_protocol::model::Level;
 use serde_json::Value;
 
 pub use self::ask::ask;
+pub use self::compare::{Compared, Rows, TableDifference, compare};
 
 use self::alone::Alone;
 use self::courtesy::Courtesy;
@@ -99,11 +101,15 @@ fn capture_with(
         }
         frozen_may_do = false;
     }
-    Err(SourceError::Failed(format!(
+    Err(not_held(&database))
+}
+
+fn not_held(database: &Database) -> SourceError {
+    SourceError::Failed(format!(
         "the database {} could not be held still: its file changed while nobody had it open, or a `files` source of keepd read the \
          database or its -shm at the same time (exclude both there); run the job again",
         database.shown()
-    )))
+    ))
 }
 
 /// What the last backup has.
@@ -167,7 +173,7 @@ fn attempt(
     let mut stat = database.stat()?;
     let Some(header) = database.header()? else { return empty(database, &stat, sink, context).map(Some) };
     let wal = snapshot::uses_wal(&header);
-    let mut before = Signature::take(database, &header)?;
+    let before = Signature::take(database, &header)?;
     let footer = pagemap::read_footer(context.cache_dir);
     if let Some(footer) = &footer
         && footer.signature.as_ref().is_some_and(|then| then.same(&before))
@@ -178,30 +184,7 @@ fn attempt(
     last.prepare(footer.as_ref(), sink, context)?;
 
     // A rollback journal beside a write-ahead log is what a crash while switching between them leaves; SQLite has to judge it.
-    let mut frozen = wal && frozen_may_do && !before.has_wal() && !database.has_journal();
-    if frozen && !before.is_settled() {
-        // Its application has closed it just now. A moment later it can be read without leaving files beside it.
-        std::thread::sleep(Duration::from_millis(150));
-        stat = database.stat()?;
-        before = before.again(database)?;
-        frozen = before.is_settled() && !before.has_wal();
-    }
-    let taken = if wal {
-        Snapshot::of_wal(database, before, frozen, tuning, context.cancel).map(Some)
-    } else if frozen_may_do
-        && before.is_settled()
-        && let Some(idle) = Snapshot::of_idle(database, &before, tuning, context.cancel)?
-    {
-        Ok(Some(idle))
-    } else {
-        copy::snapshot(database, &before, tuning, context)
-    };
-    let mut snapshot = match taken {
-        Ok(Some(snapshot)) => snapshot,
-        Ok(None) => return Ok(None),
-        Err(_) if context.cancel.is_cancelled() => return Err(SourceError::Cancelled),
-        Err(e) => return Err(e),
-    };
+    let Some(mut snapshot) = take(database, wal, before, &mut stat, frozen_may_do, tuning, context)? else { return Ok(None) };
     let read = read(database, &mut snapshot, verify, last, tuning, sink, context);
     if !snapshot.held(database) {
         return match read {
@@ -226,6 +209,41 @@ fn attempt(
     facts.insert("changed_pages".into(), cut.stored_pages.into());
     finish(database, &stat, cut, page_size, signature, &facts, sink, context)?;
     Ok(Some(facts))
+}
+
+/// Holds one moment still, whose signature was `before` just now and whose stat may be taken anew. None: it was lost.
+fn take(
+    database: &Database,
+    wal: bool,
+    mut before: Signature,
+    stat: &mut Metadata,
+    frozen_may_do: bool,
+    tuning: &Tuning,
+    context: &Context<'_>,
+) -> Result<Option<Snapshot>, SourceError> {
+    // A rollback journal beside a write-ahead log is what a crash while switching between them leaves; SQLite has to judge it.
+    let mut frozen = wal && frozen_may_do && !before.has_wal() && !database.has_journal();
+    if frozen && !before.is_settled() {
+        // Its application has closed it just now. A moment later it can be read without leaving files beside it.
+        std::thread::sleep(Duration::from_millis(150));
+        *stat = database.stat()?;
+        before = before.again(database)?;
+        frozen = before.is_settled() && !before.has_wal();
+    }
+    let taken = if wal {
+        Snapshot::of_wal(database, before, frozen, tuning, context.cancel).map(Some)
+    } else if frozen_may_do
+        && before.is_settled()
+        && let Some(idle) = Snapshot::of_idle(database, &before, tuning, context.cancel)?
+    {
+        Ok(Some(idle))
+    } else {
+        copy::snapshot(database, &before, tuning, context)
+    };
+    match taken {
+        Err(_) if context.cancel.is_cancelled() => Err(SourceError::Cancelled),
+        taken => taken,
+    }
 }
 
 /// The pages through the cutter, and meanwhile the inspection.
