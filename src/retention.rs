@@ -23,6 +23,8 @@ pub struct Candidate {
     pub pinned: bool,
     /// It was restored and found whole.
     pub proven: bool,
+    /// It was made of what was there before a restore in place: see [`SAFETY_DAYS`].
+    pub safety: bool,
 }
 
 /// What becomes of a backup. There is at least one reason, also for removing it.
@@ -35,12 +37,16 @@ pub struct Verdict {
     pub reasons: Vec<String>,
 }
 
+/// So long a safety copy stays, and no rule counts it: what was about to be replaced must not push out what is good.
+pub const SAFETY_DAYS: i128 = 30;
+
 const DAY_NANOSECONDS: i128 = 86_400 * 1_000_000_000;
 
 /// Decides about all backups, newest first, whatever order they come in.
 ///
 /// - No rule at all keeps everything.
 /// - Rules look at good backups only. The newest good one is never removed, nor the newest proven one, nor a pinned one.
+/// - A safety copy stays for [`SAFETY_DAYS`] and counts for nothing.
 /// - A suspect backup stays until it is older than every good one that is kept.
 /// - A backup from more than a day in the future (a clock was wrong) stays and counts for nothing: it would push out good ones.
 pub fn decide(backups: &[Candidate], policy: &Retention, now: Timestamp, zone: &TimeZone) -> Vec<Verdict> {
@@ -58,6 +64,10 @@ pub fn decide(backups: &[Candidate], policy: &Retention, now: Timestamp, zone: &
         if age(backup, now) < -DAY_NANOSECONDS {
             verdict.keep("its time lies in the future, so it is not counted");
             verdict.quarantined = true;
+        } else if backup.safety {
+            if age(backup, now) < SAFETY_DAYS * DAY_NANOSECONDS {
+                verdict.keep("made before a restore in place, kept for 30 days");
+            }
         } else if backup.good {
             counted.push(Counted { backup, local: backup.time.to_zoned(zone.clone()), verdict });
         }
@@ -79,7 +89,7 @@ pub fn decide(backups: &[Candidate], policy: &Retention, now: Timestamp, zone: &
     drop(counted);
 
     for (backup, verdict) in sorted.iter().zip(&mut verdicts) {
-        if !backup.good && !verdict.keep {
+        if !backup.good && !backup.safety && !verdict.keep {
             match oldest_kept {
                 Some(oldest) if backup.time < oldest => {
                     verdict.reasons.push("suspect, and older than every good backup that is kept".into());
@@ -119,7 +129,7 @@ pub fn falls(
             break;
         }
         // Names that are no ids of backups.
-        left.push(Candidate { id: format!("+{n}"), time: tick, good: true, pinned: false, proven: false });
+        left.push(Candidate { id: format!("+{n}"), time: tick, good: true, pinned: false, proven: false, safety: false });
         let stay = kept(&left, tick);
         left.retain(|b| {
             let stays = stay.contains(&b.id);
@@ -220,7 +230,7 @@ mod tests {
     }
 
     fn good(id: &str, time: &str) -> Candidate {
-        Candidate { id: id.into(), time: at(time), good: true, pinned: false, proven: false }
+        Candidate { id: id.into(), time: at(time), good: true, pinned: false, proven: false, safety: false }
     }
 
     fn suspect(id: &str, time: &str) -> Candidate {
@@ -247,6 +257,20 @@ mod tests {
         let policy = Retention { keep_daily: Some(5), ..Retention::default() };
         assert_eq!(kept(&backups, policy.clone(), NOON, "Europe/Berlin"), ["b", "c"]);
         assert_eq!(kept(&backups, policy, NOON, "UTC"), ["b", "a"]);
+    }
+
+    #[test]
+    fn a_safety_copy_pushes_nothing_out_and_falls_in_time() {
+        let safety = |id: &str, time: &str| Candidate { safety: true, ..good(id, time) };
+        let backups = [
+            safety("s3", "2026-03-10T11:00:00Z"),
+            safety("s2", "2026-03-10T10:00:00Z"),
+            good("b", "2026-03-09T01:00:00Z"),
+            good("a", "2026-03-08T01:00:00Z"),
+            safety("s1", "2026-01-10T10:00:00Z"),
+        ];
+        let policy = Retention { keep_last: Some(1), ..Retention::default() };
+        assert_eq!(kept(&backups, policy, NOON, "UTC"), ["s3", "s2", "b"]);
     }
 
     #[test]
@@ -380,8 +404,10 @@ mod tests {
         let ends = [Timestamp::MIN, Timestamp::MAX];
         let zone = TimeZone::get("Pacific/Apia").expect("a zone");
         for now in ends {
-            let backups: Vec<_> =
-                ends.iter().map(|&time| Candidate { id: time.to_string(), time, good: true, pinned: false, proven: false }).collect();
+            let backups: Vec<_> = ends
+                .iter()
+                .map(|&time| Candidate { id: time.to_string(), time, good: true, pinned: false, proven: false, safety: false })
+                .collect();
             let all = Some(u32::MAX);
             let policy = Retention {
                 keep_last: all,
@@ -409,6 +435,7 @@ mod tests {
                     good,
                     pinned,
                     proven,
+                    safety: false,
                 };
                 found.into_iter().enumerate().map(candidate).collect()
             })

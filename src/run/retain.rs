@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, Level, Outcome, RetentionPlan, RetentionVerdict};
+use keepd_protocol::model::{Backup, BackupType, Level, Outcome, RetentionPlan, RetentionVerdict};
 
 use super::backup::{Environment, ReaderGate, short};
 use super::live::{Failure, LiveRun};
@@ -24,7 +24,14 @@ pub fn policy<'a>(job: &'a Job, target: &'a Destination) -> &'a Retention {
 pub fn candidates<'b>(backups: impl IntoIterator<Item = &'b Backup>) -> Result<Vec<Candidate>, Failure> {
     let candidate = |b: &Backup| {
         let time = b.time.parse().map_err(|e| Failure::Failed(format!("backup {}: its time does not parse: {e}", b.id)))?;
-        Ok(Candidate { id: b.id.clone(), time, good: b.outcome == Outcome::Good, pinned: b.pinned, proven: b.proven.is_some() })
+        Ok(Candidate {
+            id: b.id.clone(),
+            time,
+            good: b.outcome == Outcome::Good,
+            pinned: b.pinned,
+            proven: b.proven.is_some(),
+            safety: b.r#type == BackupType::PreRestore,
+        })
     };
     backups.into_iter().map(candidate).collect()
 }
