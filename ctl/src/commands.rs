@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::render::{bytes, entry, lines, pairs, path, short, table, time, time_or};
-use crate::{Exit, Failure, follow};
+use crate::{Exit, Failure, coverage, follow};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -119,6 +119,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             let out = context.client()?.call::<Reload>(&reload::In {})?;
             context.done(&out, &format!("configuration reloaded: {}", escape(&out.message)))
         }
+        Command::Coverage(options) => coverage::coverage(arguments, &socket, options),
     }
 }
 
@@ -136,7 +137,7 @@ fn bytes_path(path: &OsStr) -> BytesPath {
     BytesPath::from_bytes(path.as_bytes())
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub fn print_json(value: &impl Serialize) -> Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
     writeln!(out)?;
@@ -265,6 +266,9 @@ impl Context<'_> {
         table(&["JOB", "STATE", "LAST GOOD", "NEXT", "SCHEDULE", "GOOD/FAILED"], rows.collect())?;
         println!();
         destinations(&status.destinations)?;
+        if let Some(counts) = &status.coverage {
+            println!("\n{}", coverage::line(counts));
+        }
         for run in &status.running {
             let what = run.job.as_ref().or(run.destination.as_ref()).map(|s| escape(s)).unwrap_or_default();
             println!("\n{} {what}: {} ({}, run {})", run.kind, escape(&run.step), bytes(run.progress.bytes), run.id);

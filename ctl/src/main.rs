@@ -3,6 +3,7 @@
 mod arguments;
 mod client;
 mod commands;
+mod coverage;
 mod follow;
 mod render;
 

@@ -93,6 +93,11 @@ impl Control {
             m::DiffBackups::NAME => out::<m::DiffBackups>(self.diff_backups(input::<m::DiffBackups>(p)?, replies).await?),
             m::Watch::NAME => out::<m::Watch>(self.watch(input::<m::Watch>(p)?, replies).await?),
             m::Reload::NAME => out::<m::Reload>(self.reload(input::<m::Reload>(p)?).await?),
+            m::StartCoverage::NAME => out::<m::StartCoverage>(self.start_coverage(input::<m::StartCoverage>(p)?, by).await?),
+            m::GetCoverage::NAME => out::<m::GetCoverage>(self.get_coverage(input::<m::GetCoverage>(p)?, replies).await?),
+            m::AcknowledgeCoverage::NAME => {
+                out::<m::AcknowledgeCoverage>(self.acknowledge_coverage(input::<m::AcknowledgeCoverage>(p)?, by).await?)
+            }
             other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
         };
         value.map_err(|e| Fault::new(errors::FAILED, json!({ "message": format!("the reply cannot be written: {e}") })))

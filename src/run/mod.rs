@@ -9,6 +9,7 @@ mod catalogue;
 mod check;
 mod contents;
 mod copy;
+mod coverage;
 mod destination;
 mod hooks;
 pub mod housekeeping;

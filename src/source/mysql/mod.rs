@@ -10,6 +10,7 @@ mod explain;
 mod moving;
 mod options;
 mod restore;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod trigger;
@@ -18,6 +19,7 @@ use keepd_protocol::model::Level;
 use serde_json::{Map, Value};
 
 pub use self::client::Client;
+pub use self::survey::survey;
 use self::client::literal;
 use self::dump_reader::{DumpReader, Summary};
 use super::dump::{Collected, Counted};

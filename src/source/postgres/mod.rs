@@ -7,12 +7,14 @@
 mod archive;
 mod client;
 mod restore;
+mod survey;
 
 use keepd_protocol::model::Level;
 use serde_json::{Map, Value};
 
 use self::archive::{About, ArchiveReader, Summary};
 pub use self::client::Client;
+pub use self::survey::survey;
 use super::dump::{Collected, Counted};
 use super::load::is_scratch;
 use super::{Context, Facts, Merge, Previous, SourceError, dump};

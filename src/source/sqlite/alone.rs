@@ -36,6 +36,13 @@ impl Alone {
     }
 }
 
+impl Alone {
+    /// None while a capture has the file, by its device and inode.
+    pub fn now(id: (u64, u64)) -> Option<Self> {
+        CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).insert(id).then_some(Self(id))
+    }
+}
+
 impl Drop for Alone {
     fn drop(&mut self) {
         CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);

@@ -18,6 +18,7 @@ mod courtesy;
 mod cutter;
 mod database;
 mod inspect;
+mod look;
 mod pagemap;
 mod previous;
 mod signature;
@@ -34,6 +35,7 @@ use keepd_protocol::model::Level;
 use serde_json::Value;
 
 pub use self::ask::ask;
+pub use self::look::is_database;
 
 use self::alone::Alone;
 use self::courtesy::Courtesy;
