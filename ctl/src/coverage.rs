@@ -51,7 +51,7 @@ fn acknowledge(arguments: &Arguments, socket: &Path, named: &[String], undo: boo
     if arguments.json {
         print_json(&out)?;
     } else if !arguments.quiet {
-        let done = if undo { "are gaps again" } else { "acknowledged" };
+        let done = if undo { "no longer acknowledged" } else { "acknowledged" };
         writeln!(io::stdout(), "{} {done}", number(out.acknowledged, "gap"))?;
     }
     Ok(Exit::Good)

@@ -15,12 +15,33 @@ use super::{Failure, Scan, patterns, shown, suggestion, written};
 const MAX_MEASURED: u64 = 200_000;
 /// Too wide, passing, or the base system's: a service that names one of these says nothing of its data.
 const WIDE: [&str; 24] = [
-    "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/media", "/mnt", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp", "/usr", "/var",
-    "/var/cache", "/var/lib", "/var/log", "/var/run", "/var/spool", "/var/tmp", "/var/lib/private",
+    "/",
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/home",
+    "/lib",
+    "/media",
+    "/mnt",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/var",
+    "/var/cache",
+    "/var/lib",
+    "/var/log",
+    "/var/run",
+    "/var/spool",
+    "/var/tmp",
+    "/var/lib/private",
 ];
 /// What lies below these is never a service's own data.
-const NEVER: [&str; 12] =
-    ["/bin", "/boot", "/dev", "/etc", "/lib", "/proc", "/run", "/sbin", "/sys", "/usr/lib", "/var/cache", "/var/log"];
+const NEVER: [&str; 12] = ["/bin", "/boot", "/dev", "/etc", "/lib", "/proc", "/run", "/sbin", "/sys", "/usr/lib", "/var/cache", "/var/log"];
 
 /// What is in a directory and in no job.
 #[derive(Default)]

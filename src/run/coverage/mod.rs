@@ -125,20 +125,8 @@ fn scan_now(env: &Environment, current: &dyn Fn() -> Arc<Config>, all: bool, liv
     let jobs = Jobs::new(&env.config, &mut found)?;
     let own = own(&env.config);
     let excludes = excludes(&env.config)?;
-    let mut scan = Scan {
-        env,
-        current,
-        live,
-        all,
-        roots,
-        excludes,
-        own,
-        jobs,
-        mounts,
-        found,
-        databases: HashSet::new(),
-        served: Vec::new(),
-    };
+    let mut scan =
+        Scan { env, current, live, all, roots, excludes, own, jobs, mounts, found, databases: HashSet::new(), served: Vec::new() };
     live.step("asking database servers");
     scan.servers()?;
     live.step("looking for databases");

@@ -11,8 +11,8 @@ use super::{Found, Scan, patterns, shown, suggestion};
 const TABLE: &str = "/proc/self/mountinfo";
 /// File systems on disks of this machine.
 const LOCAL: [&str; 18] = [
-    "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "bcachefs", "nilfs2", "vfat", "exfat", "ntfs", "ntfs3", "hfsplus",
-    "udf", "ufs",
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "bcachefs", "nilfs2", "vfat", "exfat", "ntfs", "ntfs3",
+    "hfsplus", "udf", "ufs",
 ];
 /// On other machines.
 const NETWORK: [&str; 13] =
@@ -20,8 +20,7 @@ const NETWORK: [&str; 13] =
 /// Nothing in them outlives the machine's next start, or they show what is elsewhere.
 const PASSING: [&str; 8] = ["tmpfs", "ramfs", "overlay", "squashfs", "erofs", "iso9660", "devtmpfs", "aufs"];
 /// Mounts that hold the base system, or nothing that lasts.
-const BASE: [&str; 9] =
-    ["/boot/", "/efi/", "/usr/", "/nix/", "/var/cache/", "/var/tmp/", "/tmp/", "/recovery/", "/.snapshots/"];
+const BASE: [&str; 9] = ["/boot/", "/efi/", "/usr/", "/nix/", "/var/cache/", "/var/tmp/", "/tmp/", "/recovery/", "/.snapshots/"];
 
 /// A mount as the table has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +114,8 @@ impl Mounts {
     fn is_another_name(&self, mount: &Mount) -> bool {
         let comes_first = |other: &&Mount| {
             (other.root != mount.root && mount.root.starts_with(&other.root))
-                || (other.root == mount.root && (other.point.as_os_str().len(), &other.point) < (mount.point.as_os_str().len(), &mount.point))
+                || (other.root == mount.root
+                    && (other.point.as_os_str().len(), &other.point) < (mount.point.as_os_str().len(), &mount.point))
         };
         self.mounts.iter().filter(|other| other.device == mount.device && other.point != mount.point).any(|other| comes_first(&other))
     }

@@ -26,20 +26,89 @@ struct Engine {
 const PLAIN: Engine = Engine { name: "", process: &[], argument: "", options: &[], works_there: false, usual: "/nonexistent", tools: &[] };
 
 const ENGINES: [Engine; 14] = [
-    Engine { name: "redis", process: &["redis-server"], works_there: true, usual: "/var/lib/redis", tools: &["redis-cli", "dump.rdb"], ..PLAIN },
-    Engine { name: "valkey", process: &["valkey-server"], works_there: true, usual: "/var/lib/valkey", tools: &["valkey-cli", "redis-cli"], ..PLAIN },
-    Engine { name: "keydb", process: &["keydb-server"], works_there: true, usual: "/var/lib/keydb", tools: &["keydb-cli", "redis-cli"], ..PLAIN },
-    Engine { name: "mongodb", process: &["mongod"], options: &["--dbpath"], usual: "/var/lib/mongodb", tools: &["mongodump", "mongosh", "mongoexport"], ..PLAIN },
-    Engine { name: "influxdb", process: &["influxd", "influxdb3"], options: &["--data-dir", "--engine-path"], usual: "/var/lib/influxdb", tools: &["influx", "influxd", "influxdb3"], ..PLAIN },
+    Engine {
+        name: "redis",
+        process: &["redis-server"],
+        works_there: true,
+        usual: "/var/lib/redis",
+        tools: &["redis-cli", "dump.rdb"],
+        ..PLAIN
+    },
+    Engine {
+        name: "valkey",
+        process: &["valkey-server"],
+        works_there: true,
+        usual: "/var/lib/valkey",
+        tools: &["valkey-cli", "redis-cli"],
+        ..PLAIN
+    },
+    Engine {
+        name: "keydb",
+        process: &["keydb-server"],
+        works_there: true,
+        usual: "/var/lib/keydb",
+        tools: &["keydb-cli", "redis-cli"],
+        ..PLAIN
+    },
+    Engine {
+        name: "mongodb",
+        process: &["mongod"],
+        options: &["--dbpath"],
+        usual: "/var/lib/mongodb",
+        tools: &["mongodump", "mongosh", "mongoexport"],
+        ..PLAIN
+    },
+    Engine {
+        name: "influxdb",
+        process: &["influxd", "influxdb3"],
+        options: &["--data-dir", "--engine-path"],
+        usual: "/var/lib/influxdb",
+        tools: &["influx", "influxd", "influxdb3"],
+        ..PLAIN
+    },
     Engine { name: "etcd", process: &["etcd"], options: &["--data-dir"], usual: "/var/lib/etcd", tools: &["etcdctl", "etcdutl"], ..PLAIN },
     Engine { name: "ldap", process: &["slapd", "ns-slapd"], usual: "/var/lib/ldap", tools: &["slapcat", "ldapsearch", "dsctl"], ..PLAIN },
-    Engine { name: "clickhouse", process: &["clickhouse-serv", "clickhouse"], usual: "/var/lib/clickhouse", tools: &["clickhouse-client", "clickhouse", "clickhouse-backup"], ..PLAIN },
-    Engine { name: "elasticsearch", process: &["java"], argument: "org.elasticsearch", usual: "/var/lib/elasticsearch", tools: &["elasticdump"], ..PLAIN },
-    Engine { name: "opensearch", process: &["java"], argument: "org.opensearch", usual: "/var/lib/opensearch", tools: &["elasticdump"], ..PLAIN },
-    Engine { name: "cassandra", process: &["java"], argument: "org.apache.cassandra", usual: "/var/lib/cassandra", tools: &["nodetool"], ..PLAIN },
+    Engine {
+        name: "clickhouse",
+        process: &["clickhouse-serv", "clickhouse"],
+        usual: "/var/lib/clickhouse",
+        tools: &["clickhouse-client", "clickhouse", "clickhouse-backup"],
+        ..PLAIN
+    },
+    Engine {
+        name: "elasticsearch",
+        process: &["java"],
+        argument: "org.elasticsearch",
+        usual: "/var/lib/elasticsearch",
+        tools: &["elasticdump"],
+        ..PLAIN
+    },
+    Engine {
+        name: "opensearch",
+        process: &["java"],
+        argument: "org.opensearch",
+        usual: "/var/lib/opensearch",
+        tools: &["elasticdump"],
+        ..PLAIN
+    },
+    Engine {
+        name: "cassandra",
+        process: &["java"],
+        argument: "org.apache.cassandra",
+        usual: "/var/lib/cassandra",
+        tools: &["nodetool"],
+        ..PLAIN
+    },
     Engine { name: "neo4j", process: &["java"], argument: "org.neo4j", usual: "/var/lib/neo4j", tools: &["neo4j-admin"], ..PLAIN },
     Engine { name: "couchdb", process: &["beam.smp"], argument: "couchdb", usual: "/var/lib/couchdb", tools: &["couchbackup"], ..PLAIN },
-    Engine { name: "arangodb", process: &["arangod"], options: &["--database.directory"], usual: "/var/lib/arangodb3", tools: &["arangodump"], ..PLAIN },
+    Engine {
+        name: "arangodb",
+        process: &["arangod"],
+        options: &["--database.directory"],
+        usual: "/var/lib/arangodb3",
+        tools: &["arangodump"],
+        ..PLAIN
+    },
 ];
 
 /// A process as `/proc` shows it.

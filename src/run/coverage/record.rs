@@ -51,7 +51,8 @@ fn what(key: &str) -> &str {
 }
 
 fn read<T: for<'d> Deserialize<'d>>(ledger: &Ledger, note: &str) -> Result<Option<T>, Failure> {
-    let parse = |text: String| serde_json::from_str(&text).map_err(|e| Failure::Failed(format!("the ledger's note '{note}' does not parse: {e}")));
+    let parse =
+        |text: String| serde_json::from_str(&text).map_err(|e| Failure::Failed(format!("the ledger's note '{note}' does not parse: {e}")));
     ledger.note(note)?.map(parse).transpose()
 }
 
@@ -113,7 +114,8 @@ pub fn acknowledge(ledger: &Ledger, named: &[String], undo: bool) -> Result<u64,
         };
     }
     if said.gaps.len() > MAX_ACKNOWLEDGED {
-        let text = format!("more than {MAX_ACKNOWLEDGED} gaps would be acknowledged; leave directories out with [coverage] exclude instead");
+        let text =
+            format!("more than {MAX_ACKNOWLEDGED} gaps would be acknowledged; leave directories out with [coverage] exclude instead");
         return Err(Failure::Failed(text).into());
     }
     if !undo {

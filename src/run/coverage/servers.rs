@@ -131,11 +131,13 @@ impl Scan<'_> {
                 Ok(survey) => survey,
                 Err(SourceError::Cancelled) => return Err(Failure::Cancelled),
                 Err(e) => {
-                    self.found.note(format!("the server of {name} cannot be asked, so databases that no job names are not known there: {e}"));
+                    self.found
+                        .note(format!("the server of {name} cannot be asked, so databases that no job names are not known there: {e}"));
                     Survey::default()
                 }
             };
-            let known = servers.iter().position(|s| s.family == family && !survey.identity.is_empty() && s.survey.identity == survey.identity);
+            let known =
+                servers.iter().position(|s| s.family == family && !survey.identity.is_empty() && s.survey.identity == survey.identity);
             let place = known.unwrap_or(servers.len());
             if known.is_none() {
                 let (local, job) = (server.is_local(), Some(job.name.clone()));
@@ -284,7 +286,9 @@ impl Scan<'_> {
                 covered_by: by,
                 gap,
                 reason: match gap {
-                    true => format!("a {} server runs, no job names it and no socket leads to it; its databases are in no job", family.name()),
+                    true => {
+                        format!("a {} server runs, no job names it and no socket leads to it; its databases are in no job", family.name())
+                    }
                     false => "a command source saves it".into(),
                 },
                 suggestion: gap.then(|| as_source(None, family, &plain(), "*")),
@@ -298,7 +302,8 @@ impl Scan<'_> {
     fn has_port_of(&self, data: &Path, family: Family, servers: &[Server]) -> bool {
         let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
         let port = text.lines().nth(3).and_then(|line| line.trim().parse::<u16>().ok());
-        let has = |s: &&Server| s.family == family && s.local && s.survey.port.or(s.way.port).unwrap_or(family.usual_port()) == port.unwrap_or(0);
+        let has =
+            |s: &&Server| s.family == family && s.local && s.survey.port.or(s.way.port).unwrap_or(family.usual_port()) == port.unwrap_or(0);
         family == Family::Postgres && servers.iter().any(|s| has(&s))
     }
 

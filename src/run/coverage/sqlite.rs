@@ -267,7 +267,11 @@ impl Scan<'_> {
                 more = format!("name = {}\n", toml::Value::from(format!("{parent}-{name}")));
             }
             if let Some(directory) = by.captured.first() {
-                more += &format!("# and leave it out of the source {}: exclude = [{}]\n", directory.source, toml::Value::from(format!("{name}*")));
+                more += &format!(
+                    "# and leave it out of the source {}: exclude = [{}]\n",
+                    directory.source,
+                    toml::Value::from(format!("{name}*"))
+                );
             }
             suggestion(near.map(|d| d.job.as_str()), "sqlite", path, &more)
         };
@@ -329,10 +333,14 @@ mod tests {
     fn the_rules_leave_out_what_they_should() {
         let caches = patterns(CACHES).unwrap();
         let left_out = |path: &str| caches.matched(path, true).is_ignore();
-        for path in ["/tmp", "/var/cache", "/usr/lib", "/home/a/.cache", "/srv/x/node_modules", "/home/a/.local/share/containers/storage/overlay"] {
+        for path in
+            ["/tmp", "/var/cache", "/usr/lib", "/home/a/.cache", "/srv/x/node_modules", "/home/a/.local/share/containers/storage/overlay"]
+        {
             assert!(left_out(path), "{path}");
         }
-        for path in ["/usr", "/usr/local", "/srv/tmp", "/var/lib", "/var/lib/docker/volumes", "/home/a/.local/share/containers/storage/volumes"] {
+        for path in
+            ["/usr", "/usr/local", "/srv/tmp", "/var/lib", "/var/lib/docker/volumes", "/home/a/.local/share/containers/storage/volumes"]
+        {
             assert!(!left_out(path), "{path}");
         }
         assert!(patterns(KNOWN).unwrap().matched_path_or_any_parents("/var/lib/rpm/rpmdb.sqlite", false).is_ignore());
@@ -342,7 +350,11 @@ mod tests {
 
     #[test]
     fn volumes_are_known_by_their_place() {
-        for path in ["/var/lib/docker/volumes/shop/_data", "/data/docker/volumes/x/_data", "/home/a/.local/share/containers/storage/volumes/y/_data"] {
+        for path in [
+            "/var/lib/docker/volumes/shop/_data",
+            "/data/docker/volumes/x/_data",
+            "/home/a/.local/share/containers/storage/volumes/y/_data",
+        ] {
             assert!(is_volume(Path::new(path)), "{path}");
         }
         for path in ["/var/lib/docker/volumes/shop", "/srv/volumes/x/_data", "/_data", "/"] {

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{
-    Backup, BackupDetail, Change, Coverage, CoverageCounts, DestinationStatus, EntryInfo, RetentionPlan,
-};
+use keepd_protocol::model::{Backup, BackupDetail, Change, Coverage, CoverageCounts, DestinationStatus, EntryInfo, RetentionPlan};
 use tokio::sync::mpsc;
 
 use super::{Error, Result, Runs, lock};

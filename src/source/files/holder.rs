@@ -87,9 +87,8 @@ mod tests {
             one_file_system: true,
             exclude_caches: caches,
         };
-        let asked = |exclude: &[&str], path: &str, directory| {
-            Holder::new(&source(exclude, true)).unwrap().holds(&root.join(path), directory)
-        };
+        let asked =
+            |exclude: &[&str], path: &str, directory| Holder::new(&source(exclude, true)).unwrap().holds(&root.join(path), directory);
         assert_eq!(asked(&[], "x/y.db", false), Held::Captured);
         assert_eq!(asked(&["*.db"], "x/y.db", false), Held::LeftOut("exclude"));
         assert_eq!(asked(&["/x/"], "x/y.db", false), Held::LeftOut("exclude"));

@@ -19,9 +19,9 @@ use keepd_protocol::model::Level;
 use serde_json::{Map, Value};
 
 pub use self::client::Client;
-pub use self::survey::survey;
 use self::client::literal;
 use self::dump_reader::{DumpReader, Summary};
+pub use self::survey::survey;
 use super::dump::{Collected, Counted};
 use super::load::is_scratch;
 use super::{Context, Facts, Merge, Previous, SourceError, dump};

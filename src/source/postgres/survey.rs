@@ -10,7 +10,8 @@ use crate::source::survey::{Survey, Surveyed, WITHIN};
 
 const SERVER: &str = "select system_identifier::text || ':' || current_setting('port') from pg_control_system()
     union all select coalesce((select setting from pg_settings where name = 'data_directory'), '-')";
-const DATABASES: &str = "select coalesce(case when has_database_privilege(oid, 'connect') then pg_database_size(oid) end::text, '-') || ' ' || datname
+const DATABASES: &str =
+    "select coalesce(case when has_database_privilege(oid, 'connect') then pg_database_size(oid) end::text, '-') || ' ' || datname
     from pg_database where datallowconn and not datistemplate order by datname";
 /// In a database: what somebody put there.
 const RELATIONS: &str = "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
