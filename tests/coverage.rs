@@ -279,8 +279,13 @@ fn databases_of_servers_are_found_however_the_server_is_reached() {
     let _mariadb = MariaDb::started(&keepd.path("mariadb"));
     fs::create_dir(keepd.path("redis")).unwrap();
     let mut redis = Command::new("redis-server");
-    redis.args(["--port", "0", "--save", "", "--dir"]).arg(keepd.path("redis")).stdout(Stdio::null());
-    let redis = Process(redis.spawn().unwrap());
+    redis.args(["--port", "0", "--save", "", "--dir"]).arg(keepd.path("redis")).arg("--unixsocket").arg(keepd.path("redis/s"));
+    let redis = Process(redis.stdout(Stdio::null()).spawn().unwrap());
+    let since = Instant::now();
+    while !keepd.path("redis/s").exists() {
+        assert!(since.elapsed() < Duration::from_secs(20), "redis does not start");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     keepd.start();
     let found = look(&keepd, 3, &[]);
     let shop = item(&found, "postgres shop");
@@ -355,7 +360,7 @@ fn directories_of_services_and_volumes_are_told_unless_a_job_has_them() {
     let found = look(&keepd, 3, &[]);
     let directories: Vec<&Value> = items(&found).iter().filter(|i| i["kind"] == "data-directory").collect();
     assert_eq!(directories.len(), 3, "{directories:#?}");
-    let app = item(&found, "/app");
+    let app = item(&found, &format!("{dir}/app"));
     assert_eq!(
         (&app["where"], &app["gap"], &app["bytes"]),
         (&"app.service".into(), &true.into(), &3000.into()),
@@ -370,7 +375,7 @@ fn directories_of_services_and_volumes_are_told_unless_a_job_has_them() {
     configure(&keepd, &format!("{JOBS}[[job.shop.source]]\nname = \"app\"\nfiles = \"DIR/app/data\"\n"), &[]);
     keepd.ok(&["reload"]);
     let app = look(&keepd, 3, &[]);
-    let app = item(&app, "/app");
+    let app = item(&app, &format!("{dir}/app"));
     assert_eq!((&app["gap"], &app["covered_by"][0]), (&false.into(), &"shop/app".into()), "all that is in it lies below the source: {app}");
 }
 

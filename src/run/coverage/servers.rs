@@ -231,10 +231,14 @@ impl Scan<'_> {
             };
             let by: Vec<String> = server.takes.iter().filter(|(_, d)| takes(d)).map(|(source, _)| source.clone()).collect();
             let gap = by.is_empty();
+            let place = match (&server.way.socket, port) {
+                (Some(socket), 0) => super::shown(socket),
+                _ => format!("{host}:{port}"),
+            };
             self.found.item(CoverageItem {
                 kind: CoverageKind::Database,
                 what: format!("{} {name}", server.family.word()),
-                r#where: format!("{host}:{port}"),
+                r#where: place,
                 bytes,
                 modified: modified.and_then(written),
                 covered_by: by,
