@@ -396,7 +396,7 @@ fn a_scan_leaves_a_capture_alone_and_can_be_cancelled() {
         scans += 1;
     }
     assert!(scans > 0 && backup.wait().unwrap().success(), "{}", keepd.log());
-    let restored = keepd.restored("latest").join("db");
+    let restored = keepd.restored("latest").join("db/shop.db");
     assert_eq!(proven_sum(&restored), 6_000_000, "{scans} scans");
     drop(db);
 
