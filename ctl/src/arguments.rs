@@ -114,6 +114,25 @@ fn seconds(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).filter(|s| *s > 0).ok_or_else(|| "it must be longer than nothing and shorter than forever".into())
 }
 
+#[derive(Args, Clone)]
+pub struct CoverageArguments {
+    /// Look into caches and directories of the base system, too
+    #[arg(long)]
+    pub all: bool,
+    /// What the last scan found, without another one
+    #[arg(long, conflicts_with = "all")]
+    pub no_scan: bool,
+    /// Show acknowledged gaps, too
+    #[arg(long)]
+    pub acknowledged: bool,
+    /// These gaps of the last scan are meant (all of them without a name; 'DIR/' for all below it)
+    #[arg(long, value_name = "WHAT", num_args = 0.., conflicts_with_all = ["all", "no_scan", "acknowledged", "forget"])]
+    pub acknowledge: Option<Vec<String>>,
+    /// These acknowledged gaps are gaps again
+    #[arg(long, value_name = "WHAT", num_args = 1.., conflicts_with_all = ["all", "no_scan", "acknowledged"])]
+    pub forget: Vec<String>,
+}
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Jobs, last good backup, next run, destinations
@@ -311,6 +330,10 @@ pub enum Command {
         #[arg(long)]
         deep: bool,
     },
+    /// What on this machine is in no job: databases, directories of services, mounts
+    ///
+    /// Exit: 0 when there is no gap but acknowledged ones, 3 when there are.
+    Coverage(CoverageArguments),
     /// The manual page, for make install
     #[command(hide = true)]
     Manual,

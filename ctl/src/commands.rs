@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
-use crate::{Exit, Failure, compare, follow, in_place};
+use crate::{Exit, Failure, compare, coverage, follow, in_place};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -148,6 +148,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             context.done(&out, &format!("configuration reloaded: {}", escape(&out.message)))
         }
         Command::Compare { of, paths, deep } => compare::compare(arguments, &socket, of, paths, *deep),
+        Command::Coverage(options) => coverage::coverage(arguments, &socket, options),
     }
 }
 
@@ -294,6 +295,9 @@ impl Context<'_> {
         table(&["JOB", "STATE", "LAST GOOD", "NEXT", "SCHEDULE", "GOOD/FAILED"], rows.collect())?;
         println!();
         destinations(&status.destinations)?;
+        if let Some(counts) = &status.coverage {
+            println!("\n{}", coverage::line(counts));
+        }
         for run in &status.running {
             let what = run.job.as_ref().or(run.destination.as_ref()).map(|s| escape(s)).unwrap_or_default();
             println!("\n{} {what}: {} ({}, run {})", run.kind, escape(&run.step), bytes(run.progress.bytes), run.id);

@@ -4,6 +4,7 @@ mod arguments;
 mod client;
 mod commands;
 mod compare;
+mod coverage;
 mod follow;
 mod in_place;
 mod render;

@@ -99,6 +99,13 @@ method!(/// Compares a backup with what is live now, changing nothing, and strea
     start_compare { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] deep: bool } -> { run: String, backup: String });
 method!(/// Reads the configuration again; a wrong one is refused and the old one stays.
     reload {} -> { jobs: u32, message: String });
+method!(/// Starts a run that looks for what on this machine is in no job. `all`: in caches and the like, too.
+    start_coverage { #[serde(default)] all: bool } -> { run: String });
+method!(/// What the last such run found, as several `more` replies, each with some of the items.
+    get_coverage {} -> { coverage: Coverage });
+method!(/// Says of gaps (all, or those named by their `what`; a path that ends with a slash means all below it) that they are meant, or with `undo` takes
+    /// that back. `acknowledged`: how many changed.
+    acknowledge_coverage { #[serde(default)] items: Vec<String>, #[serde(default)] all: bool, #[serde(default)] undo: bool } -> { acknowledged: u64 });
 
 names! {
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
@@ -109,4 +116,5 @@ names! {
     list_backups as ListBackups = "ListBackups", show_backup as ShowBackup = "ShowBackup", list_entries as ListEntries = "ListEntries",
     diff_backups as DiffBackups = "DiffBackups", watch as Watch = "Watch", reload as Reload = "Reload",
     start_compare as StartCompare = "StartCompare",
+    start_coverage as StartCoverage = "StartCoverage", get_coverage as GetCoverage = "GetCoverage", acknowledge_coverage as AcknowledgeCoverage = "AcknowledgeCoverage",
 }

@@ -39,7 +39,7 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage" });
 word_enum!(/// What is said of a backup.
     Mark { #[default] Pin = "pin", Unpin = "unpin", Accept = "accept" });
 word_enum!(/// Where a run is. `partial`: done, but something was left out and is listed in the messages.
@@ -48,6 +48,11 @@ word_enum!(Level { #[default] Info = "info", Warning = "warning", Error = "error
 word_enum!(EntryKind { #[default] File = "file", Directory = "directory", Symlink = "symlink", Hardlink = "hardlink" });
 word_enum!(ChangeKind { #[default] Added = "added", Removed = "removed", Modified = "modified", Metadata = "metadata" });
 word_enum!(EventKind { #[default] RunQueued = "run-queued", RunStarted = "run-started", RunStep = "run-step", RunMessage = "run-message", RunFinished = "run-finished", ConfigReloaded = "config-reloaded", ReloadFailed = "reload-failed", ScheduleChanged = "schedule-changed" });
+
+word_enum!(/// What a scan of the machine finds.
+    CoverageKind { #[default] Sqlite = "sqlite", Database = "database", DataDirectory = "data-directory", Mount = "mount" });
+word_enum!(/// What became of an item since gaps were last acknowledged: a gap that was not there, or one that was covered.
+    Drift { #[default] New = "new", Uncovered = "uncovered" });
 
 impl RunState {
     pub fn is_finished(self) -> bool {
@@ -65,6 +70,9 @@ pub struct Status {
     pub jobs: Vec<JobStatus>,
     pub running: Vec<Run>,
     pub destinations: Vec<DestinationStatus>,
+    /// Of the last scan for what is in no job; None before the first one.
+    #[serde(default)]
+    pub coverage: Option<CoverageCounts>,
 }
 
 /// A job's schedule state.
@@ -476,6 +484,73 @@ pub struct Event {
     pub run: Option<String>,
     pub state: Option<RunState>,
     pub text: String,
+}
+
+/// What a scan of the machine found, in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CoverageCounts {
+    /// When it was begun.
+    pub time: String,
+    /// Gaps that nobody acknowledged.
+    pub gaps: u64,
+    /// Of these, the ones that were no gaps when gaps were last acknowledged.
+    pub new_gaps: u64,
+    /// Gaps that were acknowledged.
+    pub acknowledged: u64,
+    pub covered: u64,
+    /// When gaps were last acknowledged.
+    pub since: Option<String>,
+}
+
+/// What a scan of the machine found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Coverage {
+    pub counts: CoverageCounts,
+    pub run: String,
+    /// Caches and the like were looked at, too.
+    pub all: bool,
+    /// Gaps before what is covered; in several replies, each has some of them.
+    pub items: Vec<CoverageItem>,
+    /// Items that are not in the list: it is bounded.
+    pub cut: u64,
+    /// Gaps of the last acknowledgement that are gone from the machine.
+    pub vanished: Vec<String>,
+    /// What was left out on purpose, and how often.
+    pub skipped: BTreeMap<String, u64>,
+    /// What could not be looked at, and why: whatever is there is not in the list.
+    pub notes: Vec<String>,
+    /// Files and directories that were looked at.
+    pub looked_at: u64,
+    /// Directories and files that could not be read; the notes name the first.
+    pub unreadable: u64,
+}
+
+/// Something that holds data.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CoverageItem {
+    pub kind: CoverageKind,
+    /// A path, or `postgres shop`. Bytes that are not UTF-8 as \xNN.
+    pub what: String,
+    /// The unit, the server, the device.
+    pub r#where: String,
+    /// How much it is, as far as that is known.
+    pub bytes: Option<u64>,
+    /// When it was last written to.
+    pub modified: Option<String>,
+    /// `JOB/SOURCE` of what holds it.
+    pub covered_by: Vec<String>,
+    /// It is in no job, or not in a way that can be relied on.
+    pub gap: bool,
+    /// In words.
+    pub reason: String,
+    #[serde(default)]
+    pub drift: Option<Drift>,
+    /// When somebody said that this gap is meant.
+    #[serde(default)]
+    pub acknowledged: Option<String>,
+    /// What would cover it, as TOML.
+    #[serde(default)]
+    pub suggestion: Option<String>,
 }
 
 /// Nothing in a name may move the cursor, change colours or hide what follows.

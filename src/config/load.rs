@@ -11,7 +11,7 @@ use super::problem::{Place, Problem, Problems, Severity, quoted};
 use super::reader::{NOT_BUILT, Table};
 use super::source::FilesPlace;
 use super::source_text::{SourceText, reason};
-use super::{Config, Daemon, daemon, destination, job, overlap, value};
+use super::{Config, Coverage, Daemon, coverage, daemon, destination, job, overlap, value};
 
 /// Reads `main`, then `conf.d/*.toml` beside it in the order of their names (those beginning with a dot are left out). Each
 /// file may add tables, none may repeat one. All problems are found in one go.
@@ -52,6 +52,7 @@ pub(super) struct Known {
 #[derive(Default)]
 struct Collected<'a> {
     daemon: Option<Table<'a>>,
+    coverage: Option<Table<'a>>,
     encryption: Vec<(&'a str, Table<'a>)>,
     destination: Vec<(&'a str, Table<'a>)>,
     job: Vec<(&'a str, Table<'a>)>,
@@ -74,6 +75,8 @@ fn build<'a>(main: &Path, here: &Surroundings<'_>, sources: &'a [SourceText], ta
     let mut complete = true;
     let daemon = found.daemon(here, sources);
     complete &= daemon.is_some();
+    let coverage = found.coverage.as_ref().map_or_else(|| Some(Coverage::default()), coverage::coverage);
+    complete &= coverage.is_some();
 
     let mut encryption = BTreeMap::new();
     for (name, table) in &found.encryption {
@@ -105,16 +108,21 @@ fn build<'a>(main: &Path, here: &Surroundings<'_>, sources: &'a [SourceText], ta
         return None;
     }
     let files = sources.iter().map(|s| absolute(s.path())).collect();
-    Some(Config { files, daemon: daemon?, encryption, destinations, jobs })
+    Some(Config { files, daemon: daemon?, encryption, destinations, jobs, coverage: coverage? })
 }
 
 impl<'a> Collected<'a> {
     fn add(&mut self, root: &Table<'a>) {
-        root.check_keys(&["daemon", "encryption", "destination", "job"], &[(&["access"], NOT_BUILT)]);
+        root.check_keys(&["daemon", "encryption", "destination", "job", "coverage"], &[(&["access"], NOT_BUILT)]);
         if let Some(table) = root.get("daemon").and_then(|item| item.table("a table: [daemon]"))
             && self.claim(&table)
         {
             self.daemon = Some(table);
+        }
+        if let Some(table) = root.get("coverage").and_then(|item| item.table("a table: [coverage]"))
+            && self.claim(&table)
+        {
+            self.coverage = Some(table);
         }
         for section in ["encryption", "destination", "job"] {
             let Some(outer) = root.get(section).and_then(|item| item.table(&format!("tables such as [{section}.NAME]"))) else {

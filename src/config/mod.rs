@@ -4,6 +4,7 @@
 //! [`Problem`]s with file, line and column. Nothing on the machine is looked at but these files; what they refer to is checked
 //! by [`check_files`].
 
+mod coverage;
 pub mod cron;
 mod daemon;
 mod destination;

@@ -295,7 +295,7 @@ fn not_root(item: &Item<'_>, path: &std::path::Path) -> bool {
 }
 
 /// The patterns as they are, and compiled.
-fn exclude(table: &Table<'_>, root: &std::path::Path) -> Option<(Vec<String>, Gitignore)> {
+pub(super) fn exclude(table: &Table<'_>, root: &std::path::Path) -> Option<(Vec<String>, Gitignore)> {
     let mut builder = GitignoreBuilder::new(root);
     let mut patterns = Vec::new();
     let mut good = true;

@@ -17,6 +17,22 @@ pub struct Config {
     pub encryption: BTreeMap<String, Encryption>,
     pub destinations: BTreeMap<String, Destination>,
     pub jobs: BTreeMap<String, Job>,
+    pub coverage: Coverage,
+}
+
+/// Where is looked for what is in no job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coverage {
+    /// Absolute, at least one.
+    pub roots: Vec<PathBuf>,
+    /// gitignore patterns, relative to `/`.
+    pub exclude: Vec<String>,
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self { roots: vec![PathBuf::from("/")], exclude: Vec::new() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -558,12 +574,16 @@ impl SourceKind {
 impl ServerSource {
     /// The server, however it is reached on this machine.
     fn server(&self) -> String {
-        let local = match (&self.socket, self.host.as_deref()) {
+        let host = if self.is_local() { "local" } else { self.host.as_deref().unwrap_or_default() };
+        format!("{host} {}", self.port.map(|p| p.to_string()).unwrap_or_default())
+    }
+
+    /// Whether it is on this machine, as far as the way to it tells.
+    pub fn is_local(&self) -> bool {
+        match (&self.socket, self.host.as_deref()) {
             (Some(_), _) | (None, None | Some("localhost" | "127.0.0.1" | "::1")) => true,
             (None, Some(host)) => host.starts_with('/'),
-        };
-        let host = if local { "local" } else { self.host.as_deref().unwrap_or_default() };
-        format!("{host} {}", self.port.map(|p| p.to_string()).unwrap_or_default())
+        }
     }
 
     fn place(&self) -> String {

@@ -91,9 +91,9 @@ impl Control {
         let config = self.app.config.get();
         let app = self.app.clone();
         let job = p.job.clone();
-        let (jobs, destinations) = tokio::task::spawn_blocking(move || {
+        let (jobs, destinations, coverage) = tokio::task::spawn_blocking(move || {
             let jobs = config.jobs.keys().filter(|n| job.as_ref().is_none_or(|j| j == *n)).map(|n| (app.job_status)(n)).collect();
-            (jobs, app.runs.destinations())
+            (jobs, app.runs.destinations(), app.runs.coverage_counts())
         })
         .await
         .map_err(failed)?;
@@ -108,6 +108,7 @@ impl Control {
                 jobs,
                 running,
                 destinations,
+                coverage,
             },
         })
     }
@@ -411,6 +412,27 @@ impl Control {
             Ok((jobs, message)) => Ok(reload::Out { jobs, message }),
             Err(message) => Err(Fault::new(errors::CONFIG_INVALID, json!({ "message": message }))),
         }
+    }
+
+    pub(super) async fn start_coverage(&self, p: start_coverage::In, by: String) -> Result<start_coverage::Out> {
+        let run = self.ask_runs(move |runs| runs.start_coverage(p.all, &by)).await?;
+        Ok(start_coverage::Out { run })
+    }
+
+    pub(super) async fn get_coverage(&self, _: get_coverage::In, replies: &mut Replies<'_>) -> Result<get_coverage::Out> {
+        let mut coverage = self.ask_runs(|runs| runs.coverage()).await?;
+        let all = std::mem::take(&mut coverage.items);
+        let page = |items| get_coverage::Out { coverage: Coverage { items, ..coverage.clone() } };
+        let items = pages(all, replies, page).await?;
+        Ok(get_coverage::Out { coverage: Coverage { items, ..coverage } })
+    }
+
+    pub(super) async fn acknowledge_coverage(&self, p: acknowledge_coverage::In, by: String) -> Result<acknowledge_coverage::Out> {
+        if p.all != p.items.is_empty() {
+            return Err(Fault::invalid_parameter("items"));
+        }
+        let acknowledged = self.ask_runs(move |runs| runs.acknowledge_coverage(&p.items, p.undo, &by)).await?;
+        Ok(acknowledge_coverage::Out { acknowledged })
     }
 }
 

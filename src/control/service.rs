@@ -96,6 +96,11 @@ impl Control {
             m::Watch::NAME => out::<m::Watch>(self.watch(input::<m::Watch>(p)?, replies).await?),
             m::Reload::NAME => out::<m::Reload>(self.reload(input::<m::Reload>(p)?).await?),
             m::StartCompare::NAME => out::<m::StartCompare>(self.start_compare(input::<m::StartCompare>(p)?, descriptors, by).await?),
+            m::StartCoverage::NAME => out::<m::StartCoverage>(self.start_coverage(input::<m::StartCoverage>(p)?, by).await?),
+            m::GetCoverage::NAME => out::<m::GetCoverage>(self.get_coverage(input::<m::GetCoverage>(p)?, replies).await?),
+            m::AcknowledgeCoverage::NAME => {
+                out::<m::AcknowledgeCoverage>(self.acknowledge_coverage(input::<m::AcknowledgeCoverage>(p)?, by).await?)
+            }
             other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
         };
         value.map_err(|e| Fault::new(errors::FAILED, json!({ "message": format!("the reply cannot be written: {e}") })))

@@ -10,6 +10,7 @@ mod check;
 mod compare;
 mod contents;
 mod copy;
+mod coverage;
 mod destination;
 mod differences;
 mod hooks;

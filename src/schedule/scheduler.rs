@@ -308,6 +308,7 @@ mod tests {
             encryption: Default::default(),
             destinations: [("local".to_owned(), destination)].into(),
             jobs: [(job.name.clone(), job)].into(),
+            coverage: Default::default(),
         };
         let config = Arc::new(config::Current::new(config));
         let clock = Arc::new(HandClock(Mutex::new(now.parse().unwrap())));

@@ -9,6 +9,7 @@ pub mod load;
 pub mod mysql;
 pub mod postgres;
 pub mod sqlite;
+pub mod survey;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupDetail, Change, DestinationStatus, EntryInfo, RetentionPlan};
+use keepd_protocol::model::{Backup, BackupDetail, Change, Coverage, CoverageCounts, DestinationStatus, EntryInfo, RetentionPlan};
 use tokio::sync::mpsc;
 
 use super::{Error, Result, Runs, lock};
 use crate::config::{Config, Destination, Job, Retention};
 use crate::repository::{Manifest, Repository};
 use crate::run::backup::short;
-use crate::run::{browse, catalogue, copy, destination, restore, retain};
+use crate::run::{browse, catalogue, copy, coverage, destination, restore, retain};
 
 impl Runs {
     /// Destinations that are checked a few packs at a time, with the period.
@@ -207,4 +207,34 @@ impl Runs {
         let jobs = config.jobs.values().filter(|job| job.enabled && job.destinations.contains(&target.name));
         jobs.filter(too_old).map(|job| job.name.clone()).collect()
     }
+
+    /// What the last scan for what is in no job found.
+    pub fn coverage(&self) -> Result<Coverage> {
+        coverage::last(&self.ledger)?.ok_or_else(no_scan)
+    }
+
+    /// The same in numbers; None before the first scan. What cannot be told is logged.
+    pub fn coverage_counts(&self) -> Option<CoverageCounts> {
+        coverage::counts(&self.ledger).map_err(|e| tracing::warn!("what the last scan for coverage found is not known: {e}")).ok()?
+    }
+
+    /// Says of gaps of the last scan that they are meant, or takes that back; none named means all. Returns how many changed.
+    pub fn acknowledge_coverage(&self, named: &[String], undo: bool, by: &str) -> Result<u64> {
+        let changed = coverage::acknowledge(&self.ledger, named, undo).map_err(|unknown| match unknown {
+            coverage::Unknown::NoScan => no_scan(),
+            coverage::Unknown::Item(name) => {
+                let what = if undo { "no acknowledged gap" } else { "no gap of the last scan" };
+                let text = format!("'{name}' is {what}; 'keepctl coverage --no-scan --acknowledged' shows them");
+                Error::NotFound { what: "item", name, text }
+            }
+            coverage::Unknown::Failed(e) => e.into(),
+        })?;
+        tracing::info!(by, changed, undo, "gaps of the coverage were acknowledged");
+        Ok(changed)
+    }
+}
+
+fn no_scan() -> Error {
+    let text = "nothing was looked at yet; 'keepctl coverage' does".to_owned();
+    Error::NotFound { what: "coverage", name: String::new(), text }
 }

@@ -17,8 +17,8 @@ use crate::run::backup::{Environment, short};
 use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::selection::Selection;
 use crate::run::{
-    CompareRequest, backup, catalogue, check, compare, contents, copy, destination, hooks, housekeeping, in_place, load, quiesce, restore,
-    retain,
+    CompareRequest, backup, catalogue, check, compare, contents, copy, coverage, destination, hooks, housekeeping, in_place, load, quiesce,
+    restore, retain,
 };
 use crate::storage::Storage;
 use crate::storage::probe::{self, Verdict};
@@ -606,5 +606,24 @@ impl Runs {
             }
             runs.start_all_missing_copies("schedule");
         });
+    }
+
+    /// Queues a look for what on this machine is in no job; one at a time.
+    pub fn start_coverage(self: &Arc<Self>, all: bool, by: &str) -> Result<String> {
+        if let Some(run) = self.active().iter().find(|run| run.kind == RunKind::Coverage) {
+            return Err(Error::Busy(format!("such a scan is {} already (run {})", run.state, run.id)));
+        }
+        let env = self.environment();
+        let work = Work {
+            kind: RunKind::Coverage,
+            job: None,
+            destinations: Vec::new(),
+            backup: None,
+            by: by.into(),
+            attempt: 1,
+            alone: vec!["coverage".into()],
+        };
+        let runs = self.clone();
+        self.start(work, move |live| coverage::scan(&env, &|| runs.config.get(), all, live))
     }
 }

@@ -4,12 +4,16 @@
 //! ctime and inode all as they were) is not opened. Everything is opened beneath its parent's descriptor and never
 //! through a symlink, so that whoever owns the directory cannot lead the walk elsewhere.
 
+mod holder;
 mod read;
 #[cfg(test)]
 pub mod test_sink;
 #[cfg(test)]
 mod tests;
 mod walk;
+
+pub use holder::{Held, Holder};
+pub use walk::{CACHE_TAG, DIRECTORY_FLAGS, is_cache};
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

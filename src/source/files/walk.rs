@@ -9,9 +9,9 @@ use super::{Capture, STAGING_PREFIX, described, open_directory, read};
 use crate::repository::{Entry, Kind};
 use crate::source::SourceError;
 
-pub(super) const DIRECTORY_FLAGS: OFlags =
+pub const DIRECTORY_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
-const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
+pub const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
 /// https://bford.info/cachedir/
 const CACHE_SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
 
@@ -138,19 +138,20 @@ impl Capture<'_> {
 
     /// Of a directory tagged as a cache only the tag is kept.
     fn without_cache(&mut self, fd: &OwnedFd, names: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-        if !self.exclude_caches || names.binary_search_by(|n| n.as_slice().cmp(CACHE_TAG)).is_err() {
-            return names;
-        }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let Ok(tag) = rustix::fs::openat(fd, CACHE_TAG, flags, Mode::empty()) else { return names };
-        let mut start = [0u8; CACHE_SIGNATURE.len()];
-        let tagged = read::fill(&tag, &mut start).is_ok_and(|n| n == start.len()) && start == CACHE_SIGNATURE;
-        if !tagged {
+        if !self.exclude_caches || names.binary_search_by(|n| n.as_slice().cmp(CACHE_TAG)).is_err() || !is_cache(fd) {
             return names;
         }
         self.counts.excluded += names.len() as u64 - 1;
         vec![CACHE_TAG.to_vec()]
     }
+}
+
+/// Whether a directory carries the tag of caches.
+pub fn is_cache(directory: impl AsFd) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(tag) = rustix::fs::openat(directory, CACHE_TAG, flags, Mode::empty()) else { return false };
+    let mut start = [0u8; CACHE_SIGNATURE.len()];
+    read::fill(&tag, &mut start).is_ok_and(|n| n == start.len()) && start == CACHE_SIGNATURE
 }
 
 /// The names in a directory that may be backed up, sorted; the whole list or an error.

@@ -148,6 +148,11 @@ impl<'s> Client<'s> {
         Ok(rows(&self.answer(None, sql, PATIENCE, cancel)?))
     }
 
+    /// Rows of a question about the server that is answered within so long.
+    pub fn table_within(&self, sql: &str, limit: Duration, cancel: &CancellationToken) -> Result<Vec<Vec<Option<String>>>, SourceError> {
+        Ok(rows(&self.answer(None, sql, limit, cancel)?))
+    }
+
     /// Runs statements, which must all go well.
     pub fn execute(&self, sql: &str, cancel: &CancellationToken) -> Result<(), SourceError> {
         self.answer(None, sql, PATIENCE, cancel).map(drop)

@@ -11,6 +11,7 @@ mod moving;
 mod options;
 mod restore;
 mod rows;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod trigger;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::client::Client;
 use self::client::literal;
 use self::dump_reader::{DumpReader, Summary};
+pub use self::survey::survey;
 use super::dump::{Collected, Counted};
 use super::load::is_scratch;
 use super::{Context, Facts, Merge, Previous, SourceError, dump};

@@ -8,6 +8,7 @@ mod archive;
 mod client;
 mod restore;
 mod rows;
+mod survey;
 
 use keepd_protocol::model::Level;
 use serde_json::{Map, Value};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::archive::{About, ArchiveReader, Summary};
 pub use self::client::Client;
+pub use self::survey::survey;
 use super::dump::{Collected, Counted};
 use super::load::is_scratch;
 use super::{Context, Facts, Merge, Previous, SourceError, dump};

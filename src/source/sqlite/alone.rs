@@ -36,6 +36,15 @@ impl Alone {
     }
 }
 
+impl Alone {
+    /// None while a capture has the file, by its device and inode.
+    pub fn now(id: (u64, u64)) -> Option<Self> {
+        let is_free = CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        // Lazily: one that is made and dropped here would free what somebody else has.
+        is_free.then(|| Self(id))
+    }
+}
+
 impl Drop for Alone {
     fn drop(&mut self) {
         CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);

@@ -20,7 +20,7 @@ use crate::repository::{Entry, Kind, Time};
 use crate::source::SourceError;
 
 pub const HEADER_BYTES: usize = 100;
-const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// Of each connection's page cache, in KiB: a scan has no use for more.
 const CACHE_KIB: i64 = 3 << 10;
 

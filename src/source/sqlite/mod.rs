@@ -19,6 +19,7 @@ mod courtesy;
 mod cutter;
 mod database;
 mod inspect;
+mod look;
 mod pagemap;
 mod previous;
 mod signature;
@@ -36,6 +37,7 @@ use serde_json::Value;
 
 pub use self::ask::ask;
 pub use self::compare::{Compared, Rows, TableDifference, compare};
+pub use self::look::is_database;
 
 use self::alone::Alone;
 use self::courtesy::Courtesy;
