@@ -56,6 +56,7 @@ install: $(BINARIES)/keepd $(BINARIES)/keepctl
 	$(FILL) systemd/keepd.service >"$(DESTDIR)$(UNITDIR)/keepd.service"
 	$(FILL) systemd/keepd.socket >"$(DESTDIR)$(UNITDIR)/keepd.socket"
 	$(FILL) systemd/keepd-before-253.conf >"$(DESTDIR)$(DOCDIR)/keepd-before-253.conf"
+	install -m 0644 systemd/keepd-in-place.conf "$(DESTDIR)$(DOCDIR)/keepd-in-place.conf"
 	@chmod 0644 "$(DESTDIR)$(UNITDIR)/keepd.service" "$(DESTDIR)$(UNITDIR)/keepd.socket" "$(DESTDIR)$(DOCDIR)/keepd-before-253.conf"
 	install -m 0644 systemd/keepd.sysusers "$(DESTDIR)$(LIBDIR)/sysusers.d/keepd.conf"
 	install -m 0644 systemd/keepd.tmpfiles "$(DESTDIR)$(LIBDIR)/tmpfiles.d/keepd.conf"

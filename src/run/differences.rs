@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::live::Failure;
 use super::restore::find;
@@ -427,8 +427,7 @@ impl Comparer<'_> {
 
 /// Whether anything stands at a path, reached through no symlink.
 fn is_there(root: &OwnedFd, path: &[u8]) -> bool {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve).is_ok()
+    keepd_writer::open_beneath(root, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC).is_ok()
 }
 
 fn stores_nothing() -> SinkError {

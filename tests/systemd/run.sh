@@ -26,7 +26,7 @@ rm -f "$over/etc/keepd/keepd.toml"
 mkdir -p "$over/keepd-test"
 cp "$here/writer.py" "$over/keepd-test/"
 code=0
-bash "$here/nspawn.sh" "$over" "$here/inside.sh" 240 >"$over/out" 2>&1 || code=$?
+bash "$here/nspawn.sh" "$over" "$here/inside.sh" 420 >"$over/out" 2>&1 || code=$?
 [ "$code" != 125 ] || skipped "$(cat "$over/out")"
 cat "$over/out"
 exit "$code"

@@ -1,9 +1,10 @@
 //! The writer of a restore: frames from the daemon become files beneath one directory, with the caller's own rights.
 //!
-//! Every path is opened beneath that directory by the kernel (openat2, RESOLVE_BENEATH, no symlinks), symlinks and hard
+//! Every path is opened beneath that directory and through no symlink ([`open_beneath`]), symlinks and hard
 //! links are made last, and nothing that exists is replaced unless told so. The reading thread makes directories and
 //! hands files to a few writing threads; directories get their times at the end.
 
+mod beneath;
 mod long_file;
 
 use std::collections::HashMap;
@@ -18,12 +19,12 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use data_encoding::BASE64;
 use keepd_protocol::model::{EntryKind, escape};
 use keepd_protocol::restore::{EntryHeader, Frame, FrameReader, Summary};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+pub use crate::beneath::open_beneath;
 use crate::long_file::{Block, LONG_BYTES, LongFile};
 
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 /// Warnings told one by one.
 const MAX_WARNINGS: usize = 20;
 /// Frames that wait for one writing thread, and the bytes that wait for all of them (blocks are counted by themselves).
@@ -404,7 +405,7 @@ impl Shared {
 
     fn open_directory(&self, path: &[u8]) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), BENEATH)
+        open_beneath(&self.root, path, flags)
             .map_err(|e| format!("cannot open the directory {} beneath the target: {e}", shown(path)).into())
     }
 
@@ -641,13 +642,7 @@ impl Late {
                     return rustix::fs::symlinkat(target.as_slice(), &parent, name);
                 }
                 // The first name is opened beneath the target too, and linked by its descriptor.
-                let first = rustix::fs::openat2(
-                    &shared.root,
-                    target.as_slice(),
-                    OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-                    Mode::empty(),
-                    BENEATH,
-                )?;
+                let first = open_beneath(&shared.root, &target, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW)?;
                 let by_fd = format!("/proc/self/fd/{}", first.as_raw_fd());
                 rustix::fs::linkat(CWD, by_fd.as_str(), &parent, name, AtFlags::SYMLINK_FOLLOW)
             };

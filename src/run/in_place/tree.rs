@@ -2,7 +2,7 @@
 //!
 //! What is new is staged in a directory beneath the same one, so that a rename puts it in place; what was there is renamed into that directory, too.
 //! Whether a change was made can be seen: a staged file is gone from the stage, a file that was moved aside is there. Everything is opened
-//! beneath the directory by the kernel and never through a symlink, so that whoever owns it cannot lead a change elsewhere.
+//! beneath the directory and never through a symlink, so that whoever owns it cannot lead a change elsewhere.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -10,14 +10,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use keepd_writer::open_beneath;
 use minicbor::{CborLen, Decode, Encode};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::source::files::STAGING_PREFIX;
 
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 /// What SQLite puts beside a database.
 pub const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
@@ -204,7 +204,7 @@ impl<'t> Beneath<'t> {
     }
 
     fn parent(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat2(&self.root, split(path).0, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), BENEATH)
+        open_beneath(&self.root, split(path).0, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)
     }
 
     fn rename(&self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
@@ -298,13 +298,7 @@ impl<'t> Beneath<'t> {
             }
             Change::Link { first, path } => {
                 let link = || -> Result<(), Errno> {
-                    let first = rustix::fs::openat2(
-                        &self.root,
-                        first.as_slice(),
-                        OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-                        Mode::empty(),
-                        BENEATH,
-                    )?;
+                    let first = open_beneath(&self.root, first, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW)?;
                     let by_fd = format!("/proc/self/fd/{}", first.as_raw_fd());
                     rustix::fs::linkat(CWD, by_fd.as_str(), self.parent(path)?, split(path).1, AtFlags::SYMLINK_FOLLOW)
                 };
@@ -397,7 +391,7 @@ impl<'t> Beneath<'t> {
     /// Names what is there without opening it: closing a database that SQLite has open would drop its locks.
     fn handle(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
-        rustix::fs::openat2(&self.root, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), BENEATH)
+        open_beneath(&self.root, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW)
     }
 
     fn xattrs(fd: &OwnedFd) -> Result<Vec<Xattr>, Errno> {
@@ -465,7 +459,7 @@ impl<'t> Beneath<'t> {
             Err(e) => return Err(e),
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = rustix::fs::openat2(parent, name, flags, Mode::empty(), BENEATH)?;
+        let fd = open_beneath(parent, name, flags)?;
         loop {
             let names: Vec<Vec<u8>> = rustix::fs::Dir::read_from(&fd)?
                 .map(|e| e.map(|e| e.file_name().to_bytes().to_vec()))
