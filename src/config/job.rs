@@ -6,6 +6,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use super::destination::retention;
+use super::drill::drill;
 use super::load::Known;
 use super::problem::{did_you_mean, quoted};
 use super::program::{hooks, quiesce, services, version_from};
@@ -33,6 +34,8 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
             "version",
             "schema_version",
             "source",
+            "drill",
+            "assert",
         ],
         &[(&["health"], NOT_BUILT)],
     );
@@ -52,6 +55,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
     let hooks = table.optional("hooks", hooks, Hooks::default());
     let version = table.optional("version", |item| version_from(item, sources.as_deref()).map(Some), None);
     let schema_version = table.optional("schema_version", |item| version_from(item, sources.as_deref()).map(Some), None);
+    let drill = drill(table, sources.as_deref());
     Some(Job {
         name: name.to_owned(),
         enabled: enabled?,
@@ -69,6 +73,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
         hooks: hooks?,
         version: version?,
         schema_version: schema_version?,
+        drill: drill?,
     })
 }
 

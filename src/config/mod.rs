@@ -7,6 +7,7 @@
 pub mod cron;
 mod daemon;
 mod destination;
+mod drill;
 mod environment;
 mod job;
 mod load;

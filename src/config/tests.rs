@@ -235,6 +235,7 @@ fn everything_said_arrives() {
             hooks: Hooks::default(),
             version: None,
             schema_version: None,
+            drill: Default::default(),
         }
     );
     let hand = &config.jobs["hand"];

@@ -75,13 +75,8 @@ fn check(
         Verify::Quick => ("quick", "quick_check"),
         Verify::Full => ("full", "integrity_check"),
     };
-    // Constraints may use functions that only the application has; a row that breaks one is no damage of the file.
-    let rows = connection
-        .pragma_update(None, "ignore_check_constraints", true)
-        .and_then(|()| connection.prepare(&format!("PRAGMA {pragma}({CHECK_ROWS})")))
-        .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>());
-    let rows = match rows {
-        Ok(rows) => rows,
+    let Complaints { odd, damaged } = match complaints(connection, pragma) {
+        Ok(found) => found,
         Err(_) if stop.is_cancelled() => return Err(SourceError::Cancelled),
         // An application's own function, collation or module in the schema: that is no damage.
         Err(e) if e.sqlite_error_code() == Some(ErrorCode::Unknown) => {
@@ -94,9 +89,6 @@ fn check(
         }
         Err(e) => return Err(database.failed(&format!("its {pragma}"), &e)),
     };
-    let lines: Vec<&str> =
-        rows.iter().flat_map(|row| row.lines()).filter(|line| *line != "ok" && !line.starts_with("*** in database")).collect();
-    let (odd, damaged): (Vec<&str>, Vec<&str>) = lines.iter().partition(|line| is_oddity(line));
     if !damaged.is_empty() {
         return Err(SourceError::Failed(format!(
             "the database {} is damaged, its {pragma} says: {}. Nothing was kept of this run, earlier backups are as they were; restore one, or \
@@ -111,20 +103,39 @@ fn check(
     Ok(word)
 }
 
+/// What a check says, line by line.
+pub struct Complaints {
+    /// Of what SQLite reads all the same.
+    pub odd: Vec<String>,
+    pub damaged: Vec<String>,
+}
+
+/// Runs `quick_check` or `integrity_check`.
+pub fn complaints(connection: &Connection, pragma: &str) -> rusqlite::Result<Complaints> {
+    // Constraints may use functions that only the application has; a row that breaks one is no damage of the file.
+    connection.pragma_update(None, "ignore_check_constraints", true)?;
+    let mut statement = connection.prepare(&format!("PRAGMA {pragma}({CHECK_ROWS})"))?;
+    let rows = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+    let lines = rows.iter().flat_map(|row| row.lines()).filter(|line| *line != "ok" && !line.starts_with("*** in database"));
+    let (odd, damaged) = lines.map(str::to_owned).partition(|line: &String| is_oddity(line));
+    Ok(Complaints { odd, damaged })
+}
+
 fn is_oddity(line: &str) -> bool {
     ODDITIES.iter().any(|start| line.starts_with(start)) || (line.starts_with("non-") && line.contains(" value in "))
 }
 
-fn told(lines: &[&str]) -> String {
-    let mut text = lines.iter().take(TOLD).copied().collect::<Vec<_>>().join("; ");
+/// The first of some lines.
+pub fn told(lines: &[String]) -> String {
+    let mut text = lines.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
     if lines.len() > TOLD {
         text.push_str(&format!(" … and {} more", lines.len() - TOLD));
     }
     text
 }
 
-/// Rows by table, null where it would have taken too long; and the number of tables.
-fn count(connection: &Connection) -> rusqlite::Result<(serde_json::Map<String, Value>, u64)> {
+/// Rows by table, null where it would have taken too long or was not possible; and the number of tables.
+pub fn count(connection: &Connection) -> rusqlite::Result<(serde_json::Map<String, Value>, u64)> {
     // A virtual table has no pages of its own (its root is 0); its shadow tables are here.
     let mut statement =
         connection.prepare("SELECT CAST(name AS TEXT) FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name")?;
@@ -159,13 +170,13 @@ fn count(connection: &Connection) -> rusqlite::Result<(serde_json::Map<String, V
 
 /// Interrupts what a connection does when the run is to stop, or when it is time: counting takes no part in SQLite's progress
 /// handler.
-struct Watch {
+pub struct Watch {
     end: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    fn over(connection: &Connection, stop: &CancellationToken, deadline: Option<Instant>) -> Self {
+    pub fn over(connection: &Connection, stop: &CancellationToken, deadline: Option<Instant>) -> Self {
         let (end, ended) = mpsc::channel::<()>();
         let (handle, stop) = (connection.get_interrupt_handle(), stop.clone());
         let watch = move || {

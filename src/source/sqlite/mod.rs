@@ -20,6 +20,7 @@ mod database;
 mod inspect;
 mod pagemap;
 mod previous;
+mod prove;
 mod signature;
 mod snapshot;
 #[cfg(test)]
@@ -33,7 +34,8 @@ use std::time::Duration;
 use keepd_protocol::model::Level;
 use serde_json::Value;
 
-pub use self::ask::ask;
+pub use self::ask::{ask, first};
+pub use self::prove::{Proof, prove};
 
 use self::alone::Alone;
 use self::courtesy::Courtesy;
