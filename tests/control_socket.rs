@@ -320,6 +320,7 @@ fn the_interface_text_fits_the_methods() {
     }
     fits!(get_status "GetStatus", list_jobs "ListJobs", show_job "ShowJob", start_backup "StartBackup", start_check "StartCheck", start_prune "StartPrune",
         start_delete "StartDelete", mark_backup "MarkBackup", show_retention "ShowRetention", start_retention "StartRetention", start_copy "StartCopy", test_destination "TestDestination", take_over "TakeOver", start_restore "StartRestore", start_load "StartLoad", start_cat "StartCat", follow_run "FollowRun", cancel_run "CancelRun", list_runs "ListRuns",
-        show_run "ShowRun", list_backups "ListBackups", show_backup "ShowBackup", list_entries "ListEntries", diff_backups "DiffBackups", watch "Watch", reload "Reload");
+        show_run "ShowRun", list_backups "ListBackups", show_backup "ShowBackup", list_entries "ListEntries", diff_backups "DiffBackups", watch "Watch", reload "Reload",
+        start_drill "StartDrill");
     assert_eq!(seen, known.len());
 }

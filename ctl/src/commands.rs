@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::render::{bytes, entry, lines, pairs, path, short, table, time, time_or};
-use crate::{Exit, Failure, follow};
+use crate::{Exit, Failure, drill, follow};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -118,6 +118,13 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         Command::Reload => {
             let out = context.client()?.call::<Reload>(&reload::In {})?;
             context.done(&out, &format!("configuration reloaded: {}", escape(&out.message)))
+        }
+        Command::Drill { backup, job, detach } => {
+            let started = drill::start(&mut context.client()?, backup.clone(), job.clone())?;
+            match detach {
+                true => context.done(&started, &format!("run {}", started.run)),
+                false => context.work(&started.run, true),
+            }
         }
     }
 }
@@ -257,12 +264,14 @@ impl Context<'_> {
                 escape(&j.name),
                 state(j),
                 time_or(j.last_good.as_ref(), "never"),
+                time_or(j.last_proven.as_ref(), "never"),
+                j.recovery_seconds.map_or_else(|| "-".to_owned(), drill::duration),
                 time_or(j.next.as_ref(), "-"),
                 schedule,
                 format!("{}/{}", j.runs_good, j.runs_failed),
             ]
         });
-        table(&["JOB", "STATE", "LAST GOOD", "NEXT", "SCHEDULE", "GOOD/FAILED"], rows.collect())?;
+        table(&["JOB", "STATE", "LAST GOOD", "PROVEN", "RECOVERY", "NEXT", "SCHEDULE", "GOOD/FAILED"], rows.collect())?;
         println!();
         destinations(&status.destinations)?;
         for run in &status.running {
@@ -363,6 +372,8 @@ impl Context<'_> {
         let places =
             b.backup.destinations.iter().map(|d| format!("{} ({})", escape(&d.name), escape(&d.status))).collect::<Vec<_>>().join(", ");
         let labels = b.backup.labels.iter().map(|(k, v)| format!("{}={}", escape(k), escape(v))).collect::<Vec<_>>().join(" ");
+        let taken = b.proven_seconds.map(|s| format!(", restored and checked in {}", drill::duration(s))).unwrap_or_default();
+        let proven = b.backup.proven.as_ref().map(|at| format!("{}{taken}", time(at))).unwrap_or_default();
         pairs(&[
             ("backup", b.backup.id.clone()),
             ("job", escape(&b.backup.job)),
@@ -375,6 +386,8 @@ impl Context<'_> {
             ("outcome", if b.backup.partial { format!("{}, partial", b.backup.outcome) } else { b.backup.outcome.to_string() }),
             ("started", time(&b.started)),
             ("finished", time(&b.finished)),
+            ("proven", proven),
+            ("suspect", b.suspect.iter().map(|reason| escape(reason)).collect::<Vec<_>>().join("; ")),
             ("on", places),
             ("size", format!("{} in {} files and {} directories", bytes(b.backup.bytes), b.files, b.directories)),
             ("added", bytes(b.backup.added_bytes)),

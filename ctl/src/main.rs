@@ -3,6 +3,7 @@
 mod arguments;
 mod client;
 mod commands;
+mod drill;
 mod follow;
 mod render;
 

@@ -92,6 +92,10 @@ method!(/// Events as they happen, until the client hangs up.
 method!(/// Reads the configuration again; a wrong one is refused and the old one stays.
     reload {} -> { jobs: u32, message: String });
 
+method!(/// Starts a run that restores a backup (without one the newest good of `job`, or of the only job) into a scratch place, checks it there, and marks
+    /// it as proven or as suspect.
+    start_drill { #[serde(default)] backup: Option<String>, #[serde(default)] job: Option<String> } -> { run: String, backup: String });
+
 names! {
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
     start_backup as StartBackup = "StartBackup", start_check as StartCheck = "StartCheck", start_prune as StartPrune = "StartPrune",
@@ -100,4 +104,5 @@ names! {
     follow_run as FollowRun = "FollowRun", cancel_run as CancelRun = "CancelRun", list_runs as ListRuns = "ListRuns", show_run as ShowRun = "ShowRun",
     list_backups as ListBackups = "ListBackups", show_backup as ShowBackup = "ShowBackup", list_entries as ListEntries = "ListEntries",
     diff_backups as DiffBackups = "DiffBackups", watch as Watch = "Watch", reload as Reload = "Reload",
+    start_drill as StartDrill = "StartDrill",
 }

@@ -93,6 +93,7 @@ impl Control {
             m::DiffBackups::NAME => out::<m::DiffBackups>(self.diff_backups(input::<m::DiffBackups>(p)?, replies).await?),
             m::Watch::NAME => out::<m::Watch>(self.watch(input::<m::Watch>(p)?, replies).await?),
             m::Reload::NAME => out::<m::Reload>(self.reload(input::<m::Reload>(p)?).await?),
+            m::StartDrill::NAME => out::<m::StartDrill>(self.start_drill(input::<m::StartDrill>(p)?, by).await?),
             other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
         };
         value.map_err(|e| Fault::new(errors::FAILED, json!({ "message": format!("the reply cannot be written: {e}") })))

@@ -10,6 +10,7 @@ mod check;
 mod contents;
 mod copy;
 mod destination;
+mod drill;
 mod hooks;
 pub mod housekeeping;
 mod live;
@@ -26,7 +27,8 @@ mod selection;
 mod set;
 mod to_directory;
 
+pub use drill::scratch::{clear_dead as clear_dead_drills, remove_tree};
 pub use live::LiveRun;
 pub use load::LoadRequest;
 pub use quiesce::recover;
-pub use registry::{BackupRequest, Error, RestoreStarted, Result, Runs};
+pub use registry::{BackupRequest, DrillStarted, Error, RestoreStarted, Result, Runs};
