@@ -107,7 +107,12 @@ fn reconfigure(keepd: &Keepd, job: &str, sources: &str) {
 fn last_drill(keepd: &Keepd) -> Value {
     let runs = keepd.json(&["run", "list"]);
     let run = runs.as_array().unwrap().iter().find(|r| r["kind"] == "drill").expect("a drill").clone();
-    keepd.json(&["run", "show", run["id"].as_str().unwrap()])
+    shown_run(keepd, run["id"].as_str().unwrap())
+}
+
+/// A run, however it ended.
+fn shown_run(keepd: &Keepd, run: &str) -> Value {
+    serde_json::from_slice(&keepd.ctl(&["run", "show", run, "--json"]).stdout).unwrap()
 }
 
 /// Processes whose command line names a run.
@@ -244,7 +249,7 @@ fn a_set_of_all_kinds_is_proven_and_nothing_is_left() {
 #[test]
 fn what_does_not_hold_makes_the_backup_suspect_until_it_is_accepted() {
     let job = "assert = [ { sql = \"select sum(balance) from account where id < 0\" }, { file = \"files/missing\" }, { file = \"files/deep/note.txt\", min_size = \"1KiB\" }, \
-               { command = [\"/bin/sh\", \"-c\", \"echo canary words; exit 3\"] }, { sql = \"select count(*) from nothing\" } ]";
+               { command = [\"/bin/sh\", \"-c\", \"echo canary words; exit 3\"] }, { sql = \"select count(*) from nowhere\" } ]";
     let keepd = keepd_with(job, "");
     keepd.ok(&["backup", "shop"]);
     let backup = keepd.backups().remove(0);
@@ -254,7 +259,7 @@ fn what_does_not_hold_makes_the_backup_suspect_until_it_is_accepted() {
         "files/missing should be there",
         "should have 1024 bytes at least, and has 6",
         "exit status 3: canary words",
-        "no such table: nothing",
+        "no such table: nowhere",
         "is suspect from now on",
     ] {
         assert!(said.contains(wanted), "{wanted}: {said}");
@@ -342,10 +347,32 @@ fn damage_is_found_and_what_cannot_be_tried_says_nothing() {
     keepd.stop();
 }
 
+#[test]
+fn one_copy_that_is_whole_is_enough() {
+    let keepd = keepd_with("", "");
+    let text = fs::read_to_string(keepd.path("keepd.toml")).unwrap().replace("[\"local\"]", "[\"local\", \"second\"]");
+    let second = format!("[destination.second]\nservice = \"fs\"\nroot = \"{}\"\nencryption = \"main\"\n", keepd.path("second").display());
+    fs::write(keepd.path("keepd.toml"), text + &second).unwrap();
+    keepd.ok(&["reload"]);
+    keepd.ok(&["backup", "shop"]);
+    let pack = keepd.packs().into_iter().max_by_key(|p| fs::metadata(p).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    let half = bytes.len() / 2;
+    bytes[half] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let said = keepd.fails(3, &["drill"]);
+    assert!(said.contains("going on with the copy at second") && said.contains("is proven"), "{said}");
+    let listed = keepd.json(&["list"])[0].clone();
+    assert!(listed["proven"].is_string() && listed["outcome"] == "good", "{listed}");
+    for repository in ["repository", "second"] {
+        assert_eq!(files_below(&keepd.path(repository).join("marks")).len(), 1, "{repository} knows it");
+    }
+}
+
 fn until_step(keepd: &Keepd, run: &str, step: &str) {
     let since = Instant::now();
-    while keepd.json(&["run", "show", run])["step"] != step {
-        let now = keepd.json(&["run", "show", run]);
+    while shown_run(keepd, run)["step"] != step {
+        let now = shown_run(keepd, run);
         assert!(since.elapsed() < Duration::from_secs(60) && now["error"].is_null(), "{now}");
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -383,7 +410,8 @@ fn a_daemon_that_is_killed_leaves_nothing_for_long() {
     postgres.sql("postgres", "CREATE DATABASE shop");
     postgres.sql("shop", "CREATE TABLE users (id int); INSERT INTO users VALUES (1)");
     let sources = format!("[[job.shop.source]]\nname = \"pg\"\npostgres = {{ dbname = \"shop\", {} }}\n", postgres.connection());
-    let mut keepd = keepd_with("assert = [ { command = [\"/bin/sh\", \"-c\", \"exec sleep 1000 $KEEPD_DRILL_DIR\"] } ]", &sources);
+    let mut keepd =
+        keepd_with("assert = [ { command = [\"/bin/sh\", \"-c\", \"exec tail -f $KEEPD_DRILL_DIR/files/deep/note.txt\"] } ]", &sources);
     keepd.ok(&["backup", "shop"]);
     let run = keepd.json(&["drill", "--detach"])["run"].as_str().unwrap().to_owned();
     until_step(&keepd, &run, "assertion 1 of 1");
@@ -401,7 +429,7 @@ fn a_daemon_that_is_killed_leaves_nothing_for_long() {
     assert!(!files_below(&keepd.path("state/drills")).is_empty(), "it is written down");
     keepd.start();
     nothing_left(&keepd, &run);
-    let ended = keepd.json(&["run", "show", &run]);
+    let ended = shown_run(&keepd, &run);
     assert_eq!(ended["state"].as_str(), Some("failed"), "{ended}");
     assert_eq!(outcome(&keepd, &keepd.backups()[0]), "good");
 }

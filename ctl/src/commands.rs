@@ -653,6 +653,8 @@ impl Context<'_> {
             ("timezone", j.timezone.as_deref().map(escape).unwrap_or_default()),
             ("next", time_or(j.status.next.as_ref(), "-")),
             ("last good", time_or(j.status.last_good.as_ref(), "never")),
+            ("last proven", time_or(j.status.last_proven.as_ref(), "never")),
+            ("recovery takes", j.status.recovery_seconds.map(drill::duration).unwrap_or_default()),
             ("overdue", if j.status.overdue { "yes" } else { "no" }.into()),
             ("destinations", escape(&j.destinations.join(", "))),
             ("retention", if retention.is_empty() { "everything is kept".into() } else { retention }),

@@ -37,12 +37,12 @@ pub(super) fn drill(table: &Table<'_>, sources: Option<&[Source]>) -> Option<Dri
 }
 
 /// Less than this no server starts with.
-const LEAST_MEMORY: u64 = 128 << 20;
+const LEAST_MEMORY: u64 = 256 << 20;
 
 fn memory(item: &Item<'_>) -> Option<u64> {
     let bytes = item.size()?;
     if bytes < LEAST_MEMORY {
-        item.report("is too little for a database server; at least 128MiB");
+        item.report("is too little for a database server; at least 256MiB");
         return None;
     }
     Some(bytes)

@@ -63,6 +63,7 @@ impl Repository {
                         if !is_zero(file, offset, *len, &mut buffer)? {
                             return Ok(Same::DiffersAt(offset));
                         }
+                        progress(*len);
                     }
                     Segment::Data(extent) => {
                         let piece = read(file, offset, extent.len as usize, &mut buffer)?;

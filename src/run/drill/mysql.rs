@@ -80,23 +80,22 @@ pub fn start(
     // By the server's user, to whom the directory belongs.
     job(vec!["mkdir".into(), path("tmp")]).run(b"", 4096, VERSION_WITHIN, cancel)?;
     let server = programs.server.display().to_string();
-    let installed = match &programs.install {
-        Some(script) => {
-            let rest = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"].map(str::to_owned);
-            let words = [script.display().to_string(), "--no-defaults".into(), data.clone(), tmp.clone()];
-            job([&words[..], &rest].concat()).run(b"", 1 << 20, INSTALL_WITHIN, cancel)
-        }
-        None => {
-            let words = vec![server.clone(), "--no-defaults".into(), "--initialize-insecure".into(), data.clone(), tmp.clone()];
-            job(words).run(b"", 1 << 20, INSTALL_WITHIN, cancel)
-        }
+    let pool = (memory / 8).clamp(16 << 20, 256 << 20);
+    let small =
+        [format!("--innodb-buffer-pool-size={pool}"), "--key-buffer-size=8M".into(), "--loose-aria-pagecache-buffer-size=8M".into()];
+    let mut install = match &programs.install {
+        Some(script) => vec![script.display().to_string(), "--no-defaults".into()],
+        None => vec![server.clone(), "--no-defaults".into(), "--initialize-insecure".into()],
     };
-    installed.map_err(|e| e.about("a data directory could not be made"))?;
+    if programs.install.is_some() {
+        install.extend(["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"].map(str::to_owned));
+    }
+    install.extend([data.clone(), tmp.clone()].into_iter().chain(small.clone()));
+    job(install).run(b"", 1 << 20, INSTALL_WITHIN, cancel).map_err(|e| e.about("a data directory could not be made"))?;
     let options = format!("[client]\nsocket=\"{}\"\nuser=root\n", socket.replace('\\', "\\\\").replace('"', "\\\""));
     job(vec!["tee".into(), path(DEFAULTS)]).run(options.as_bytes(), 64 << 10, VERSION_WITHIN, cancel)?;
-    let pool = (memory / 8).clamp(16 << 20, 256 << 20);
     let mut words = vec![server, "--no-defaults".into(), data, tmp, format!("--socket={socket}"), format!("--pid-file={}", path("pid"))];
-    words.push(format!("--innodb-buffer-pool-size={pool}"));
+    words.extend(small);
     words.push(format!("--secure-file-priv={}", path("tmp")));
     words.extend(
         [
@@ -107,13 +106,11 @@ pub fn start(
             "--performance-schema=OFF",
             "--max-allowed-packet=1G",
             "--max-connections=20",
-            "--key-buffer-size=16M",
             // Nothing of it must survive anything.
             "--innodb-flush-log-at-trx-commit=0",
             "--loose-innodb-doublewrite=0",
             // What an older server took is taken here, too.
             "--loose-innodb-strict-mode=OFF",
-            "--loose-aria-pagecache-buffer-size=16M",
             "--loose-mysqlx=OFF",
         ]
         .map(str::to_owned),

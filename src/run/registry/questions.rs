@@ -169,7 +169,10 @@ impl Runs {
         if errors.is_empty() {
             is_damage = false;
             let names = backup.destinations.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-            errors.push(format!("its destinations ({names}) are no longer configured"));
+            errors.push(match tried.is_empty() {
+                true => format!("its destinations ({names}) are no longer configured"),
+                false => format!("no other destination than {} has it", tried.join(", ")),
+            });
         }
         let text = format!("backup {} cannot be opened: {}", short(&backup.id), errors.join("; "));
         Err(if is_damage { Failure::Damaged(text) } else { Failure::Failed(text) })

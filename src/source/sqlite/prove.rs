@@ -34,8 +34,7 @@ pub fn prove(path: &Path, facts: &Facts, cancel: &CancellationToken) -> Result<P
     let database = Database::find(path)?;
     match database.header() {
         // An empty file is an empty database.
-        Ok(None) => {}
-        Ok(Some(_)) => {}
+        Ok(_) => {}
         Err(SourceError::Failed(text)) => {
             proof.wrong.push(text);
             return Ok(proof);
