@@ -369,6 +369,24 @@ fn one_copy_that_is_whole_is_enough() {
     }
 }
 
+#[test]
+fn a_command_of_another_user_sees_what_that_user_may_see() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: root is needed to be somebody else");
+        return;
+    }
+    let look =
+        "id -un; cat $KEEPD_DRILL_DIR/files/deep/note.txt; cat $KEEPD_DRILL_DIR/files/secret 2>&1; ls $KEEPD_DRILL_DIR/.. 2>&1; true";
+    let keepd = keepd_with(&format!("assert = [ {{ shell = \"{look}\", run_as = \"nobody\" }} ]"), "");
+    fs::write(keepd.path("files/secret"), "canary").unwrap();
+    fs::set_permissions(keepd.path("files/secret"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let said = keepd.ok(&["drill"]);
+    assert!(said.contains("nobody") && said.contains("a note"), "{said}");
+    assert!(!said.contains("canary") && said.matches("ermission denied").count() == 2, "{said}");
+    nothing_left(&keepd, last_drill(&keepd)["id"].as_str().unwrap());
+}
+
 fn until_step(keepd: &Keepd, run: &str, step: &str) {
     let since = Instant::now();
     while shown_run(keepd, run)["step"] != step {
