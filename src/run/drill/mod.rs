@@ -30,7 +30,7 @@ use super::live::{Failure, Finish, LiveRun};
 use super::restore::{Another, Place};
 use super::{catalogue, destination, to_directory};
 use crate::config::{Assertion, Drill, Job, show_duration};
-use crate::repository::{self, Manifest};
+use crate::repository::{self, Manifest, Repository};
 use crate::source::{Facts, SourceError, sqlite};
 
 /// Between looks at the limits.
@@ -232,11 +232,12 @@ fn attempt(
         (repository, manifest, from_another) = (next.repository.clone(), next.manifest.clone(), true);
         Some(next)
     };
-    to_directory::write(place, &mut next, &[], &scratch.tree, live)?;
+    let written = to_directory::write(place, &mut next, &[], &scratch.tree, live).map_err(Trouble::from);
+    written.map_err(|e| unless_away(e, &repository))?;
 
     let mut wrong = Wrong::default();
     live.step("comparing with the backup");
-    compare::compare(&repository, &manifest, &scratch.tree, &mut wrong, live)?;
+    compare::compare(&repository, &manifest, &scratch.tree, &mut wrong, live).map_err(|e| unless_away(e, &repository))?;
     let mut servers = Vec::new();
     let checked = check(request, &manifest, &mut scratch, &mut servers, &mut wrong, limits, live);
     let checked = checked.and_then(|()| assertions::check(job, &request.backup, &manifest, &scratch.tree, &servers, &mut wrong, live));
@@ -255,6 +256,16 @@ fn attempt(
     match wrong.lines() {
         reasons if reasons.is_empty() => Ok(Proof { seconds, from_another }),
         reasons => Err(Trouble::Bad(reasons.iter().map(|r| r.replace('\n', " ")).collect::<Vec<_>>().join("\n"))),
+    }
+}
+
+/// A disk that was unplugged meanwhile has no object any more, and that is no damage.
+fn unless_away(trouble: Trouble, repository: &Repository) -> Trouble {
+    match trouble {
+        Trouble::Bad(text) if !repository.listed_backups().is_ok_and(|listed| !listed.is_empty()) => {
+            Trouble::Untried(Failure::Storage(text))
+        }
+        other => other,
     }
 }
 
