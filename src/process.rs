@@ -41,6 +41,10 @@ pub struct Job<'a> {
     pub run_as: Option<&'a str>,
     /// Files it can read as [`secret_path`] of their number.
     pub secrets: Vec<Zeroizing<Vec<u8>>>,
+    /// Bytes of memory of its own that it, and each process it starts, may have (RLIMIT_DATA): more is refused to it.
+    pub memory: Option<u64>,
+    /// The signal it gets when keepd dies, for what must not outlive it; in the words of setpriv(1).
+    pub follows: Option<&'static str>,
 }
 
 /// Where the child finds its secret of this number.
@@ -141,12 +145,26 @@ impl Job<'_> {
         self.command.first().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
+    /// The words that start it: limits are set by util-linux's programs, which then become it.
+    fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(bytes) = self.memory {
+            words.extend(["prlimit".into(), format!("--data={bytes}:{bytes}").into(), "--core=0".into(), "--".into()]);
+        }
+        if let Some(signal) = self.follows {
+            words.extend(["setpriv", "--pdeathsig", signal, "--"].map(OsString::from));
+        }
+        words.extend(self.command.iter().cloned());
+        words
+    }
+
     /// Starts it.
     pub fn start(&self, pipes: Pipes) -> Result<Running, ProcessError> {
         let name = self.name();
         let failed = |what: &str, e: &dyn fmt::Display| ProcessError::Failed(format!("{what} {name}: {e}"));
-        let mut command = Command::new(self.command.first().map(OsString::as_os_str).unwrap_or(OsStr::new("")));
-        command.args(self.command.iter().skip(1)).env_clear().process_group(0);
+        let words = self.words();
+        let mut command = Command::new(words.first().map(OsString::as_os_str).unwrap_or(OsStr::new("")));
+        command.args(words.iter().skip(1)).env_clear().process_group(0);
         for variable in PASSED_ON {
             if let Some(value) = std::env::var_os(variable) {
                 command.env(variable, value);
@@ -319,6 +337,19 @@ impl Running {
         self.input.take()
     }
 
+    /// Sends a signal to the program itself, not to what it started.
+    pub fn signal(&self, signal: Signal) {
+        // One that has ended hears nothing.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).filter(|_| self.ended.is_none()) {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// What it said so far.
+    pub fn said_so_far(&self) -> String {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).text()
+    }
+
     /// Closes its input, and waits for its end at most so long.
     pub fn finish(mut self, patience: Duration, cancel: &CancellationToken) -> Result<Ended, ProcessError> {
         self.input = None;
@@ -356,7 +387,7 @@ impl Running {
         if since.elapsed() < patience {
             return Ok(());
         }
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).text();
+        let said = self.said_so_far();
         let said = if said.is_empty() { String::new() } else { format!("; it said: {said}") };
         Err(ProcessError::Failed(format!("{} {what} for {:.0} s and was ended{said}", self.name, patience.as_secs_f64())))
     }
@@ -463,6 +494,18 @@ mod tests {
         let out = String::from_utf8(out).unwrap();
         assert!(out.starts_with("one\n400\n"), "{out}");
         assert!(out.contains("KEEPD_JOB=shop") && !out.contains("CARGO"), "{out}");
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_follows_is_started() {
+        let line = "python3 -c 'x = bytearray(400 << 20); print(len(x))'";
+        let mut job = shell(line);
+        job.follows = Some("KILL");
+        let run = |job: &Job<'_>| job.run(b"", 1000, Duration::from_secs(60), &CancellationToken::new());
+        assert_eq!(run(&job).unwrap(), b"419430400\n");
+        job.memory = Some(128 << 20);
+        assert!(run(&job).unwrap_err().to_string().contains("MemoryError"));
+        assert!(run(&Job { memory: Some(1 << 30), ..Job::new(["/nowhere/at/all"]) }).unwrap_err().to_string().contains("/nowhere/at/all"));
     }
 
     #[test]

@@ -99,9 +99,19 @@ fn golden_repositories_open() {
             let line = told.lines().find(|l| l.contains("packs would be deleted")).unwrap();
             assert!(line.split(' ').next().unwrap().parse::<u64>().unwrap() > 0, "{told}");
         }
+        if name.ends_with("-drill") {
+            let list = keepd.json(&["list"]);
+            assert_eq!((list[0]["outcome"].as_str(), list[1]["outcome"].as_str()), (Some("good"), Some("suspect")), "{list}");
+            assert!(list[1]["proven"].is_null());
+            let shown = |n: usize| -> serde_json::Value {
+                serde_json::from_slice(&keepd.ctl(&["show", list[n]["id"].as_str().unwrap(), "--json"]).stdout).unwrap()
+            };
+            assert!(list[0]["proven"].is_string() && shown(0)["proven_seconds"].as_u64() >= Some(1), "{list}");
+            assert!(shown(1)["suspect"][0].as_str().unwrap().contains("files/new should be there"));
+        }
         seen += 1;
     }
-    assert!(seen >= 6, "{seen} golden repositories");
+    assert!(seen >= 7, "{seen} golden repositories");
 }
 
 /// Makes new golden repositories: `GOLDEN=DIR cargo test --test format make_golden -- --ignored` (`GOLDEN_ONLY=NAME`: only that one).
@@ -116,6 +126,7 @@ fn make_golden() {
         ("1-marks", "main", "zstd"),
         ("1-copy", "main", "zstd"),
         ("1-dump", "main", "zstd"),
+        ("1-drill", "main", "zstd"),
     ];
     let only = std::env::var("GOLDEN_ONLY").ok();
     for (name, encryption, compression) in all.into_iter().filter(|(name, _, _)| only.as_ref().is_none_or(|o| o == name)) {
@@ -139,6 +150,9 @@ fn make_golden() {
             let versions = "version = [\"/bin/echo\", \"1.2\"]\nschema_version = { sql = \"select max(id) from account\" }\n";
             toml = toml.replace("[job.shop]\n", &format!("[job.shop]\n{versions}")) + &source;
         }
+        if name == "1-drill" {
+            toml = toml.replace("[job.shop]\n", "[job.shop]\nassert = [{ file = \"files/new\" }]\n");
+        }
         fs::write(keepd.path("keepd.toml"), toml).unwrap();
         let db = make_database(&keepd.path("shop.db"), 500);
         fs::create_dir_all(keepd.path("files/deep")).unwrap();
@@ -161,6 +175,10 @@ fn make_golden() {
             keepd.ok(&["backup", "shop"]);
             keepd.ok(&["delete", "latest", "--yes"]);
             keepd.ok(&["prune", "local"]);
+        }
+        if name == "1-drill" {
+            keepd.ok(&["drill"]);
+            keepd.fails(1, &["drill", &keepd.backups()[1]]);
         }
         let out = keepd.restored("latest");
         keepd.stop();

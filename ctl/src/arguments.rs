@@ -334,6 +334,17 @@ pub enum Command {
     ///
     /// Exit: 0 when there is no gap but acknowledged ones, 3 when there are.
     Coverage(CoverageArguments),
+    /// Prove a backup: restore it into a scratch place and check it there
+    Drill {
+        /// An id, a unique start of one, or 'latest'; without one the newest good of the job
+        backup: Option<String>,
+        /// The job whose newest good backup is meant, if there are several jobs
+        #[arg(long, value_name = "JOB")]
+        job: Option<String>,
+        /// Return at once
+        #[arg(long)]
+        detach: bool,
+    },
     /// The manual page, for make install
     #[command(hide = true)]
     Manual,

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
-use crate::{Exit, Failure, compare, coverage, follow, in_place};
+use crate::{Exit, Failure, compare, coverage, drill, follow, in_place};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -149,6 +149,13 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         }
         Command::Compare { of, paths, deep } => compare::compare(arguments, &socket, of, paths, *deep),
         Command::Coverage(options) => coverage::coverage(arguments, &socket, options),
+        Command::Drill { backup, job, detach } => {
+            let started = drill::start(&mut context.client()?, backup.clone(), job.clone())?;
+            match detach {
+                true => context.done(&started, &format!("run {}", started.run)),
+                false => context.work(&started.run, true),
+            }
+        }
     }
 }
 
@@ -287,12 +294,14 @@ impl Context<'_> {
                 escape(&j.name),
                 state(j),
                 time_or(j.last_good.as_ref(), "never"),
+                time_or(j.last_proven.as_ref(), "never"),
+                j.recovery_seconds.map_or_else(|| "-".to_owned(), drill::duration),
                 time_or(j.next.as_ref(), "-"),
                 schedule,
                 format!("{}/{}", j.runs_good, j.runs_failed),
             ]
         });
-        table(&["JOB", "STATE", "LAST GOOD", "NEXT", "SCHEDULE", "GOOD/FAILED"], rows.collect())?;
+        table(&["JOB", "STATE", "LAST GOOD", "PROVEN", "RECOVERY", "NEXT", "SCHEDULE", "GOOD/FAILED"], rows.collect())?;
         println!();
         destinations(&status.destinations)?;
         if let Some(counts) = &status.coverage {
@@ -385,6 +394,8 @@ impl Context<'_> {
         let places =
             b.backup.destinations.iter().map(|d| format!("{} ({})", escape(&d.name), escape(&d.status))).collect::<Vec<_>>().join(", ");
         let labels = b.backup.labels.iter().map(|(k, v)| format!("{}={}", escape(k), escape(v))).collect::<Vec<_>>().join(" ");
+        let taken = b.proven_seconds.map(|s| format!(", restored and checked in {}", drill::duration(s))).unwrap_or_default();
+        let proven = b.backup.proven.as_ref().map(|at| format!("{}{taken}", time(at))).unwrap_or_default();
         pairs(&[
             ("backup", b.backup.id.clone()),
             ("job", escape(&b.backup.job)),
@@ -397,6 +408,8 @@ impl Context<'_> {
             ("outcome", if b.backup.partial { format!("{}, partial", b.backup.outcome) } else { b.backup.outcome.to_string() }),
             ("started", time(&b.started)),
             ("finished", time(&b.finished)),
+            ("proven", proven),
+            ("suspect", b.suspect.iter().map(|reason| escape(reason)).collect::<Vec<_>>().join("; ")),
             ("on", places),
             ("size", format!("{} in {} files and {} directories", bytes(b.backup.bytes), b.files, b.directories)),
             ("added", bytes(b.backup.added_bytes)),
@@ -653,6 +666,8 @@ impl Context<'_> {
             ("timezone", j.timezone.as_deref().map(escape).unwrap_or_default()),
             ("next", time_or(j.status.next.as_ref(), "-")),
             ("last good", time_or(j.status.last_good.as_ref(), "never")),
+            ("last proven", time_or(j.status.last_proven.as_ref(), "never")),
+            ("recovery takes", j.status.recovery_seconds.map(drill::duration).unwrap_or_default()),
             ("overdue", if j.status.overdue { "yes" } else { "no" }.into()),
             ("destinations", escape(&j.destinations.join(", "))),
             ("retention", if retention.is_empty() { "everything is kept".into() } else { retention }),

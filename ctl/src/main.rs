@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod compare;
 mod coverage;
+mod drill;
 mod follow;
 mod in_place;
 mod render;

@@ -107,6 +107,10 @@ method!(/// Says of gaps (all, or those named by their `what`; a path that ends 
     /// that back. `acknowledged`: how many changed.
     acknowledge_coverage { #[serde(default)] items: Vec<String>, #[serde(default)] all: bool, #[serde(default)] undo: bool } -> { acknowledged: u64 });
 
+method!(/// Starts a run that restores a backup (without one the newest good of `job`, or of the only job) into a scratch place, checks it there, and marks
+    /// it as proven or as suspect.
+    start_drill { #[serde(default)] backup: Option<String>, #[serde(default)] job: Option<String> } -> { run: String, backup: String });
+
 names! {
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
     start_backup as StartBackup = "StartBackup", start_check as StartCheck = "StartCheck", start_prune as StartPrune = "StartPrune",
@@ -117,4 +121,5 @@ names! {
     diff_backups as DiffBackups = "DiffBackups", watch as Watch = "Watch", reload as Reload = "Reload",
     start_compare as StartCompare = "StartCompare",
     start_coverage as StartCoverage = "StartCoverage", get_coverage as GetCoverage = "GetCoverage", acknowledge_coverage as AcknowledgeCoverage = "AcknowledgeCoverage",
+    start_drill as StartDrill = "StartDrill",
 }

@@ -39,7 +39,7 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill" });
 word_enum!(/// What is said of a backup.
     Mark { #[default] Pin = "pin", Unpin = "unpin", Accept = "accept" });
 word_enum!(/// Where a run is. `partial`: done, but something was left out and is listed in the messages.
@@ -94,6 +94,9 @@ pub struct JobStatus {
     pub running: Option<String>,
     pub runs_good: u64,
     pub runs_failed: u64,
+    /// How long restoring and checking took with the newest proven backup.
+    #[serde(default)]
+    pub recovery_seconds: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -229,6 +232,12 @@ pub struct BackupDetail {
     /// Of a copy: its id in the destination's repository, which is not the backup's own.
     #[serde(default)]
     pub object: Option<String>,
+    /// How long restoring and checking took when it was proven.
+    #[serde(default)]
+    pub proven_seconds: Option<u64>,
+    /// What a drill said against it, and nobody accepted since.
+    #[serde(default)]
+    pub suspect: Vec<String>,
 }
 
 impl BackupDetail {

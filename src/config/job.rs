@@ -6,6 +6,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use super::destination::retention;
+use super::drill::drill;
 use super::load::Known;
 use super::problem::{did_you_mean, quoted};
 use super::program::{health, hooks, quiesce, services, version_from};
@@ -34,6 +35,8 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
             "version",
             "schema_version",
             "source",
+            "drill",
+            "assert",
         ],
         &[],
     );
@@ -54,6 +57,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
     let health = table.optional("health", |item| health(item).map(Some), None);
     let version = table.optional("version", |item| version_from(item, sources.as_deref()).map(Some), None);
     let schema_version = table.optional("schema_version", |item| version_from(item, sources.as_deref()).map(Some), None);
+    let drill = drill(table, sources.as_deref());
     Some(Job {
         name: name.to_owned(),
         enabled: enabled?,
@@ -72,6 +76,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
         health: health?,
         version: version?,
         schema_version: schema_version?,
+        drill: drill?,
     })
 }
 

@@ -8,6 +8,7 @@ mod coverage;
 pub mod cron;
 mod daemon;
 mod destination;
+mod drill;
 mod environment;
 mod job;
 mod load;

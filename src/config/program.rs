@@ -53,7 +53,7 @@ pub(super) fn sql(item: &Item<'_>) -> Option<String> {
 }
 
 /// A program: an argument list, or a table that says more.
-fn program(item: &Item<'_>) -> Option<Program> {
+pub(super) fn program(item: &Item<'_>) -> Option<Program> {
     if !item.is_table() {
         return Some(Program { command: command_line(item)?, timeout: USUAL_TIMEOUT, run_as: None });
     }

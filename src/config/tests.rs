@@ -236,6 +236,7 @@ fn everything_said_arrives() {
             health: None,
             version: None,
             schema_version: None,
+            drill: Default::default(),
         }
     );
     let hand = &config.jobs["hand"];
@@ -350,7 +351,9 @@ fn the_sample_loads_and_passes_the_check_once_its_key_exists() {
 #[test]
 fn the_examples_of_the_documentation_load_together() {
     let somewhere = "[destination.local]\nservice = \"fs\"\nroot = \"/d\"\nencryption = \"none\"\n";
-    for (document, before, jobs) in [("docs/configuration.md", "", 3), ("docs/applications.md", somewhere, 3), ("README.md", "", 1)] {
+    for (document, before, jobs) in
+        [("docs/configuration.md", "", 3), ("docs/applications.md", somewhere, 3), ("README.md", "", 1), ("docs/drills.md", somewhere, 1)]
+    {
         let text = std::fs::read_to_string(repository().join(document)).expect("read");
         let mut examples = before.to_owned();
         let mut inside = false;

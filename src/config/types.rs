@@ -239,6 +239,42 @@ pub struct Job {
     /// How the application's version is found out, and that of its data.
     pub version: Option<VersionFrom>,
     pub schema_version: Option<VersionFrom>,
+    pub drill: Drill,
+}
+
+/// How a job's backups are proven: restored into a scratch place, and checked there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drill {
+    /// None: by hand only.
+    pub every: Option<Duration>,
+    /// Bytes that the scratch place may take; None: as many as its file system has.
+    pub space: Option<u64>,
+    /// Bytes of memory for each program that it starts.
+    pub memory: u64,
+    /// Where the scratch place is made; None: in the state directory.
+    pub dir: Option<PathBuf>,
+    /// Given up after so long.
+    pub timeout: Duration,
+    /// What must hold of what was restored, in order.
+    pub assertions: Vec<Assertion>,
+}
+
+impl Default for Drill {
+    fn default() -> Self {
+        let timeout = Duration::from_secs(6 * 3600);
+        Self { every: None, space: None, memory: 512 << 20, dir: None, timeout, assertions: Vec::new() }
+    }
+}
+
+/// What must hold of a restored backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Assertion {
+    /// The first value of a question to a database source is true; `database` where the source is a server.
+    Sql { sql: String, source: String, database: Option<String> },
+    /// A file is there, with so many bytes at least.
+    File { source: String, path: String, min_size: u64 },
+    /// A program ends with exit status 0.
+    Command(Program),
 }
 
 /// What holds an application still while its sources are captured.
@@ -572,6 +608,24 @@ impl SourceKind {
 }
 
 impl ServerSource {
+    /// A server as its tools reach it where nothing is said.
+    pub fn plain(databases: Databases) -> Self {
+        Self {
+            databases,
+            host: None,
+            port: None,
+            socket: None,
+            user: None,
+            password: None,
+            bin_dir: None,
+            run_as: None,
+            timeout: Duration::from_secs(1800),
+            globals: false,
+            exclude_tables: Vec::new(),
+            sslmode: None,
+        }
+    }
+
     /// The server, however it is reached on this machine.
     fn server(&self) -> String {
         let host = if self.is_local() { "local" } else { self.host.as_deref().unwrap_or_default() };

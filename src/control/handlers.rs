@@ -434,6 +434,11 @@ impl Control {
         let acknowledged = self.ask_runs(move |runs| runs.acknowledge_coverage(&p.items, p.undo, &by)).await?;
         Ok(acknowledge_coverage::Out { acknowledged })
     }
+
+    pub(super) async fn start_drill(&self, p: start_drill::In, by: String) -> Result<start_drill::Out> {
+        let started = self.ask_runs(move |runs| runs.start_drill(p.backup.as_deref(), p.job.as_deref(), &by)).await?;
+        Ok(start_drill::Out { run: started.run, backup: started.backup })
+    }
 }
 
 /// The one descriptor of a call that writes into it: a pipe, socket or file open for writing.

@@ -12,7 +12,7 @@ pub use master::MasterKey;
 pub use object::{HEADER_BYTES, ObjectCipher, ObjectHeader, ObjectKind, TAG_BYTES};
 
 /// Why something sealed did not open or could not be sealed.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum CryptoError {
     #[error("the operating system gave no random bytes: {0}")]
     Random(String),

@@ -47,12 +47,10 @@ pub fn prepare(dir: &Path) -> Result<(), StateDirError> {
 /// Removes what a run staged and could not remove because keepd was killed. Only for who holds the directory's lock.
 pub fn clear_work(dir: &Path) -> Result<(), StateDirError> {
     let work = dir.join("work");
-    match std::fs::remove_dir_all(&work) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(StateDirError::Clear { path: work.display().to_string(), source })
-        }
-        _ => Ok(()),
+    for problem in crate::run::clear_dead_drills(dir, None) {
+        tracing::warn!("{problem}");
     }
+    crate::run::remove_tree(&work).map_err(|source| StateDirError::Clear { path: work.display().to_string(), source })
 }
 
 #[cfg(test)]

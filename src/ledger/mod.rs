@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupDetail, BackupPlace, Run, RunState};
+use keepd_protocol::model::{Backup, BackupDetail, BackupPlace, Outcome, Run, RunState};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,8 @@ pub struct KnownMark {
     pub backup: String,
     pub time: String,
     pub kind: String,
+    pub seconds: Option<u64>,
+    pub text: Option<String>,
 }
 
 /// The open ledger; its methods block for a moment (a small SQLite transaction each).
@@ -106,6 +108,12 @@ impl Ledger {
              CREATE TABLE IF NOT EXISTS removed (destination TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;",
         )
         .map_err(|e| failed(&e))?;
+        for column in ["seconds INTEGER", "text TEXT"] {
+            let name = column.split(' ').next().unwrap_or_default();
+            if !db.column_exists(None, "mark", name).map_err(|e| failed(&e))? {
+                db.execute_batch(&format!("ALTER TABLE mark ADD COLUMN {column}")).map_err(|e| failed(&e))?;
+            }
+        }
         db.set_prepared_statement_cache_capacity(32);
         Ok(Self { db: Mutex::new(db), path })
     }
@@ -201,8 +209,11 @@ impl Ledger {
 
     /// Notes a mark of a destination.
     pub fn put_mark(&self, destination: &str, mark: &KnownMark) -> Result<()> {
-        let sql = "INSERT OR REPLACE INTO mark (destination, id, backup, time, kind) VALUES (?1, ?2, ?3, ?4, ?5)";
-        self.run_sql(|db| db.prepare_cached(sql)?.execute(params![destination, mark.id, mark.backup, mark.time, mark.kind]).map(drop))
+        let sql = "INSERT OR REPLACE INTO mark (destination, id, backup, time, kind, seconds, text) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        let seconds = mark.seconds.map(|s| i64::try_from(s).unwrap_or(i64::MAX));
+        self.run_sql(|db| {
+            db.prepare_cached(sql)?.execute(params![destination, mark.id, mark.backup, mark.time, mark.kind, seconds, mark.text]).map(drop)
+        })
     }
 
     pub fn remove_mark(&self, destination: &str, id: &str) -> Result<()> {
@@ -211,9 +222,16 @@ impl Ledger {
 
     /// The marks of a destination, of one backup or of all, oldest first.
     pub fn marks(&self, destination: &str, backup: Option<&str>) -> Result<Vec<KnownMark>> {
-        let sql = "SELECT id, backup, time, kind FROM mark WHERE destination = ?1 AND (?2 IS NULL OR backup = ?2) ORDER BY time, id";
-        let row = |r: &Row<'_>| Ok(KnownMark { id: r.get(0)?, backup: r.get(1)?, time: r.get(2)?, kind: r.get(3)? });
-        self.run_sql(|db| db.prepare_cached(sql)?.query_map(params![destination, backup], row)?.collect())
+        let sql = "SELECT id, backup, time, kind, seconds, text FROM mark WHERE destination = ?1 AND (?2 IS NULL OR backup = ?2) ORDER BY time, id";
+        let row = |r: &Row<'_>| {
+            let seconds = r.get::<_, Option<i64>>(4)?.and_then(|s| u64::try_from(s).ok());
+            Ok(KnownMark { id: r.get(0)?, backup: r.get(1)?, time: r.get(2)?, kind: r.get(3)?, seconds, text: r.get(5)? })
+        };
+        let mut marks: Vec<KnownMark> =
+            self.run_sql(|db| db.prepare_cached(sql)?.query_map(params![destination, backup], row)?.collect())?;
+        // As texts, times of one second sort by how many digits their fractions have.
+        marks.sort_by_cached_key(|m| m.time.parse::<Timestamp>().ok());
+        Ok(marks)
     }
 
     /// What a destination's catalogue holds of a backup.
@@ -283,6 +301,16 @@ impl Ledger {
         self.run_sql(|db| db.prepare_cached("SELECT id FROM removed WHERE destination = ?1")?.query_map([destination], text)?.collect())
     }
 
+    /// When a job was last proven, and how long restoring and checking its newest proven backup took, in seconds.
+    pub fn last_proven(&self, job: &str) -> Result<(Option<Timestamp>, Option<u64>)> {
+        let sql = "SELECT json ->> '$.backup.proven', json ->> '$.proven_seconds' FROM backup
+             WHERE job = ?1 AND json ->> '$.backup.proven' IS NOT NULL ORDER BY time DESC, id, destination";
+        let row = |r: &Row<'_>| Ok((r.get::<_, String>(0)?, r.get::<_, Option<i64>>(1)?));
+        let rows: Vec<(String, Option<i64>)> = self.run_sql(|db| db.prepare_cached(sql)?.query_map([job], row)?.collect())?;
+        let newest = rows.iter().filter_map(|(time, _)| time.parse::<Timestamp>().ok()).max();
+        Ok((newest, rows.first().and_then(|(_, seconds)| u64::try_from((*seconds)?).ok())))
+    }
+
     /// When the newest good backup of a job, or of a destination, was begun; None for any.
     pub fn last_good(&self, job: Option<&str>, destination: Option<&str>) -> Result<Option<Timestamp>> {
         let sql = match (job, destination) {
@@ -325,7 +353,8 @@ impl Ledger {
     pub fn latest(&self, job: Option<&str>) -> Result<Option<Backup>> {
         let found = self.assemble(
             "SELECT id, destination, json FROM backup WHERE id = (SELECT id FROM backup WHERE (?1 IS NULL OR job = ?1) AND outcome = 'good'
-             AND type != 'pre-restore' ORDER BY time DESC, id LIMIT 1) ORDER BY time DESC, id, destination",
+             AND type != 'pre-restore' AND NOT EXISTS (SELECT 1 FROM backup o WHERE o.id = backup.id AND o.outcome = 'suspect')
+             ORDER BY time DESC, id LIMIT 1) ORDER BY time DESC, id, destination",
             params![job],
         )?;
         Ok(found.into_iter().next())
@@ -360,6 +389,12 @@ impl Ledger {
                     backup.added_bytes = detail.backup.added_bytes;
                 }
                 backup.pinned |= detail.backup.pinned;
+                // Where one destination could not be told, what the others know counts.
+                if detail.backup.outcome == Outcome::Suspect {
+                    (backup.outcome, backup.proven) = (Outcome::Suspect, detail.backup.proven.clone());
+                } else if backup.outcome == Outcome::Good {
+                    backup.proven = later(backup.proven.take(), detail.backup.proven);
+                }
                 backup.destinations.push(BackupPlace { name: destination, status: "present".into() });
             }
         }
@@ -374,6 +409,12 @@ impl Ledger {
     pub fn set_note(&self, key: &str, value: &str) -> Result<()> {
         self.run_sql(|db| db.prepare_cached("INSERT OR REPLACE INTO note (name, value) VALUES (?1, ?2)")?.execute([key, value]).map(drop))
     }
+}
+
+/// The later of two times.
+fn later(a: Option<String>, b: Option<String>) -> Option<String> {
+    let at = |t: &Option<String>| t.as_ref().and_then(|t| t.parse::<Timestamp>().ok());
+    if at(&b) > at(&a) { b } else { a }
 }
 
 fn text(row: &Row<'_>) -> rusqlite::Result<String> {
@@ -391,7 +432,7 @@ fn from_json<T: for<'a> serde::Deserialize<'a>>(json: &str) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keepd_protocol::model::{BackupType, Outcome};
+    use keepd_protocol::model::BackupType;
 
     fn detail(id: &str, job: &str, time: &str, outcome: Outcome) -> BackupDetail {
         let backup = Backup { id: id.into(), job: job.into(), time: time.into(), outcome, ..Backup::default() };

@@ -4,7 +4,7 @@ use super::payload::PayloadError;
 use crate::crypto::CryptoError;
 use crate::storage::StorageError;
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum RepositoryError {
     #[error(transparent)]
     Storage(#[from] StorageError),

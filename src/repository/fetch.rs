@@ -33,7 +33,7 @@ pub struct Slot {
 enum State {
     Waiting,
     Ready(Arc<Vec<u8>>),
-    Failed(String),
+    Failed(RepositoryError),
 }
 
 struct Budget {
@@ -58,7 +58,7 @@ impl Slot {
         loop {
             match &*state {
                 State::Ready(bytes) => return Ok(bytes.clone()),
-                State::Failed(text) => return Err(RepositoryError::Other(text.clone())),
+                State::Failed(error) => return Err(error.clone()),
                 State::Waiting => state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
@@ -67,7 +67,7 @@ impl Slot {
     fn set(&self, result: Result<Vec<u8>>) {
         *lock(&self.state) = match result {
             Ok(bytes) => State::Ready(Arc::new(bytes)),
-            Err(e) => State::Failed(e.to_string()),
+            Err(e) => State::Failed(e),
         };
         self.ready.notify_all();
     }
@@ -220,10 +220,9 @@ fn work(repository: &Repository, queue: &Receiver<Group>, cancel: &CancellationT
     for group in queue {
         let fetched = fetch_group(repository, &group, &mut opener, &mut sealed, cancel);
         if let Err(e) = fetched {
-            let text = e.to_string();
             for (slot, _, _) in &group {
                 if matches!(*lock(&slot.state), State::Waiting) {
-                    slot.set(Err(RepositoryError::Other(text.clone())));
+                    slot.set(Err(e.clone()));
                 }
             }
         }

@@ -22,7 +22,7 @@ pub struct Mark {
     /// The id of the backup (the SHA-256 of its manifest).
     #[n(1)]
     pub backup: ByteArray<32>,
-    /// pin, unpin, accept, proven
+    /// pin, unpin, accept, proven, suspect
     #[n(2)]
     pub kind: String,
     /// RFC 3339 in UTC.
@@ -31,6 +31,19 @@ pub struct Mark {
     /// Who said it.
     #[n(4)]
     pub by: String,
+    /// Of a proof: how long restoring and checking took.
+    #[n(5)]
+    pub seconds: Option<u64>,
+    /// Why it is suspect, a reason in each line.
+    #[n(6)]
+    pub text: Option<String>,
+}
+
+impl Mark {
+    /// A mark of a kind that says no more than that.
+    pub fn new(backup: [u8; 32], kind: &str, time: String, by: String) -> Self {
+        Self { format: 1, backup: ByteArray::from(backup), kind: kind.to_owned(), time, by, seconds: None, text: None }
+    }
 }
 
 impl Repository {

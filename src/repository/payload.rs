@@ -22,7 +22,7 @@ const PAGES_HASH_LOG: u32 = 15;
 /// Incompressible data is noticed on samples of this size.
 const SAMPLE: usize = 4 << 10;
 
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum PayloadError {
     #[error("its payload is too short")]
     Short,

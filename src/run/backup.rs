@@ -146,7 +146,9 @@ fn to_destination(
         return Ok((detail.backup.outcome, id));
     }
     // The backup is committed: what comes now may fail without taking that back.
-    if let Err(Failure::Failed(text) | Failure::Storage(text)) = retain::apply(env, job, target, &repository, &lease, live, gate) {
+    if let Err(Failure::Failed(text) | Failure::Storage(text) | Failure::Damaged(text)) =
+        retain::apply(env, job, target, &repository, &lease, live, gate)
+    {
         live.message(Level::Error, format!("the backup is made, but cleaning up after it failed: {text}"));
     }
     Ok((detail.backup.outcome, id))

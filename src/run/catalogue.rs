@@ -142,31 +142,49 @@ pub fn object(ledger: &Ledger, destination: &str, id: &str) -> Result<[u8; 32], 
 fn put_mark(destination: &str, ledger: &Ledger, id: &[u8; 32], mark: &Mark) -> Result<String, Failure> {
     let object = HEXLOWER.encode(&mark.backup[..]);
     let backup = ledger.id_of(destination, &object)?.unwrap_or(object);
-    let known = KnownMark { id: HEXLOWER.encode(id), backup, time: mark.time.clone(), kind: mark.kind.clone() };
+    let known = KnownMark {
+        id: HEXLOWER.encode(id),
+        backup,
+        time: mark.time.clone(),
+        kind: mark.kind.clone(),
+        seconds: mark.seconds,
+        text: mark.text.clone(),
+    };
     ledger.put_mark(destination, &known)?;
     Ok(known.backup)
 }
 
-/// What the marks make of a backup: the newest pin or unpin holds; once accepted it is good; the newest proof counts.
+/// What the marks make of a backup, in the order of their times: the newest pin or unpin holds, and the newest proof; an acceptance makes it
+/// good, a drill that it did not stand suspect, and no longer proven.
 fn apply_marks(destination: &str, backup: &str, ledger: &Ledger) -> Result<(), Failure> {
     let Some(mut detail) = ledger.backup_at(destination, backup)? else { return Ok(()) };
-    let (mut pinned, mut proven) = (false, None);
+    let (mut pinned, mut proven, mut seconds) = (false, None, None);
+    detail.suspect.clear();
     for mark in ledger.marks(destination, Some(backup))? {
         match mark.kind.parse() {
             Ok(Said::Pin) => pinned = true,
             Ok(Said::Unpin) => pinned = false,
-            Ok(Said::Accept) => detail.backup.outcome = Outcome::Good,
-            Err(_) if mark.kind == PROVEN => proven = Some(mark.time),
+            Ok(Said::Accept) => {
+                detail.backup.outcome = Outcome::Good;
+                detail.suspect.clear();
+            }
+            Err(_) if mark.kind == PROVEN => (proven, seconds) = (Some(mark.time), mark.seconds),
+            Err(_) if mark.kind == SUSPECT => {
+                detail.backup.outcome = Outcome::Suspect;
+                detail.suspect.extend(mark.text.unwrap_or_default().lines().map(str::to_owned));
+                (proven, seconds) = (None, None);
+            }
             // Of a later version.
             Err(_) => {}
         }
     }
-    (detail.backup.pinned, detail.backup.proven) = (pinned, proven);
+    (detail.backup.pinned, detail.backup.proven, detail.proven_seconds) = (pinned, proven, seconds);
     Ok(ledger.put_backup(destination, &detail)?)
 }
 
-/// A kind of mark that nobody says by hand.
-const PROVEN: &str = "proven";
+/// Kinds of marks that nobody says by hand.
+pub const PROVEN: &str = "proven";
+pub const SUSPECT: &str = "suspect";
 
 /// A manifest, by the id its repository has it under, as the catalogue and the control interface show it. A copy goes by its original's id.
 pub fn detail(object: &str, manifest: &Manifest) -> BackupDetail {
@@ -221,5 +239,7 @@ pub fn detail(object: &str, manifest: &Manifest) -> BackupDetail {
         parent: manifest.parent.as_ref().map(|p| HEXLOWER.encode(&p[..])),
         new_bytes: manifest.new_bytes,
         object: origin.map(|_| object.to_owned()),
+        proven_seconds: None,
+        suspect: Vec::new(),
     }
 }

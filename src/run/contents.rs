@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use super::live::{Failure, Finish, LiveRun};
-use super::restore::{Another, Broken, PatientWriter, Place, find_file, gone, next_place, part};
+use super::restore::{Another, Broken, PatientWriter, Place, find_file, gone, next_place, part, unreadable};
 use crate::repository::entry::Extent;
 use crate::repository::fetch::{Fetcher, Slot};
 use crate::repository::{Entry, RepositoryError, Segment};
@@ -41,11 +41,11 @@ pub fn write(
             Err(Broken::End(failure)) => return Err(failure),
             Err(Broken::Place(e)) => {
                 if !next_place(&mut place, another, &e, live) {
-                    return Err(e.into());
+                    return Err(unreadable(e));
                 }
                 let found = find_file(&place.repository, &place.manifest, path)?;
                 if found.content.segments.len() != entry.content.segments.len() {
-                    return Err(e.into());
+                    return Err(unreadable(e));
                 }
                 entry = found;
             }

@@ -85,7 +85,8 @@ pub fn to_destination(
         return Err(Failure::Failed(format!("destination {}: {}", target.name, errors.join("; "))));
     }
     if let Some(job) = job
-        && let Err(Failure::Failed(text) | Failure::Storage(text)) = retain::apply(env, job, target, &repository, &lease, live, gate)
+        && let Err(Failure::Failed(text) | Failure::Storage(text) | Failure::Damaged(text)) =
+            retain::apply(env, job, target, &repository, &lease, live, gate)
     {
         live.message(Level::Error, format!("the copies are made, but cleaning up after them failed: {text}"));
     }
@@ -174,13 +175,7 @@ impl Copier<'_> {
         live.set_added(live.snapshot().progress.added_bytes + flushed.added_bytes);
         live.report.entry();
         if backup.pinned {
-            let said = repository::Mark {
-                format: 1,
-                backup: ByteArray::from(id),
-                kind: Said::Pin.as_str().into(),
-                time: Timestamp::now().to_string(),
-                by: live.snapshot().by,
-            };
+            let said = repository::Mark::new(id, Said::Pin.as_str(), Timestamp::now().to_string(), live.snapshot().by);
             catalogue::mark(self.repository, &target.name, &env.ledger, &said)?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! The rolling check: where a destination has `check_every`, each of its packs is read once in that time, a few at a time. The cleanup:
 //! once a day retention is applied to each job, and what is condemned for long enough is deleted, if there is anything to do. Copies: what a
-//! destination lacks is brought there.
+//! destination lacks is brought there. Drills: where a job has `drill.every`, a backup of it is proven that often.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,8 @@ pub const CLEANUP_EVERY: Duration = Duration::from_secs(86_400);
 /// Starts what is due, until cancelled.
 pub async fn keep_house(runs: Arc<Runs>, cancel: CancellationToken) {
     loop {
-        let wait = runs.rolling_checks().values().map(|period| pause(*period)).min().unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+        let parts = runs.rolling_checks().into_values().map(pause);
+        let wait = parts.chain(runs.drill_periods()).min().unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = cancel.cancelled() => return,
@@ -49,6 +50,12 @@ pub async fn keep_house(runs: Arc<Runs>, cancel: CancellationToken) {
         let started = tokio::task::spawn_blocking(move || asked.start_due_cleanups(CLEANUP_EVERY)).await;
         let asked = runs.clone();
         let _ = tokio::task::spawn_blocking(move || asked.start_all_missing_copies("schedule")).await;
+        let asked = runs.clone();
+        match tokio::task::spawn_blocking(move || asked.start_due_drills()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::warn!("what is due of drills is not known: {e}"),
+            Err(e) => tracing::warn!("what is due of drills is not known: {e}"),
+        }
         match started {
             Ok(Ok(()) | Err(Error::Busy(_) | Error::ShuttingDown)) => {}
             Ok(Err(e)) => tracing::warn!("the cleanup could not be started: {e}"),

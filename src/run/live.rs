@@ -50,13 +50,18 @@ pub enum Failure {
     /// The destination's storage did not do what it was asked; another destination may.
     #[error("{0}")]
     Storage(String),
+    /// What the repository holds is not what was stored in it.
+    #[error("{0}")]
+    Damaged(String),
 }
 
 impl From<crate::repository::RepositoryError> for Failure {
     fn from(error: crate::repository::RepositoryError) -> Self {
+        use crate::repository::RepositoryError as E;
         match error {
-            crate::repository::RepositoryError::Cancelled => Failure::Cancelled,
-            e @ crate::repository::RepositoryError::Storage(_) => Failure::Storage(e.to_string()),
+            E::Cancelled => Failure::Cancelled,
+            e @ E::Storage(_) => Failure::Storage(e.to_string()),
+            e @ (E::Object { .. } | E::Payload { .. } | E::Damaged { .. }) => Failure::Damaged(e.to_string()),
             other => Failure::Failed(other.to_string()),
         }
     }
@@ -221,7 +226,7 @@ impl LiveRun {
                     }
                 }
                 Err(Failure::Cancelled) => run.state = RunState::Cancelled,
-                Err(Failure::Failed(text) | Failure::Storage(text)) => {
+                Err(Failure::Failed(text) | Failure::Storage(text) | Failure::Damaged(text)) => {
                     run.state = RunState::Failed;
                     run.error = Some(text);
                 }

@@ -13,6 +13,7 @@ mod copy;
 mod coverage;
 mod destination;
 mod differences;
+mod drill;
 mod hooks;
 pub mod housekeeping;
 mod in_place;
@@ -31,7 +32,8 @@ mod set;
 mod to_directory;
 
 pub use compare::CompareRequest;
+pub use drill::scratch::{clear_dead as clear_dead_drills, remove_tree};
 pub use in_place::Request as InPlaceRequest;
 pub use live::LiveRun;
 pub use load::LoadRequest;
-pub use registry::{BackupRequest, Error, RestoreStarted, Result, Runs};
+pub use registry::{BackupRequest, DrillStarted, Error, RestoreStarted, Result, Runs};

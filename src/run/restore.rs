@@ -23,6 +23,7 @@ use super::selection::{Selection, Shown, is_at_or_below};
 use crate::repository::entry::{Extent, path_order};
 use crate::repository::fetch::{Fetcher, Slot};
 use crate::repository::{ChunkId, Entry, Kind, Manifest, Repository, RepositoryError, Segment, SourceReader};
+use crate::storage::StorageError;
 
 /// Segments of a long file that are put into the order of their chunks at once.
 const WINDOW_SEGMENTS: usize = 1 << 16;
@@ -76,7 +77,7 @@ pub fn stream(
             Err(Broken::End(failure)) => break Err(failure),
             Err(Broken::Place(e)) => match next_place(&mut place, another, &e, live) {
                 true => {}
-                false => break Err(e.into()),
+                false => break Err(unreadable(e)),
             },
         }
     };
@@ -105,6 +106,14 @@ pub(super) fn next_place(place: &mut Place, another: Another<'_>, error: &Reposi
         }
     }
     false
+}
+
+/// Why a backup could not be read where it is: an object that is gone is damage, a storage that does not answer is not.
+pub(super) fn unreadable(error: RepositoryError) -> Failure {
+    match error {
+        e @ RepositoryError::Storage(StorageError::NotFound { .. }) => Failure::Damaged(e.to_string()),
+        other => other.into(),
+    }
 }
 
 /// How far a stream has come.
@@ -205,7 +214,7 @@ pub(super) fn part<'b>(bytes: &'b [u8], extent: &Extent) -> Result<&'b [u8], Fai
     let end = extent.offset as usize + extent.len as usize;
     bytes
         .get(extent.offset as usize..end)
-        .ok_or_else(|| Failure::Failed(format!("an entry refers beyond the end of chunk {}; run a check", extent.chunk)))
+        .ok_or_else(|| Failure::Damaged(format!("an entry refers beyond the end of chunk {}; run a check", extent.chunk)))
 }
 
 pub(super) fn gone(cancel: &CancellationToken, error: &io::Error) -> Failure {

@@ -13,7 +13,6 @@ use super::restore::{self, Another, Place};
 
 /// Writes what is selected beneath `to` (made when it is not there), as `<source>/<path>` each; on the disk when it returns.
 /// `paths` are `<source>[/<path>]`, none means all. What could not be set (an owner, an attribute) is told as warnings.
-#[expect(dead_code)]
 pub fn write(place: Place, another: Another<'_>, paths: &[Vec<u8>], to: &Path, live: &LiveRun) -> Result<Outcome, Failure> {
     write_only(place, another, paths, None, to, live)
 }

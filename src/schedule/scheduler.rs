@@ -210,6 +210,7 @@ impl Scheduler {
         let last_run = state.last_run.as_ref().and_then(|id| self.ledger.run(id).ok().flatten());
         // A ledger that was lost knows the backups again from their repositories, but not when they were made here.
         let last_good = self.ledger.last_good(Some(name), None).ok().flatten().max(state.last_good);
+        let (last_proven, recovery_seconds) = self.ledger.last_proven(name).unwrap_or_default();
         let since = last_good.or(state.first_seen).unwrap_or(now);
         let overdue =
             job.max_age.is_some_and(|age| now.duration_since(since) > SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX));
@@ -222,12 +223,13 @@ impl Scheduler {
             last_outcome: last_run.as_ref().map(|r| r.state),
             last_run: state.last_run,
             last_good: last_good.map(|t| t.to_string()),
-            last_proven: None,
+            last_proven: last_proven.map(|t| t.to_string()),
             overdue,
             max_age_seconds: job.max_age.as_ref().map(Duration::as_secs),
             running: None,
             runs_good: state.runs_good,
             runs_failed: state.runs_failed,
+            recovery_seconds,
         }
     }
 }
@@ -295,6 +297,7 @@ mod tests {
             health: None,
             version: None,
             schema_version: None,
+            drill: Default::default(),
         }
     }
 

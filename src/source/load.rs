@@ -178,6 +178,9 @@ pub fn used_by(database: &str, users: &[String]) -> Result<(), SourceError> {
 /// A dump's end may be waited for as long as the server builds its indexes.
 pub const PATIENCE: Duration = Duration::from_secs(7 * 86_400);
 
+/// How the error begins that says so.
+pub const NOT_THE_SAME: &str = "what was loaded is not what was captured";
+
 /// Rows that were counted beside those that were captured: fewer is an error. An extension may have brought some of its own.
 pub fn compare(expected: &[(String, u64)], counted: &[(String, Option<u64>)]) -> Result<String, SourceError> {
     let mut wrong = Vec::new();
@@ -192,7 +195,7 @@ pub fn compare(expected: &[(String, u64)], counted: &[(String, Option<u64>)]) ->
         let more = wrong.len().saturating_sub(20);
         wrong.truncate(20);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        return Err(SourceError::Failed(format!("what was loaded is not what was captured: {}{more}", wrong.join("; "))));
+        return Err(SourceError::Failed(format!("{NOT_THE_SAME}: {}{more}", wrong.join("; "))));
     }
     if expected.is_empty() {
         return Ok("no rows were counted when it was captured, so there is nothing to compare".into());

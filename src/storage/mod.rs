@@ -43,7 +43,7 @@ fn temporary_name() -> Result<String, CryptoError> {
 }
 
 /// What was tried, on what, and why it failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     #[error("{location}: {name} is not there")]
     NotFound { location: String, name: String },

@@ -1,5 +1,6 @@
 //! The registry of runs: starts them, knows which live, and keeps them out of each other's way.
 
+mod drills;
 mod questions;
 mod starts;
 
@@ -13,6 +14,7 @@ use keepd_protocol::model::{BackupType, Event, Level, Run, RunKind, RunState};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, broadcast, watch};
 
+pub use self::drills::DrillStarted;
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
 use crate::config::{self, Config, Destination, Job};
@@ -183,14 +185,18 @@ impl Runs {
 
     /// Whether something that is done every so often, and known by a note of the ledger, is due; it counts as begun then.
     fn begin_if_due(&self, note: &str, every: Duration) -> Result<bool> {
-        let now = Timestamp::now().as_second();
+        let is_due = self.is_due(note, every)?;
+        if is_due {
+            self.ledger.set_note(note, &Timestamp::now().as_second().to_string())?;
+        }
+        Ok(is_due)
+    }
+
+    /// The same for what counts as done only when it was.
+    fn is_due(&self, note: &str, every: Duration) -> Result<bool> {
         let last: i64 = self.ledger.note(note)?.and_then(|t| t.parse().ok()).unwrap_or(0);
         // A time in the future was written by a clock that was wrong.
-        if now.abs_diff(last) < every.as_secs() {
-            return Ok(false);
-        }
-        self.ledger.set_note(note, &now.to_string())?;
-        Ok(true)
+        Ok(Timestamp::now().as_second().abs_diff(last) >= every.as_secs())
     }
 
     /// The job and those of its destinations that are meant.

@@ -12,6 +12,7 @@ use super::{Error, Result, Runs, lock};
 use crate::config::{Config, Destination, Job, Retention};
 use crate::repository::{Manifest, Repository};
 use crate::run::backup::short;
+use crate::run::live::Failure;
 use crate::run::{browse, catalogue, copy, coverage, destination, restore, retain};
 
 impl Runs {
@@ -141,26 +142,40 @@ impl Runs {
 
     /// Opens a backup at the best place that is not among `tried`.
     fn open_backup_beside(&self, backup: &Backup, tried: &[String]) -> Result<(Arc<Repository>, Manifest, String)> {
+        Ok(self.open_beside(backup, tried)?)
+    }
+
+    /// The same; what every place lacks is damage.
+    pub(super) fn open_beside(&self, backup: &Backup, tried: &[String]) -> Result<(Arc<Repository>, Manifest, String), Failure> {
         let env = self.environment();
-        let mut errors = Vec::new();
+        let (mut errors, mut is_damage) = (Vec::new(), true);
         for target in destination::best_first(&env.config, backup).into_iter().filter(|d| !tried.contains(&d.name)) {
             let opened = destination::open(&env.config, target, &env.ledger, &self.runtime, false).and_then(|repository| {
                 for problem in repository.sync_index()? {
                     tracing::warn!("{problem}");
                 }
-                let manifest = repository.read_manifest(&catalogue::object(&env.ledger, &target.name, &backup.id)?)?;
+                let object = catalogue::object(&env.ledger, &target.name, &backup.id)?;
+                let manifest = repository.read_manifest(&object).map_err(restore::unreadable)?;
                 Ok((repository, manifest))
             });
             match opened {
                 Ok((repository, manifest)) => return Ok((repository, manifest, target.name.clone())),
-                Err(e) => errors.push(e.to_string()),
+                Err(e) => {
+                    is_damage &= matches!(e, Failure::Damaged(_));
+                    errors.push(e.to_string());
+                }
             }
         }
         if errors.is_empty() {
+            is_damage = false;
             let names = backup.destinations.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-            errors.push(format!("its destinations ({names}) are no longer configured"));
+            errors.push(match tried.is_empty() {
+                true => format!("its destinations ({names}) are no longer configured"),
+                false => format!("no other destination than {} has it", tried.join(", ")),
+            });
         }
-        Err(Error::Failed(format!("backup {} cannot be opened: {}", short(&backup.id), errors.join("; "))))
+        let text = format!("backup {} cannot be opened: {}", short(&backup.id), errors.join("; "));
+        Err(if is_damage { Failure::Damaged(text) } else { Failure::Failed(text) })
     }
 
     pub(super) async fn open_backup_async(self: &Arc<Self>, backup: Backup) -> Result<(Arc<Repository>, Manifest, String)> {

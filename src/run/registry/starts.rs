@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, RunKind, RunState};
-use minicbor::bytes::ByteArray;
 
 use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named, lock};
 use crate::config::{Destination, Job};
@@ -85,7 +84,7 @@ impl Runs {
         self.start(work, move |live| {
             let reading = |name: &str| runs.keep_readable(name);
             let copied = copy::to_destination(&env, Some(&job), &target, None, live, &|name| runs.readers_gone(name), &reading);
-            if matches!(copied, Err(Failure::Failed(_) | Failure::Storage(_))) {
+            if matches!(copied, Err(Failure::Failed(_) | Failure::Storage(_) | Failure::Damaged(_))) {
                 runs.copy_again(&job, &target.name, attempt);
             }
             copied
@@ -144,7 +143,7 @@ impl Runs {
         let writing = |name: &str| self.wait_to_write(name, live);
         let mut hurt_jobs = BTreeSet::new();
         let checked = check::check_destination(env, target, wanted, live, &writing, &|name| self.keep_readable(name), &mut hurt_jobs);
-        if repair && matches!(checked, Err(Failure::Failed(_))) && !hurt_jobs.is_empty() {
+        if repair && matches!(checked, Err(Failure::Failed(_) | Failure::Damaged(_))) && !hurt_jobs.is_empty() {
             let jobs = hurt_jobs.iter().cloned().collect::<Vec<_>>().join(", ");
             live.message(
                 Level::Info,
@@ -252,13 +251,8 @@ impl Runs {
         for place in &found.destinations {
             let written = self.destination(&env.config, &place.name).map_err(|e| Failure::Failed(e.to_string())).and_then(|target| {
                 let repository = destination::open(&env.config, target, &env.ledger, &self.runtime, false)?;
-                let said = repository::Mark {
-                    format: 1,
-                    backup: ByteArray::from(catalogue::object(&env.ledger, &place.name, &found.id)?),
-                    kind: mark.as_str().into(),
-                    time: time.clone(),
-                    by: by.to_owned(),
-                };
+                let object = catalogue::object(&env.ledger, &place.name, &found.id)?;
+                let said = repository::Mark::new(object, mark.as_str(), time.clone(), by.to_owned());
                 catalogue::mark(&repository, &place.name, &env.ledger, &said)
             });
             match written {

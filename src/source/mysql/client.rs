@@ -143,6 +143,14 @@ impl<'s> Client<'s> {
         Ok(rows(&output).into_iter().filter_map(|row| row.into_iter().next().flatten()).collect())
     }
 
+    /// The first value of a question's first row; None when there is no row, or none but an empty text.
+    pub fn first(&self, database: &str, sql: &str, cancel: &CancellationToken) -> Result<Option<String>, SourceError> {
+        let output = self.answer(Some(database), sql, PATIENCE, cancel)?;
+        let line = output.split(|b| *b == b'\n').next().unwrap_or_default();
+        let value = line.split(|b| *b == b'\t').next().unwrap_or_default();
+        Ok((!value.is_empty()).then(|| field(value).unwrap_or_else(|| "NULL".into())))
+    }
+
     /// Rows of a question about the server, which may take as long as it wants.
     pub fn table(&self, sql: &str, cancel: &CancellationToken) -> Result<Vec<Vec<Option<String>>>, SourceError> {
         Ok(rows(&self.answer(None, sql, PATIENCE, cancel)?))

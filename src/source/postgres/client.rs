@@ -1,6 +1,7 @@
 //! PostgreSQL's own tools, started so that no password stands on a command line or in an environment.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::config::ServerSource;
-use crate::process::{Job, ProcessError, secret_path};
+use crate::process::{Job, Pipes, ProcessError, secret_path};
 use crate::secret;
 use crate::source::SourceError;
 use crate::source::load::PATIENCE;
@@ -109,16 +110,54 @@ impl<'s> Client<'s> {
         Ok(rows.map(first).collect())
     }
 
+    /// The first value of a question's first row; None when there is no row, or none but an empty text.
+    pub fn first(&self, database: &str, sql: &str, cancel: &CancellationToken) -> Result<Option<String>, SourceError> {
+        // What no text holds stands for NULL.
+        let output = self.psql_with(database, &["--pset=null=\u{2}"], sql, PATIENCE, cancel)?;
+        let row = output.split(|b| *b == 0).next().unwrap_or_default();
+        let value = String::from_utf8_lossy(row.split(|b| *b == 1).next().unwrap_or_default()).into_owned();
+        Ok(match value.as_str() {
+            "" => None,
+            "\u{2}" => Some("NULL".into()),
+            _ => Some(value),
+        })
+    }
+
+    /// Runs statements and goes on after one that fails; what was said of those.
+    pub fn execute_on(&self, database: &str, sql: &[u8], cancel: &CancellationToken) -> Result<String, SourceError> {
+        let database_argument = format!("--dbname={}", named(database));
+        let arguments = ["--no-psqlrc", "--no-password", "--quiet", "--file=-", &database_argument];
+        // What goes to the input must not wait for somebody to read the output.
+        let mut running = self.tool("psql", &arguments).start(Pipes::Input)?;
+        let input = running.take_input().map(std::fs::File::from);
+        let text = Zeroizing::new(sql.to_vec());
+        let feeder = std::thread::spawn(move || input.map(|mut input| input.write_all(&text)));
+        let ended = running.finish(PATIENCE, cancel)?;
+        let _ = feeder.join();
+        Ok(ended.said)
+    }
+
     /// Runs statements, which must all go well.
     pub fn execute(&self, database: &str, sql: &str, cancel: &CancellationToken) -> Result<(), SourceError> {
         self.psql(database, sql, PATIENCE, cancel).map(drop)
     }
 
     fn psql(&self, database: &str, sql: &str, patience: Duration, cancel: &CancellationToken) -> Result<Vec<u8>, SourceError> {
+        self.psql_with(database, &[], sql, patience, cancel)
+    }
+
+    fn psql_with(
+        &self,
+        database: &str,
+        options: &[&str],
+        sql: &str,
+        patience: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<u8>, SourceError> {
         let database_argument = format!("--dbname={}", named(database));
         let arguments = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--record-separator-zero"];
         let more = ["--field-separator=\u{1}", "--set=ON_ERROR_STOP=1", "--file=-", &database_argument];
-        let mut job = self.tool("psql", &[&arguments[..], &more].concat());
+        let mut job = self.tool("psql", &[&arguments[..], &more, options].concat());
         job.environment.push(("PGCLIENTENCODING", "UTF8".into()));
         let input = format!("{sql};\n");
         job.run(input.as_bytes(), MOST_ANSWER, patience, cancel).map_err(|e| self.explained(&e, database))

@@ -24,7 +24,8 @@ use crate::config::{Databases, ServerSource};
 use crate::process::Pipes;
 use crate::repository::EntrySink;
 
-const GLOBALS: &str = "globals.sql";
+/// The file of roles and tablespaces.
+pub const GLOBALS: &str = "globals.sql";
 /// What `pg_dumpall` writes last.
 const GLOBALS_END: &[u8] = b"-- PostgreSQL database cluster dump complete";
 

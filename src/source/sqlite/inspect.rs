@@ -71,31 +71,17 @@ pub fn check_whole(path: &Path, cancel: &CancellationToken) -> Result<(), Source
     }
     let connection = database.open(true, Duration::from_secs(1), cancel).map_err(|e| database.failed("opening it", &e))?;
     let _watch = Watch::over(&connection, cancel, None);
-    match check_rows(&connection, "quick_check") {
-        Ok((damaged, _)) if damaged.is_empty() => Ok(()),
-        Ok((damaged, _)) => {
-            let damaged: Vec<&str> = damaged.iter().map(String::as_str).collect();
-            Err(SourceError::Failed(format!(
-                "the database in the backup is damaged, its quick_check says: {}; restore another backup, or this one with --to DIR",
-                told(&damaged)
-            )))
-        }
+    match complaints(&connection, "quick_check") {
+        Ok(Complaints { damaged, .. }) if damaged.is_empty() => Ok(()),
+        Ok(Complaints { damaged, .. }) => Err(SourceError::Failed(format!(
+            "the database in the backup is damaged, its quick_check says: {}; restore another backup, or this one with --to DIR",
+            told(&damaged)
+        ))),
         Err(_) if cancel.is_cancelled() => Err(SourceError::Cancelled),
         // Functions of its application: see `check`.
         Err(e) if e.sqlite_error_code() == Some(ErrorCode::Unknown) => Ok(()),
         Err(e) => Err(database.failed("its quick_check", &e)),
     }
-}
-
-/// What a check says of damage, and of rows that are read all the same.
-fn check_rows(connection: &Connection, pragma: &str) -> rusqlite::Result<(Vec<String>, Vec<String>)> {
-    // Constraints may use functions that only the application has; a row that breaks one is no damage of the file.
-    connection.pragma_update(None, "ignore_check_constraints", true)?;
-    let mut statement = connection.prepare(&format!("PRAGMA {pragma}({CHECK_ROWS})"))?;
-    let rows = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
-    let lines = rows.iter().flat_map(|row| row.lines()).filter(|line| *line != "ok" && !line.starts_with("*** in database"));
-    let (odd, damaged) = lines.map(str::to_owned).partition(|line| is_oddity(line));
-    Ok((damaged, odd))
 }
 
 /// The check that was done, in the words of the configuration.
@@ -111,7 +97,7 @@ fn check(
         Verify::Quick => ("quick", "quick_check"),
         Verify::Full => ("full", "integrity_check"),
     };
-    let (damaged, odd) = match check_rows(connection, pragma) {
+    let Complaints { odd, damaged } = match complaints(connection, pragma) {
         Ok(found) => found,
         Err(_) if stop.is_cancelled() => return Err(SourceError::Cancelled),
         // An application's own function, collation or module in the schema: that is no damage.
@@ -125,7 +111,6 @@ fn check(
         }
         Err(e) => return Err(database.failed(&format!("its {pragma}"), &e)),
     };
-    let (damaged, odd): (Vec<&str>, Vec<&str>) = (damaged.iter().map(String::as_str).collect(), odd.iter().map(String::as_str).collect());
     if !damaged.is_empty() {
         return Err(SourceError::Failed(format!(
             "the database {} is damaged, its {pragma} says: {}. Nothing was kept of this run, earlier backups are as they were; restore one, or \
@@ -140,20 +125,39 @@ fn check(
     Ok(word)
 }
 
+/// What a check says, line by line.
+pub struct Complaints {
+    /// Of what SQLite reads all the same.
+    pub odd: Vec<String>,
+    pub damaged: Vec<String>,
+}
+
+/// Runs `quick_check` or `integrity_check`.
+pub fn complaints(connection: &Connection, pragma: &str) -> rusqlite::Result<Complaints> {
+    // Constraints may use functions that only the application has; a row that breaks one is no damage of the file.
+    connection.pragma_update(None, "ignore_check_constraints", true)?;
+    let mut statement = connection.prepare(&format!("PRAGMA {pragma}({CHECK_ROWS})"))?;
+    let rows = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+    let lines = rows.iter().flat_map(|row| row.lines()).filter(|line| *line != "ok" && !line.starts_with("*** in database"));
+    let (odd, damaged) = lines.map(str::to_owned).partition(|line: &String| is_oddity(line));
+    Ok(Complaints { odd, damaged })
+}
+
 fn is_oddity(line: &str) -> bool {
     ODDITIES.iter().any(|start| line.starts_with(start)) || (line.starts_with("non-") && line.contains(" value in "))
 }
 
-fn told(lines: &[&str]) -> String {
-    let mut text = lines.iter().take(TOLD).copied().collect::<Vec<_>>().join("; ");
+/// The first of some lines.
+pub fn told(lines: &[String]) -> String {
+    let mut text = lines.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
     if lines.len() > TOLD {
         text.push_str(&format!(" … and {} more", lines.len() - TOLD));
     }
     text
 }
 
-/// Rows by table, null where it would have taken too long; and the number of tables.
-fn count(connection: &Connection) -> rusqlite::Result<(serde_json::Map<String, Value>, u64)> {
+/// Rows by table, null where it would have taken too long or was not possible; and the number of tables.
+pub fn count(connection: &Connection) -> rusqlite::Result<(serde_json::Map<String, Value>, u64)> {
     // A virtual table has no pages of its own (its root is 0); its shadow tables are here.
     let mut statement =
         connection.prepare("SELECT CAST(name AS TEXT) FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name")?;

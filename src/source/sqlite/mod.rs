@@ -22,6 +22,7 @@ mod inspect;
 mod look;
 mod pagemap;
 mod previous;
+mod prove;
 mod signature;
 mod snapshot;
 #[cfg(test)]
@@ -35,9 +36,10 @@ use std::time::Duration;
 use keepd_protocol::model::Level;
 use serde_json::Value;
 
-pub use self::ask::ask;
+pub use self::ask::{ask, first};
 pub use self::compare::{Compared, Rows, TableDifference, compare};
 pub use self::look::is_database;
+pub use self::prove::{Proof, prove};
 
 use self::alone::Alone;
 use self::courtesy::Courtesy;
