@@ -362,3 +362,115 @@ fn killed_at_any_step_it_is_wholly_old_or_wholly_new() {
     println!("killed at {} points: {undone} times wholly old, {kept} times wholly new", undone + kept - 1);
     assert!(undone > 20 && kept > 2, "{undone} {kept}");
 }
+
+/// Waits until what a killed keepd had begun is finished or undone.
+fn settled(keepd: &Keepd, point: u64) {
+    let since = Instant::now();
+    while fs::read_dir(keepd.path("state/in-place")).is_ok_and(|d| d.count() > 0) {
+        assert!(since.elapsed() < Duration::from_secs(60), "point {point}: {}", keepd.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A database of PostgreSQL, files and what a command keeps are one set: all exchanged, or none.
+#[test]
+fn a_database_of_a_server_goes_with_the_files_or_not_at_all() {
+    let server = databases::Postgres::started();
+    let mut keepd = Keepd::prepared();
+    let d = keepd.dir.path().display().to_string();
+    let configure = |keepd: &Keepd, job: &str| {
+        keepd.configure("", "");
+        let text = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
+        let job = format!(
+            "[job.app]\ndestinations = [\"local\"]\n{job}\n[[job.app.source]]\nname = \"uploads\"\nfiles = \"{d}/uploads\"\n\
+             [[job.app.source]]\nname = \"pg\"\npostgres = {{ dbname = [\"one\", \"two\"], {} }}\n\
+             [[job.app.source]]\nname = \"cache\"\ncommand = [\"/bin/cat\", \"{d}/cache\"]\n\
+             restore_command = [\"/bin/sh\", \"-c\", \"cat >{d}/cache.new && mv {d}/cache.new {d}/cache\"]\n",
+            server.connection()
+        );
+        fs::write(keepd.path("keepd.toml"), format!("{text}{job}")).unwrap();
+    };
+    configure(&keepd, "");
+    drop(make_database(&keepd.path("shop.db"), 1));
+    fs::create_dir(keepd.path("uploads")).unwrap();
+    let set = |keepd: &Keepd, state: &str| {
+        fs::write(keepd.path("uploads/a"), state).unwrap();
+        fs::write(keepd.path("cache"), state).unwrap();
+        for database in ["one", "two"] {
+            server.sql(database, &format!("update state set name = '{state}'"));
+        }
+    };
+    let state = |keepd: &Keepd| -> Vec<String> {
+        let mut all = vec![fs::read_to_string(keepd.path("uploads/a")).unwrap(), fs::read_to_string(keepd.path("cache")).unwrap()];
+        all.extend(["one", "two"].map(|database| server.sql(database, "select name from state")));
+        all
+    };
+    let tidy = || {
+        for database in server.sql("postgres", "select datname from pg_database where datname like '%\\_before\\_%'").lines() {
+            server.sql("postgres", &format!("drop database \"{database}\""));
+        }
+        let left = server.sql("postgres", "select datname from pg_database where datname like 'keepd\\_%'");
+        assert_eq!(left, "", "scratch databases");
+    };
+    for database in ["one", "two"] {
+        server.sql("postgres", &format!("create database {database}"));
+        server.sql(database, "create table state (name text); insert into state values ('')");
+    }
+    let (old, new) = (vec!["second".to_owned(); 4], vec!["first".to_owned(); 4]);
+    set(&keepd, "first");
+    keepd.start();
+    keepd.ok(&["backup", "app"]);
+    let id = keepd.json(&["list", "--job", "app"])[0]["id"].as_str().unwrap().to_owned();
+    set(&keepd, "second");
+
+    // The application is not well with it: everything comes back, also what the command was fed.
+    configure(&keepd, "health = { command = [\"/bin/false\"], patience = \"1s\" }");
+    keepd.ok(&["reload"]);
+    let told = keepd.fails(1, &["restore", &id, "--in-place", "--yes"]);
+    assert!(told.contains("not healthy") && told.contains("everything is as it was before"), "{told}");
+    assert_eq!(state(&keepd), old, "{told}");
+    tidy();
+    configure(&keepd, "");
+    keepd.ok(&["reload"]);
+    let only = keepd.ok(&["restore", &id, "--in-place", "--yes", "--source", "pg", "--database", "two"]);
+    assert_eq!(state(&keepd), ["second", "second", "second", "first"], "{only}");
+    let run = last_restore(&keepd)["id"].as_str().unwrap().to_owned();
+    keepd.ok(&["restore", &id, "--in-place", "--yes"]);
+    assert_eq!(state(&keepd), new);
+    keepd.ok(&["undo", &run, "--yes"]);
+    assert_eq!(state(&keepd), ["first", "first", "second", "second"], "an undo brings back what its own restore replaced");
+    set(&keepd, "second");
+    tidy();
+    keepd.stop();
+
+    let (mut undone, mut kept, mut point) = (0, 0, 1u64);
+    loop {
+        keepd.environment = vec![("KEEPD_TEST_DIES_AT".into(), point.to_string())];
+        keepd.start();
+        // With a safety backup: a command can only be given back what that has.
+        let out = keepd.ctl(&["restore", &id, "--in-place", "--yes"]);
+        let finished = out.status.success();
+        keepd.environment.clear();
+        if !finished {
+            keepd.kill();
+            keepd.start();
+            settled(&keepd, point);
+        }
+        match state(&keepd) {
+            now if now == old => undone += 1,
+            now if now == new => kept += 1,
+            now => panic!("killed at point {point} it is neither old nor new: {now:?}\n{}\n{}", text(&out), keepd.log()),
+        }
+        tidy();
+        if finished {
+            break;
+        }
+        set(&keepd, "second");
+        keepd.stop();
+        // Close together where databases are exchanged, which is in the middle.
+        point += if (18..30).contains(&point) { 1 } else { 5 };
+        assert!(point < 200, "it never ends");
+    }
+    println!("killed at {} points: {undone} times wholly old, {kept} times wholly new", undone + kept - 1);
+    assert!(undone > 6 && kept > 1, "{undone} {kept}");
+}

@@ -444,8 +444,7 @@ fn all_databases_of_a_server_are_files_of_one_source() {
 
 #[test]
 fn a_replacement_that_fails_leaves_everything_as_it_was() {
-    let world = World::started();
-    let World { keepd, server } = &world;
+    let World { mut keepd, server } = World::started();
     keepd.ok(&["backup", "shop"]);
     let code = || {
         let mut command = Command::new("mariadb-dump");
@@ -484,4 +483,52 @@ fn a_replacement_that_fails_leaves_everything_as_it_was() {
     other.wait().unwrap();
     keepd.ok(&["restore", "latest", "--in-place", "--yes"]);
     assert!(code() == before, "what was replaced by itself is what it was, to the last setting of its event");
+    // In place already, and then taken back, because the application is not well with it or keepd dies.
+    for database in server.databases().iter().filter(|d| d.contains("_before_")) {
+        server.sql(&format!("DROP DATABASE `{database}`"));
+    }
+    let id = keepd.json(&["list"]).as_array().unwrap().iter().find(|b| b["type"] == "manual").unwrap()["id"].as_str().unwrap().to_owned();
+    server.sql("UPDATE shop.account SET note = 'now'; ALTER EVENT shop.sweep DISABLE; CREATE TABLE shop.later (id INT)");
+    let before = code();
+    let config = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
+    let ill = config.replace("[job.shop]\n", "[job.shop]\nhealth = { command = [\"/bin/false\"], patience = \"1s\" }\n");
+    assert_ne!(ill, config);
+    fs::write(keepd.path("keepd.toml"), ill).unwrap();
+    keepd.ok(&["reload"]);
+    let said = keepd.fails(1, &["restore", &id, "--in-place", "--yes"]);
+    assert!(said.contains("everything is as it was before"), "{said}");
+    assert!(code() == before, "{said}");
+    let is_old = |server: &Server| {
+        assert_eq!(server.sql("SELECT count(*) = sum(note = 'now') FROM shop.account"), "1");
+        assert_eq!(server.databases(), ["shop"], "neither a scratch database nor one aside is left");
+    };
+    is_old(&server);
+    fs::write(keepd.path("keepd.toml"), &config).unwrap();
+    let mut ended = 0;
+    for point in (4..).step_by(2) {
+        keepd.stop();
+        keepd.environment = vec![("KEEPD_TEST_DIES_AT".into(), point.to_string())];
+        keepd.start();
+        let finished = keepd.ctl(&["restore", &id, "--in-place", "--yes", "--no-safety-backup"]).status.success();
+        keepd.environment.clear();
+        if finished {
+            break;
+        }
+        keepd.kill();
+        keepd.start();
+        let since = Instant::now();
+        while fs::read_dir(keepd.path("state/in-place")).is_ok_and(|d| d.count() > 0) {
+            assert!(since.elapsed() < Duration::from_secs(60), "{}", keepd.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if server.sql("SELECT count(*) FROM shop.account WHERE note = 'now'") == "0" {
+            // Killed when it was in place: it stays.
+            ended += 1;
+            break;
+        }
+        is_old(&server);
+        assert!(code() == before, "killed at point {point}: {}", keepd.log());
+        ended += 1;
+    }
+    assert!(ended > 3, "killed {ended} times");
 }

@@ -147,7 +147,8 @@ fn into_server(
     let loaded = load_and_check(source, server, wanted, dump, live).and_then(|()| {
         let held = if in_place { Some(quiesce::stop_services(job, &env.config.daemon.state_dir, live)?) } else { None };
         live.step(&format!("putting {} in place", wanted.target));
-        let published = server.publish(wanted, &live.cancel).map_err(|e| told(source, e));
+        let published =
+            server.publish(wanted, &live.cancel).and_then(|texts| server.settle(wanted).map(|()| texts)).map_err(|e| told(source, e));
         let started = held.map_or(Ok(()), quiesce::Quiesced::end);
         let published = published.map(|texts| texts.into_iter().for_each(|text| live.message(Level::Info, text)));
         both(published, started, live)

@@ -144,6 +144,11 @@ pub trait Loader {
     /// in its place is gone. `there`: a database of that name was there. What is worth telling.
     fn take_back(&self, wanted: &Wanted, there: bool) -> Result<Vec<String>, SourceError>;
 
+    /// After `publish`, when nothing will be taken back any more: removes what was kept for that.
+    fn settle(&self, _wanted: &Wanted) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     /// Whether there is a database of that name.
     fn is_there(&self, database: &str, cancel: &CancellationToken) -> Result<bool, SourceError>;
 

@@ -294,7 +294,7 @@ impl Transaction<'_> {
         question.ask_within(&self.env.runtime, self.live)?;
         journal.enter(Phase::Keeping)?;
         self.live.step("clearing up");
-        recover::keep(journal, &mut |level, text| self.live.message(level, text))?;
+        recover::keep(journal, Some(self.job), &mut |level, text| self.live.message(level, text))?;
         self.live.tick();
         let bytes = self.live.snapshot().progress.bytes;
         self.live.message(Level::Info, format!("backup {} is in place ({bytes} bytes were written)", short(&self.backup.id)));

@@ -170,7 +170,15 @@ fn feed_again(journal: &Journal, name: &str, helper: &Helper<'_>) -> Result<(), 
 }
 
 /// What was restored stays: what was there goes.
-pub fn keep(journal: &Journal, tell: Tell<'_>) -> Result<(), Failure> {
+pub fn keep(journal: &Journal, job: Option<&Job>, tell: Tell<'_>) -> Result<(), Failure> {
+    for loaded in &journal.databases {
+        let Some(source) = job.and_then(|job| job.sources.iter().find(|s| s.name == loaded.source)) else { continue };
+        let settled = load::loader(source, &CancellationToken::new())
+            .and_then(|server| server.settle(&loaded.wanted).map_err(|e| crate::run::set::told(source, e)));
+        if let Err(e) = settled {
+            tell(Level::Warning, format!("what was kept of {} for taking it back could not be removed: {e}", loaded.wanted.aside));
+        }
+    }
     clear(journal, tell);
     journal.remove()
 }
@@ -232,7 +240,7 @@ impl Pending {
         let journal = &mut self.journal;
         match journal.phase {
             Phase::Keeping => {
-                keep(journal, &mut tell)?;
+                keep(journal, helper.job, &mut tell)?;
                 Ok(stays("the restore was done; what was left of clearing up after it is done now"))
             }
             Phase::Swapped => {
@@ -242,7 +250,7 @@ impl Pending {
                 match started.and_then(|()| question.ask(&helper.env.runtime, &helper.live.cancel)) {
                     Ok(_) => {
                         journal.enter(Phase::Keeping)?;
-                        keep(journal, &mut tell)?;
+                        keep(journal, helper.job, &mut tell)?;
                         Ok(stays("all was in place already, and it stays"))
                     }
                     Err(e) => {

@@ -16,6 +16,10 @@ use crate::source::load::Wanted;
 
 /// Bytes of a text in one row: in hexadecimal it fits any server's packets.
 const PIECE: usize = 256 << 10;
+/// Comment of a table of text that stands as objects, too.
+const MADE: &str = "made";
+/// The same of a database that had no table.
+const EMPTY: &str = "empty";
 
 /// What is in a database, and how to make again what is no table.
 pub struct Contents {
@@ -138,7 +142,7 @@ impl Client<'_> {
                 let old = Contents::of(self, target, cancel)?;
                 old.movable(target)?;
                 self.create(aside, Some((&charset, &collation)), &go_on)?;
-                if let Err(e) = self.keep_text(wanted, &old.sql, &go_on) {
+                if let Err(e) = self.keep_text(wanted, &old.sql, old.tables.is_empty(), &go_on) {
                     return Err(and(e, self.drop_if_empty(aside, Some(scratch)).err()));
                 }
                 Some(old)
@@ -188,18 +192,14 @@ impl Client<'_> {
         let is_noted = all.contains(&wanted.scratch);
         let moved: Vec<&String> = all.iter().filter(|table| **table != wanted.scratch).collect();
         let mut told = Vec::new();
-        // Of a database without a table nothing is seen to have moved.
-        let has_left = || -> Result<bool, SourceError> {
-            Ok(!wanted.rows().is_empty() && self.tables(&wanted.scratch, &go_on)?.is_empty() && !self.tables(target, &go_on)?.is_empty())
-        };
-        if !moved.is_empty() || (is_noted && has_left()?) {
+        // Of a database without a table nothing is seen to have moved, and nothing can be lost.
+        if !moved.is_empty() || (is_noted && self.comment_of_text(wanted)?.contains(EMPTY)) {
             let mut kept = Contents::of(self, aside, &go_on)?;
             if !is_noted {
+                // Settled long ago: its events were switched off there.
                 kept.movable(aside)?;
-                if !kept.sql.is_empty() {
-                    told.push(format!("the events of {target}, if it has any, stay switched off"));
-                }
-                self.keep_text(wanted, &kept.sql, &go_on)?;
+                told.push(format!("the events of {target}, if it has any, stay switched off"));
+                self.keep_text(wanted, &kept.sql, false, &go_on)?;
             }
             kept.tables.retain(|table| *table != wanted.scratch);
             let how = how((&charset, &collation));
@@ -235,9 +235,11 @@ impl Client<'_> {
     }
 
     /// The text of what is no table, where it outlives keepd.
-    fn keep_text(&self, wanted: &Wanted, sql: &[u8], cancel: &CancellationToken) -> Result<(), SourceError> {
+    fn keep_text(&self, wanted: &Wanted, sql: &[u8], of_no_table: bool, cancel: &CancellationToken) -> Result<(), SourceError> {
+        let comment = if of_no_table { EMPTY } else { "" };
         let table = format!("{}.{}", quoted(&wanted.aside), quoted(&wanted.scratch));
-        let mut statements = format!("CREATE TABLE {table} (n INT PRIMARY KEY, statements LONGBLOB NOT NULL) ENGINE = InnoDB;\n");
+        let mut statements =
+            format!("CREATE TABLE {table} (n INT PRIMARY KEY, statements LONGBLOB NOT NULL) ENGINE = InnoDB COMMENT = '{comment}';\n");
         for (n, piece) in sql.chunks(PIECE).enumerate() {
             statements.push_str(&format!("INSERT INTO {table} VALUES ({n}, X'{}');\n", data_encoding::HEXUPPER.encode(piece)));
         }
@@ -253,6 +255,25 @@ impl Client<'_> {
         // Nobody is there to wait for longer.
         let sql = format!("SET SESSION foreign_key_checks = 0, lock_wait_timeout = 30;\n{take_down}{rename}");
         self.execute(&sql, &CancellationToken::new())
+    }
+
+    /// The text of what stands again where it is kept goes; that of what could not be made there stays.
+    pub fn forget_text(&self, wanted: &Wanted) -> Result<(), SourceError> {
+        let cancel = CancellationToken::new();
+        match self.comment_of_text(wanted)?.contains(MADE) {
+            true => self.execute(&format!("DROP TABLE {}.{}", quoted(&wanted.aside), quoted(&wanted.scratch)), &cancel),
+            false => Ok(()),
+        }
+    }
+
+    /// What the table of text says of itself; empty when there is none.
+    fn comment_of_text(&self, wanted: &Wanted) -> Result<String, SourceError> {
+        let question = format!(
+            "select table_comment from information_schema.tables where table_schema = {} and table_name = {}",
+            literal(&wanted.aside),
+            literal(&wanted.scratch)
+        );
+        Ok(self.table(&question, &CancellationToken::new())?.into_iter().flatten().flatten().next().unwrap_or_default())
     }
 
     fn is_moved(&self, wanted: &Wanted, old: Option<&Contents>, new: &Contents) -> Result<bool, SourceError> {
@@ -301,10 +322,10 @@ impl Client<'_> {
     fn finish_aside(&self, wanted: &Wanted, old: &Contents) -> String {
         let (cancel, aside) = (CancellationToken::new(), &wanted.aside);
         let text = format!("{}.{}", quoted(aside), quoted(&wanted.scratch));
-        let made = self
-            .run(aside, &old.sql, &cancel)
-            .and_then(|()| self.rest(aside, &old.events, &cancel))
-            .and_then(|()| self.execute(&format!("DROP TABLE {text}"), &cancel));
+        let made = self.run(aside, &old.sql, &cancel).and_then(|()| self.rest(aside, &old.events, &cancel)).and_then(|()| {
+            let empty = if old.tables.is_empty() { EMPTY } else { "" };
+            self.execute(&format!("ALTER TABLE {text} COMMENT = '{MADE} {empty}'"), &cancel)
+        });
         let resting = if old.events.is_empty() { "" } else { ", its events switched off" };
         let incomplete = match made {
             Ok(()) => String::new(),

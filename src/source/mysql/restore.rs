@@ -166,6 +166,10 @@ impl Loader for Client<'_> {
         Ok(told)
     }
 
+    fn settle(&self, wanted: &Wanted) -> Result<(), SourceError> {
+        self.forget_text(wanted)
+    }
+
     fn is_there(&self, database: &str, cancel: &CancellationToken) -> Result<bool, SourceError> {
         Ok(self.charset(database, cancel)?.is_some())
     }
