@@ -332,6 +332,9 @@ pub struct RestorePlan {
     pub time: String,
     /// Only these were wanted: `<source>/<path>` each; empty for all of the sources.
     pub paths: Vec<BytesPath>,
+    /// Of a server's databases only this one was wanted.
+    #[serde(default)]
+    pub database: Option<String>,
     pub sources: Vec<PlannedSource>,
     /// The job's services, which are stopped if they run.
     pub services: Vec<PlannedService>,

@@ -249,6 +249,7 @@ impl Control {
             safety: !p.no_safety,
             dry_run: p.dry_run,
             is_undo: false,
+            notes: Vec::new(),
         };
         let run = self.ask_runs(move |runs| runs.start_in_place(&p.backup, p.job.as_deref(), request, &by)).await?;
         Ok(start_in_place::Out { run })

@@ -14,23 +14,35 @@ use super::restore::{self, Another, Place};
 /// Writes what is selected beneath `to` (made when it is not there), as `<source>/<path>` each; on the disk when it returns.
 /// `paths` are `<source>[/<path>]`, none means all. What could not be set (an owner, an attribute) is told as warnings.
 pub fn write(place: Place, another: Another<'_>, paths: &[Vec<u8>], to: &Path, live: &LiveRun) -> Result<Outcome, Failure> {
-    write_only(place, another, paths, None, to, live)
+    write_with(place, another, paths, None, live, |input, options| keepd_writer::write(input, to, options, &|_, _| {}))
 }
 
-/// The same for exactly those entries of one source whose own paths are in `only`, the directories above them among them.
+/// The same into an open directory, and for exactly those entries of one source whose own paths are in `only`, the directories above them among
+/// them.
 pub fn write_only(
     place: Place,
     another: Another<'_>,
     paths: &[Vec<u8>],
     only: Option<&HashSet<Vec<u8>>>,
-    to: &Path,
+    to: OwnedFd,
     live: &LiveRun,
+) -> Result<Outcome, Failure> {
+    write_with(place, another, paths, only, live, |input, options| keepd_writer::write_beneath(input, to, options, &|_, _| {}))
+}
+
+fn write_with(
+    place: Place,
+    another: Another<'_>,
+    paths: &[Vec<u8>],
+    only: Option<&HashSet<Vec<u8>>>,
+    live: &LiveRun,
+    write: impl FnOnce(io::PipeReader, Options) -> Result<Outcome, RestoreError> + Send,
 ) -> Result<Outcome, Failure> {
     let (input, out) = io::pipe().map_err(|e| Failure::Failed(format!("cannot make a pipe: {e}")))?;
     let written = std::thread::scope(|scope| {
         let writer = std::thread::Builder::new().name("write".into()).spawn_scoped(scope, move || {
             let options = Options { overwrite: false, numeric_owner: false };
-            keepd_writer::write(input, to, options, &|_, _| {})
+            write(input, options)
         });
         let writer = writer.map_err(|e| Failure::Failed(format!("cannot start a thread: {e}")))?;
         let sent = restore::stream(place, another, paths, only, OwnedFd::from(out), live);

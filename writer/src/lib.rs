@@ -122,8 +122,18 @@ pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u6
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(format!("cannot make {}: {e}", to.display()).into()),
         _ => {}
     }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(to, flags, Mode::empty()).map_err(|e| format!("cannot open the directory {}: {e}", to.display()))?;
+    write_beneath(input, root, options, progress).map_err(|e| match e {
+        RestoreError(text) if text.starts_with(UNSYNCED) => RestoreError(format!("{}: {text}", to.display())),
+        other => other,
+    })
+}
+
+const UNSYNCED: &str = "what was written could not be synced to the disk";
+
+/// Reads the stream and writes it beneath an open directory, wherever that is called by now.
+pub fn write_beneath(input: impl Read, root: OwnedFd, options: Options, progress: &dyn Fn(u64, u64)) -> Result<Outcome> {
     let shared = Arc::new(Shared {
         root,
         options,
@@ -150,7 +160,7 @@ pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u6
             workers.push(scope.spawn(move || shared.work(&receiver)));
             queues.push(sender);
         }
-        let flusher = scope.spawn(|| shared.flush_along(to));
+        let flusher = scope.spawn(|| shared.flush_along());
         let read = read_all(input, &shared, &queues, &mut late, progress);
         if read.is_err() {
             shared.stop.store(true, Ordering::Release);
@@ -180,9 +190,7 @@ pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u6
     }
     late.finish(&shared)?;
     // One call for everything: what was restored is on the disk when keepctl says so.
-    let synced =
-        rustix::fs::open(to, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).and_then(|fd| rustix::fs::syncfs(&fd));
-    synced.map_err(|e| format!("{} could not be synced to the disk: {e}", to.display()))?;
+    rustix::fs::syncfs(&shared.root).map_err(|e| format!("{UNSYNCED}: {e}"))?;
     let (warnings, warnings_total) = std::mem::take(&mut *shared.warnings.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(Outcome { entries, bytes: summary.bytes, warnings, warnings_total })
 }
@@ -506,8 +514,7 @@ impl Shared {
     }
 
     /// Has what was written go to the disk while more is written, so that little is left for the end.
-    fn flush_along(&self, to: &Path) {
-        let Ok(fd) = rustix::fs::open(to, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) else { return };
+    fn flush_along(&self) {
         let mut flushed = 0;
         while !self.written.load(Ordering::Acquire) {
             std::thread::park_timeout(std::time::Duration::from_millis(200));
@@ -515,7 +522,7 @@ impl Shared {
             if bytes - flushed >= FLUSH_BYTES {
                 flushed = bytes;
                 // Whether all arrived is asked at the end.
-                let _ = rustix::fs::syncfs(&fd);
+                let _ = rustix::fs::syncfs(&self.root);
             }
         }
     }
@@ -585,13 +592,19 @@ impl Shared {
 
     /// Attributes, owner, mode, times, in this order; what is not permitted is a warning.
     fn describe(&self, fd: &impl AsFd, header: &EntryHeader, path: &[u8]) {
-        for (name, value) in &header.xattrs {
-            let value = BASE64.decode(value.as_bytes()).unwrap_or_default();
-            let name = name.to_bytes().unwrap_or_default();
-            if let Err(e) = rustix::fs::fsetxattr(fd, name.as_slice(), &value, XattrFlags::empty()) {
-                self.warn(format!("{}: the attribute {} could not be set: {e}", shown(path), shown(&name)));
+        let set_xattrs = |after_owner: bool| {
+            for (name, value) in &header.xattrs {
+                let value = BASE64.decode(value.as_bytes()).unwrap_or_default();
+                let name = name.to_bytes().unwrap_or_default();
+                // A new owner takes a file its capabilities.
+                if name.starts_with(b"security.") == after_owner
+                    && let Err(e) = rustix::fs::fsetxattr(fd, name.as_slice(), &value, XattrFlags::empty())
+                {
+                    self.warn(format!("{}: the attribute {} could not be set: {e}", shown(path), shown(&name)));
+                }
             }
-        }
+        };
+        set_xattrs(false);
         let owned = match self.owner(header) {
             Some((uid, gid)) => rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))),
             None => Ok(()),
@@ -599,6 +612,7 @@ impl Shared {
         if let Err(e) = owned {
             self.warn(format!("{}: its owner could not be set: {e}", shown(path)));
         }
+        set_xattrs(true);
         // Set-user-ID for another owner than meant would hand out rights.
         let foreign = self.euid != 0 && header.uid != self.euid;
         let bits = if owned.is_err() || foreign { header.mode & 0o1777 } else { header.mode & 0o7777 };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::tree::Tree;
-use crate::config::Health;
+use crate::config::{Health, Program};
 use crate::run::live::Failure;
 use crate::run::quiesce::Note;
 use crate::source::load::Wanted;
@@ -24,6 +24,8 @@ pub enum Phase {
     Swapped,
     /// What was there is being put back.
     Undoing,
+    /// All of it is back; the application is let go, and what was staged is cleared away.
+    Undone,
     /// It stays; what was there is being cleared away.
     Keeping,
 }
@@ -37,6 +39,8 @@ pub struct Loaded {
     pub there: bool,
     /// Putting it in place was begun.
     pub begun: bool,
+    /// What is done on its server is done there only.
+    pub server: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -53,6 +57,8 @@ pub struct Journal {
     pub commands: Vec<String>,
     /// How the application is let go again; it may be running already.
     pub held: Option<Note>,
+    /// What begins its maintenance mode.
+    pub begin: Option<Program>,
     pub health: Option<Health>,
     #[serde(skip)]
     path: PathBuf,
@@ -67,7 +73,7 @@ impl Journal {
         let path = directory(state_dir).join(format!("{run}.json"));
         let (trees, databases, commands) = (Vec::new(), Vec::new(), Vec::new());
         let phase = Phase::Preparing;
-        Self { format: 1, run, job, backup, safety: None, phase, trees, databases, commands, held: None, health, path }
+        Self { format: 1, run, job, backup, safety: None, phase, trees, databases, commands, held: None, begin: None, health, path }
     }
 
     /// Durable when it returns.
@@ -88,8 +94,8 @@ impl Journal {
     }
 
     pub fn enter(&mut self, phase: Phase) -> Result<(), Failure> {
-        self.phase = phase;
-        self.save()
+        let before = std::mem::replace(&mut self.phase, phase);
+        self.save().inspect_err(|_| self.phase = before)
     }
 
     /// Where the changes of a tree are written.
@@ -100,13 +106,35 @@ impl Journal {
     /// All is done.
     pub fn remove(&self) -> Result<(), Failure> {
         let failed = |e: std::io::Error| Failure::Failed(format!("cannot remove {}: {e}", self.path.display()));
+        match std::fs::remove_file(&self.path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        if let Some(directory) = self.path.parent().filter(|d| d.exists()) {
+            std::fs::File::open(directory).and_then(|d| d.sync_all()).map_err(failed)?;
+        }
+        super::point();
         for tree in 0..self.trees.len() {
-            match std::fs::remove_file(self.changes_of(tree)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
-                _ => {}
+            // What stays is swept at the next start.
+            let _ = std::fs::remove_file(self.changes_of(tree));
+        }
+        Ok(())
+    }
+
+    /// The run that left something undone in a job, if there is one besides `but`.
+    pub fn of_job(state_dir: &Path, job: &str, but: &str) -> Option<String> {
+        Self::left(state_dir).0.into_iter().find(|j| j.job == job && j.run != but).map(|j| j.run)
+    }
+
+    /// Removes what no journal needs: changes of what was done, and what was being written when keepd died. To be called before any run.
+    pub fn sweep(state_dir: &Path, journals: &[Journal]) {
+        let needed = |name: &str| journals.iter().any(|j| name.starts_with(&j.run)) || name.ends_with(".json");
+        for entry in std::fs::read_dir(directory(state_dir)).into_iter().flatten().flatten() {
+            if !entry.file_name().to_str().is_some_and(needed) {
+                // It is in nobody's way.
+                let _ = std::fs::remove_file(entry.path());
             }
         }
-        std::fs::remove_file(&self.path).map_err(failed)
     }
 
     /// Those that an earlier keepd left, and what could not be read.
@@ -125,7 +153,8 @@ impl Journal {
                 Err(e) => problems.push(format!("{}: {e}", path.display())),
             }
         }
-        journals.sort_by(|a, b| a.run.cmp(&b.run));
+        // What was done last is undone first.
+        journals.sort_by(|a, b| b.run.cmp(&a.run));
         (journals, problems)
     }
 }

@@ -13,7 +13,7 @@ mod tree;
 mod users;
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keepd_protocol::model::{Backup, BytesPath, Level, PlannedService, RestorePlan};
 
@@ -35,6 +35,22 @@ use crate::source::load::Loader;
 
 pub use self::recover::{Finished, Helper, Pending, pending};
 
+/// Whether a source of a safety copy is a log of a database that was saved as the file that it is.
+pub fn is_log_of(name: &str, database: &str) -> bool {
+    recover::LOGS.into_iter().any(|log| name.strip_suffix(log) == Some(database))
+}
+
+/// Fails while something that a restore in place had begun in a job could not be undone.
+pub fn nothing_is_left(env: &Environment, job: &str, run: &str) -> Result<(), Failure> {
+    match Journal::of_job(&env.config.daemon.state_dir, job, run) {
+        None => Ok(()),
+        Some(left) => Err(Failure::Failed(format!(
+            "the restore in place of run {left} could be neither finished nor undone, so job {job} is left alone until it is: 'keepctl run show {left}' \
+             says why; mend that, and restart keepd"
+        ))),
+    }
+}
+
 /// What is to be restored in place, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
@@ -50,6 +66,8 @@ pub struct Request {
     pub dry_run: bool,
     /// It puts back what an earlier restore replaced, whatever state that is in.
     pub is_undo: bool,
+    /// What should be known of it.
+    pub notes: Vec<String>,
 }
 
 /// What a transaction needs of the registry.
@@ -100,6 +118,7 @@ const STAGES: [&str; 2] = ["new", "more"];
 impl Transaction<'_> {
     /// Carries it out, or only plans it.
     pub fn run(&self) -> Result<Finish, Failure> {
+        nothing_is_left(self.env, &self.job.name, &self.live.id())?;
         self.live.step("planning");
         let place = (self.open)(&self.backup.id)?;
         let mut plan = RestorePlan {
@@ -107,13 +126,16 @@ impl Transaction<'_> {
             job: self.job.name.clone(),
             time: self.backup.time.clone(),
             paths: self.request.paths.iter().map(|p| BytesPath::from_bytes(p)).collect(),
+            database: self.request.database.clone(),
             version: self.backup.version.clone(),
+            notes: self.request.notes.clone(),
             ..RestorePlan::default()
         };
         let targets = targets::find(self.job, &place, self.request, &mut plan)?;
         let mut known = Vec::new();
+        let others = plan::databases_of(&targets);
         for target in targets {
-            let found = plan::look(&place, &target, self.live, &self.env.config.daemon.state_dir)?;
+            let found = plan::look(&place, &target, &others, self.live, &self.env.config.daemon.state_dir)?;
             plan::plan(self.job, &place, &target, &found, self.request.owners, self.live, &mut plan)?;
             known.push(Known { target, found, staged: [HashSet::new(), HashSet::new()], tree: None });
         }
@@ -131,8 +153,9 @@ impl Transaction<'_> {
             return Ok(Finish::Good);
         }
         let event = |name, programs| Event { name, programs, job: &self.job.name, r#type: "restore" };
-        let done =
-            event("before_restore", self.job.hooks.before_restore.as_slice()).run(self.live, &[]).and_then(|()| self.go(place, known));
+        let done = event("before_restore", self.job.hooks.before_restore.as_slice())
+            .run(self.live, &[])
+            .and_then(|()| self.go(place, known, &others));
         done.map_err(|failure| super::hooks::failed(&event("on_failure", self.job.hooks.on_failure.as_slice()), self.live, failure))
     }
 
@@ -166,7 +189,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    fn go(&self, place: Place, known: Vec<Known<'_>>) -> Result<Finish, Failure> {
+    fn go(&self, place: Place, known: Vec<Known<'_>>, others: &HashSet<PathBuf>) -> Result<Finish, Failure> {
         quiesce::recovered(self.live)?;
         let mut journal = Journal::new(
             &self.env.config.daemon.state_dir,
@@ -176,7 +199,8 @@ impl Transaction<'_> {
             self.job.health.clone(),
         );
         journal.safety = self.back_up_first()?;
-        let mut restored = self.change(place, known, &mut journal);
+        let mut restored = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.change(place, known, others, &mut journal)))
+            .unwrap_or_else(|_| Err(Failure::Failed("an internal error (a panic, see the log)".into())));
         if let Err(failure) = &restored
             && journal.phase != Phase::Keeping
         {
@@ -186,10 +210,13 @@ impl Transaction<'_> {
                 "putting everything back"
             });
             let was_touched = matches!(journal.phase, Phase::Swapping | Phase::Swapped);
-            if let Err(e) = recover::undo(&mut journal, &self.helper(), &mut |level, text| self.live.message(level, text)) {
-                restored = Err(Failure::Failed(format!("{failure}. And what was there COULD NOT BE PUT BACK as a whole: {e}")));
-            } else if was_touched {
-                self.live.message(Level::Warning, "everything is as it was before".into());
+            match recover::undo(&mut journal, &self.helper(), &mut |level, text| self.live.message(level, text)) {
+                Ok(is_doubtful) if was_touched => self.live.message(Level::Warning, recover::as_before(is_doubtful).into()),
+                Ok(_) => {}
+                Err(e) if was_touched => {
+                    restored = Err(Failure::Failed(format!("{failure}. And what was there COULD NOT BE PUT BACK as a whole: {e}")));
+                }
+                Err(e) => restored = Err(Failure::Failed(format!("{failure}. Nothing was exchanged, but {e}"))),
             }
         }
         restored
@@ -259,7 +286,7 @@ impl Transaction<'_> {
         }
     }
 
-    fn change(&self, place: Place, mut known: Vec<Known<'_>>, journal: &mut Journal) -> Result<Finish, Failure> {
+    fn change(&self, place: Place, mut known: Vec<Known<'_>>, others: &HashSet<PathBuf>, journal: &mut Journal) -> Result<Finish, Failure> {
         self.live.set_total(self.live.snapshot().plan.map_or(0, |plan| plan.sources.iter().map(|s| s.bytes).sum()));
         journal.save()?;
         for known in &mut known {
@@ -269,7 +296,7 @@ impl Transaction<'_> {
         self.hold(journal)?;
         self.live.step("looking what changed meanwhile");
         for known in &mut known {
-            self.write_down(&place, known, journal)?;
+            self.write_down(&place, known, others, journal)?;
         }
         drop(place);
         journal.enter(Phase::Swapping)?;
@@ -317,20 +344,30 @@ impl Transaction<'_> {
             stage: stage_name(&journal.run, journal.trees.len()),
             made: made.into_iter().rev().collect(),
             was: None,
+            inode: None,
             root,
             planned: false,
         };
-        let tree = match tree.root.is_dir() {
-            true => Tree { was: Some(self.beneath(&tree)?.time().map_err(Failure::Failed)?), ..tree },
-            false => tree,
+        let identified = |tree: Tree| -> Result<Tree, Failure> {
+            let beneath = self.beneath(&tree)?;
+            let inode = beneath.inode().map_err(|e| Failure::Failed(format!("cannot look at {}: {e}", tree.root.display())))?;
+            let was = if tree.made.is_empty() { Some(beneath.time().map_err(Failure::Failed)?) } else { None };
+            Ok(Tree { was, inode: Some(inode), ..tree })
         };
+        let tree = if tree.made.is_empty() { identified(tree)? } else { tree };
+        let number = journal.trees.len();
         journal.trees.push(tree.clone());
         journal.save()?;
-        known.tree = Some(journal.trees.len() - 1);
+        known.tree = Some(number);
         for directory in &tree.made {
             std::fs::create_dir(directory).map_err(|e| Failure::Failed(format!("cannot make {}: {e}", directory.display())))?;
             point();
         }
+        let tree = if tree.inode.is_none() { identified(tree)? } else { tree };
+        if let Some(known) = journal.trees.get_mut(number) {
+            *known = tree.clone();
+        }
+        journal.save()?;
         let beneath = self.beneath(&tree)?;
         beneath.make_stage().map_err(Failure::Failed)?;
         point();
@@ -351,13 +388,13 @@ impl Transaction<'_> {
         let place = (self.open)(&self.backup.id)?;
         let mut tried = vec![place.destination.clone()];
         let another = &mut || (self.another)(&self.backup.id, &mut tried);
-        let to = tree.root.join(&tree.stage).join(STAGES.get(stage).copied().unwrap_or_default());
         let source = [known.target.name.as_bytes().to_vec()];
         let only = known.staged.get(stage).filter(|_| matches!(known.target.to, To::Directory { .. }));
         if only.is_some_and(HashSet::is_empty) {
             return Ok(());
         }
-        let written = to_directory::write_only(place, another, &source, only, &to, self.live)?;
+        let to = self.beneath(tree)?.make_in_stage(STAGES.get(stage).copied().unwrap_or_default()).map_err(Failure::Failed)?;
+        let written = to_directory::write_only(place, another, &source, only, to, self.live)?;
         match written.warnings_total {
             0 => Ok(()),
             n => Err(Failure::Failed(format!("{n} owners, modes or attributes could not be set ({})", written.warnings.join("; ")))),
@@ -386,7 +423,14 @@ impl Transaction<'_> {
                 let wanted = plan::wanted(target, dump, self.request.owners, stops, &format!("{}{}", journal.run, journal.databases.len()));
                 let server = load::loader(target.source, &self.live.cancel)?;
                 let there = server.is_there(&wanted.target, &self.live.cancel).map_err(|e| told(target.source, e))?;
-                journal.databases.push(Loaded { source: target.name.clone(), wanted: wanted.clone(), there, begun: false });
+                let server_name = target.source.kind.lock().unwrap_or_default();
+                journal.databases.push(Loaded {
+                    source: target.name.clone(),
+                    wanted: wanted.clone(),
+                    there,
+                    begun: false,
+                    server: server_name,
+                });
                 journal.save()?;
                 load::load_and_check(target.source, server.as_ref(), &wanted, self.dump(dump)?, self.live)?;
                 servers.push(server);
@@ -416,13 +460,15 @@ impl Transaction<'_> {
         }
         let services = running.iter().rev().cloned().collect();
         journal.held = Some(Note { job: self.job.name.clone(), run: self.live.id(), services, end });
+        journal.begin = begin.cloned();
         journal.enter(Phase::Holding)?;
         if let Some(begin) = begin {
             quiesce::begin_maintenance(self.job, begin, self.live)?;
             point();
         }
         self.live.step("stopping services");
-        for unit in &running {
+        // Also one that is on its way down by itself is waited for.
+        for unit in &self.job.services {
             quiesce::stop(unit, &self.live.cancel)?;
             point();
         }
@@ -430,7 +476,7 @@ impl Transaction<'_> {
     }
 
     /// Now that nobody writes: what exactly is to be changed.
-    fn write_down(&self, place: &Place, known: &mut Known<'_>, journal: &mut Journal) -> Result<(), Failure> {
+    fn write_down(&self, place: &Place, known: &mut Known<'_>, others: &HashSet<PathBuf>, journal: &mut Journal) -> Result<(), Failure> {
         let Some(number) = known.tree else { return Ok(()) };
         let tree =
             journal.trees.get(number).cloned().ok_or_else(|| Failure::Failed("a tree is not in the journal; this is a bug".into()))?;
@@ -458,7 +504,7 @@ impl Transaction<'_> {
                 plan::write_file_changes(&changes, &beneath, file, staged_as, *database)?;
             }
             To::Directory { .. } => {
-                known.found = plan::look(place, &known.target, self.live, &self.env.config.daemon.state_dir)?;
+                known.found = plan::look(place, &known.target, others, self.live, &self.env.config.daemon.state_dir)?;
                 let wanted = plan::staged(&known.found);
                 if wanted.iter().any(|path| !known.staged[0].contains(path)) {
                     // What belongs together (hard links) is staged together.
@@ -497,10 +543,12 @@ impl Transaction<'_> {
         }
         for (number, server) in servers.iter().enumerate() {
             let Some(loaded) = journal.databases.get_mut(number) else { break };
+            let Some(Known { target, .. }) = known.iter().find(|k| k.target.name == loaded.source) else { continue };
+            // It may have come or gone since it was loaded.
+            loaded.there = server.is_there(&loaded.wanted.target, &self.live.cancel).map_err(|e| told(target.source, e))?;
             loaded.begun = true;
             let loaded = loaded.clone();
             journal.save()?;
-            let Some(Known { target, .. }) = known.iter().find(|k| k.target.name == loaded.source) else { continue };
             self.live.step(&format!("putting {} in place", loaded.wanted.target));
             let said = server.publish(&loaded.wanted, &self.live.cancel).map_err(|e| told(target.source, e))?;
             said.into_iter().for_each(|text| self.live.message(Level::Info, text));

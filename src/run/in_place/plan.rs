@@ -35,8 +35,16 @@ pub struct Found {
 }
 
 /// All differences of a directory, in path order.
-pub fn look(place: &Place, target: &Target<'_>, live: &LiveRun, state_dir: &Path) -> Result<Vec<Found>, Failure> {
-    let (SourceKind::Files(source), To::Directory { paths, .. }) = (&target.source.kind, &target.to) else { return Ok(Vec::new()) };
+///
+/// What `others` see to by themselves, databases of SQLite among the files, is left to them.
+pub fn look(
+    place: &Place,
+    target: &Target<'_>,
+    others: &HashSet<PathBuf>,
+    live: &LiveRun,
+    state_dir: &Path,
+) -> Result<Vec<Found>, Failure> {
+    let (SourceKind::Files(source), To::Directory { root, paths, .. }) = (&target.source.kind, &target.to) else { return Ok(Vec::new()) };
     let of = super::targets::of(&place.manifest, &target.name)?;
     let report = Report::default();
     let work_dir = state_dir.join("work");
@@ -52,6 +60,10 @@ pub fn look(place: &Place, target: &Target<'_>, live: &LiveRun, state_dir: &Path
                 return Err(Failure::Failed(format!("source {}: '{path}' cannot be compared with the backup: {why}", target.name)));
             }
             _ => {}
+        }
+        let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(difference.path.as_slice());
+        if others.contains(&root.join(path)) {
+            return Ok(());
         }
         let data = |s: &Segment| if let Segment::Data(x) = s { u64::from(x.len) } else { 0 };
         let bytes = difference.backup.as_ref().map_or(0, |e| e.content.segments.iter().map(data).sum());
@@ -72,6 +84,20 @@ pub fn look(place: &Place, target: &Target<'_>, live: &LiveRun, state_dir: &Path
     };
     differences::of_files(&place.repository, of, source, paths, &context, &mut each)?;
     Ok(found)
+}
+
+/// The files that restoring a database of SQLite sees to.
+pub fn databases_of(targets: &[Target<'_>]) -> HashSet<PathBuf> {
+    let mut paths = HashSet::new();
+    for target in targets {
+        if let To::File { root, file, database: true, .. } = &target.to {
+            for suffix in std::iter::once("").chain(SIDECARS) {
+                let name = [file, suffix.as_bytes()].concat();
+                paths.insert(root.join(std::os::unix::ffi::OsStrExt::from_bytes(name.as_slice()) as &std::ffi::OsStr));
+            }
+        }
+    }
+    paths
 }
 
 fn is_directory(entry: Option<&Entry>) -> bool {
@@ -193,7 +219,8 @@ pub fn write_changes(
     for f in found.iter().filter(|f| f.what != What::Metadata && !f.path.is_empty()) {
         touched.insert(f.path.iter().rposition(|b| *b == b'/').and_then(|at| f.path.get(..at)).unwrap_or_default());
     }
-    touched.retain(|path| !found.iter().any(|f| f.path == *path));
+    let known: HashSet<&[u8]> = found.iter().map(|f| f.path.as_slice()).collect();
+    touched.retain(|path| !known.contains(path));
     for f in found.iter().rev() {
         let Some(backup) =
             f.backup.as_ref().filter(|b| matches!(b.kind, Kind::Directory) || (b.kind == Kind::File && f.what == What::Metadata))

@@ -52,10 +52,13 @@ pub fn with_plain_files(job: &Job) -> Job {
     plain
 }
 
+/// What SQLite keeps beside a database and cannot be without.
+pub const LOGS: [&str; 2] = ["-wal", "-journal"];
+
 fn as_plain_files(source: &Source) -> Vec<Source> {
     let SourceKind::Sqlite(sqlite) = &source.kind else { return vec![source.clone()] };
     let mut sources = Vec::new();
-    for suffix in ["", "-wal"] {
+    for suffix in std::iter::once("").chain(LOGS) {
         let mut path = sqlite.path.canonicalize().unwrap_or_else(|_| sqlite.path.clone()).into_os_string();
         path.push(suffix);
         let path = PathBuf::from(path);
@@ -67,34 +70,74 @@ fn as_plain_files(source: &Source) -> Vec<Source> {
     sources
 }
 
-/// Puts everything back, from wherever it stands. What could not be put back is the error, and stays in the journal.
-pub fn undo(journal: &mut Journal, helper: &Helper<'_>, tell: Tell<'_>) -> Result<(), Failure> {
+/// Puts everything back, from wherever it stands, any number of times. What could not be put back is the error, and stays in the journal; true
+/// when a command may not have what it had.
+pub fn undo(journal: &mut Journal, helper: &Helper<'_>, tell: Tell<'_>) -> Result<bool, Failure> {
     // Whatever was cancelled: this is done.
     let go_on = CancellationToken::new();
-    let touched = matches!(journal.phase, Phase::Swapping | Phase::Swapped | Phase::Undoing);
-    if touched {
-        if let Some(held) = journal.held.as_ref().filter(|_| journal.phase == Phase::Swapped) {
-            for unit in held.services.iter().rev() {
-                quiesce::stop(unit, &go_on)?;
+    let mut is_doubtful = false;
+    if journal.phase != Phase::Undone {
+        let touched = matches!(journal.phase, Phase::Swapping | Phase::Swapped | Phase::Undoing);
+        if touched {
+            hold_again(journal, helper, &go_on, tell)?;
+            // A full disk must not keep things from being put back.
+            if let Err(e) = journal.enter(Phase::Undoing) {
+                tell(Level::Error, e.to_string());
             }
         }
-        journal.enter(Phase::Undoing)?;
+        is_doubtful = put_back(journal, touched, helper, tell)?;
+        // Never twice: from here on the application may work with it.
+        if let Err(e) = journal.enter(Phase::Undone) {
+            tell(Level::Error, e.to_string());
+        }
     }
+    if let Some(held) = &journal.held {
+        quiesce::end_noted(held).map_err(Failure::Failed)?;
+        point();
+    }
+    clear(journal, tell);
+    journal.remove()?;
+    Ok(is_doubtful)
+}
+
+/// Holds the application still, whoever started it since: systemd, too, at a start of the machine.
+fn hold_again(journal: &Journal, helper: &Helper<'_>, go_on: &CancellationToken, tell: Tell<'_>) -> Result<(), Failure> {
+    if let (Some(begin), Some(job)) = (journal.begin.as_ref().filter(|_| journal.phase == Phase::Swapped), helper.job)
+        && let Err(e) = quiesce::begin_maintenance(job, begin, &helper.live.uncancelled())
+    {
+        tell(Level::Error, e.to_string());
+    }
+    for unit in journal.held.iter().flat_map(|held| held.services.iter().rev()) {
+        quiesce::stop(unit, go_on)?;
+    }
+    Ok(())
+}
+
+fn put_back(journal: &mut Journal, touched: bool, helper: &Helper<'_>, tell: Tell<'_>) -> Result<bool, Failure> {
+    let go_on = CancellationToken::new();
+    let mut is_doubtful = false;
     let mut errors = Vec::new();
-    for name in journal.commands.iter().rev() {
+    while let Some(name) = journal.commands.pop() {
         // Whether it took anything, and what it has now, only it knows: that is told, and does not keep the rest from going on.
-        if let Err(e) = feed_again(journal, name, helper) {
+        if let Err(e) = feed_again(journal, &name, helper) {
+            is_doubtful = true;
             tell(Level::Error, format!("its restore_command could not be given back what was there: {e}"));
         }
-        point();
+        let _ = journal.save();
     }
     for loaded in journal.databases.iter().rev() {
         let source = helper.job.and_then(|job| job.sources.iter().find(|s| s.name == loaded.source));
+        let source = source.filter(|s| s.kind.lock().unwrap_or_default() == loaded.server);
         let Some(source) = source else {
-            errors.push(format!(
-                "job {} has no source {} any more, so its database {} cannot be put back",
+            let text = format!(
+                "job {} has no source {} on that server any more, so its database {} cannot be put back",
                 journal.job, loaded.source, loaded.wanted.target
-            ));
+            );
+            if loaded.begun {
+                errors.push(text)
+            } else {
+                tell(Level::Warning, text)
+            }
             continue;
         };
         let back = load::loader(source, &go_on).and_then(|server| {
@@ -106,25 +149,36 @@ pub fn undo(journal: &mut Journal, helper: &Helper<'_>, tell: Tell<'_>) -> Resul
         });
         match back {
             Ok(told) => told.into_iter().for_each(|text| tell(Level::Warning, text)),
-            Err(e) => errors.push(e.to_string()),
+            Err(e) if loaded.begun => errors.push(e.to_string()),
+            // It is in nobody's way.
+            Err(e) => tell(Level::Warning, format!("the scratch database {} could not be removed: {e}", loaded.wanted.scratch)),
         }
         point();
     }
-    for (number, tree) in journal.trees.iter().enumerate().rev() {
-        errors.extend(take_back(tree, &journal.changes_of(number), touched));
+    // Files that fit the databases are not taken from them.
+    for number in (0..journal.trees.len()).rev() {
+        if !errors.is_empty() {
+            break;
+        }
+        let Some(tree) = journal.trees.get(number) else { continue };
+        let wrong = take_back(tree, &journal.changes_of(number), touched);
+        if wrong.is_empty()
+            && touched
+            && let Some(tree) = journal.trees.get_mut(number)
+        {
+            tree.planned = false;
+            let _ = journal.save();
+        }
+        errors.extend(wrong);
     }
-    if !errors.is_empty() {
-        return Err(Failure::Failed(format!(
-            "{}. The application is not started; what is to be put back is noted in the state directory, and the next start of keepd tries again",
+    match errors.is_empty() {
+        true => Ok(is_doubtful),
+        false => Err(Failure::Failed(format!(
+            "{}. The application is not started, and nothing else works on the job; what is to be put back is noted in the state directory, and \
+             keepd tries again",
             errors.join("; ")
-        )));
+        ))),
     }
-    if let Some(held) = &journal.held {
-        quiesce::end_noted(held).map_err(Failure::Failed)?;
-        point();
-    }
-    clear(journal, tell);
-    journal.remove()
 }
 
 fn take_back(tree: &Tree, changes: &std::path::Path, touched: bool) -> Vec<String> {
@@ -140,6 +194,9 @@ fn take_back(tree: &Tree, changes: &std::path::Path, touched: bool) -> Vec<Strin
         Ok(beneath) => beneath,
         Err(e) => return vec![format!("cannot open {}: {e}", tree.root.display())],
     };
+    if !beneath.has_stage() {
+        return vec![format!("{} has no {} any more, or its file system is not mounted", tree.root.display(), tree.stage)];
+    }
     for change in all.iter().rev() {
         errors.extend(beneath.take_back(change).err());
         point();
@@ -213,7 +270,18 @@ pub struct Pending {
 /// All that was left, and what could not be read.
 pub fn pending(state_dir: &std::path::Path) -> (Vec<Pending>, Vec<String>) {
     let (journals, problems) = Journal::left(state_dir);
+    if problems.is_empty() {
+        Journal::sweep(state_dir, &journals);
+    }
     (journals.into_iter().map(|journal| Pending { journal }).collect(), problems)
+}
+
+/// What an undo that went well is told as.
+pub fn as_before(is_doubtful: bool) -> &'static str {
+    match is_doubtful {
+        true => "everything is as it was before, but for what a restore_command could not be given back",
+        false => "everything is as it was before",
+    }
 }
 
 /// How it ended.
@@ -233,7 +301,7 @@ impl Pending {
     }
 
     /// Finishes or undoes it; says which.
-    pub fn finish(mut self, helper: &Helper<'_>) -> Result<Finished, Failure> {
+    pub fn finish(&mut self, helper: &Helper<'_>) -> Result<Finished, Failure> {
         let stays = |text: &str| Finished { text: text.to_owned(), stays: true };
         let undone = |text: String| Finished { text, stays: false };
         let mut tell = |_: Level, text: String| tracing::warn!("{text}");
@@ -254,14 +322,14 @@ impl Pending {
                         Ok(stays("all was in place already, and it stays"))
                     }
                     Err(e) => {
-                        undo(journal, helper, &mut tell)?;
-                        Ok(undone(format!("all was in place, but {e}; everything is as it was before")))
+                        let is_doubtful = undo(journal, helper, &mut tell)?;
+                        Ok(undone(format!("all was in place, but {e}; {}", as_before(is_doubtful))))
                     }
                 }
             }
             _ => {
-                undo(journal, helper, &mut tell)?;
-                Ok(undone("everything is as it was before".into()))
+                let is_doubtful = undo(journal, helper, &mut tell)?;
+                Ok(undone(as_before(is_doubtful).into()))
             }
         }
     }

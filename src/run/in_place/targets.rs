@@ -81,12 +81,13 @@ pub fn find<'j>(job: &'j Job, place: &Place, request: &Request, plan: &mut Resto
 fn target<'j>(job: &'j Job, place: &Place, request: &Request, selected: &Selected<'_>) -> Result<Target<'j>, Failure> {
     let (of, shown) = (selected.shown.source, &selected.shown);
     let failed = |text: String| Failure::Failed(text);
-    // A safety copy of a database that could not be read has its log beside it.
-    let beside = of.name.strip_suffix("-wal").filter(|_| of.kind == "files");
+    // A safety copy of a database that could not be read has its logs beside it.
+    let suffix = super::recover::LOGS.into_iter().find(|s| of.kind == "files" && of.name.ends_with(s)).unwrap_or_default();
+    let beside = of.name.strip_suffix(suffix).filter(|_| !suffix.is_empty());
     let configured = |name: &str| job.sources.iter().find(|s| s.name == name);
     let (source, suffix) = match (configured(&of.name), beside.and_then(configured)) {
         (Some(source), _) => (source, ""),
-        (None, Some(source)) if matches!(source.kind, SourceKind::Sqlite(_)) => (source, "-wal"),
+        (None, Some(source)) if matches!(source.kind, SourceKind::Sqlite(_)) => (source, suffix),
         _ => {
             return Err(failed(format!(
                 "job {} has no source of that name any more, so keepd does not know where it belongs; restore it with --to DIR",
@@ -108,8 +109,14 @@ fn target<'j>(job: &'j Job, place: &Place, request: &Request, selected: &Selecte
         SourceKind::Files(f) if of.kind == "files" => {
             let root = real(&f.path);
             for path in selected.paths.iter().filter(|p| !p.is_empty()) {
-                if restore::find(&place.repository, of, path)?.is_none() {
-                    return Err(failed(format!("'{}' is not in the backup", String::from_utf8_lossy(&shown.path(path)))));
+                let named = String::from_utf8_lossy(&shown.path(path)).into_owned();
+                // What came with a restore goes when that is undone.
+                if !request.is_undo && restore::find(&place.repository, of, path)?.is_none() {
+                    return Err(failed(format!("'{named}' is not in the backup")));
+                }
+                let above = path.iter().rposition(|b| *b == b'/').and_then(|at| path.get(..at)).unwrap_or_default();
+                if !root.join(std::ffi::OsStr::from_bytes(above)).is_dir() {
+                    return Err(failed(format!("the directory above '{named}' is not there; restore that, or the whole source")));
                 }
             }
             match (shown.is_one_file(), root.is_dir()) {

@@ -32,7 +32,9 @@ pub struct Tree {
     pub made: Vec<PathBuf>,
     /// The root's time before anything was made in it: seconds and nanoseconds.
     pub was: Option<(i64, u32)>,
-    /// Its changes are written down.
+    /// The root's inode: whoever owns the directory above may have put another one in its place.
+    pub inode: Option<u64>,
+    /// Its changes are written down, and not taken back yet.
     pub planned: bool,
 }
 
@@ -191,7 +193,30 @@ impl<'t> Beneath<'t> {
     pub fn open(tree: &'t Tree) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&tree.root, flags, Mode::empty())?;
+        let inode = rustix::fs::fstat(&root)?.st_ino;
+        if tree.inode.is_some_and(|known| known != inode) {
+            return Err(io::Error::other("another directory is in its place now, or its file system is not mounted"));
+        }
         Ok(Self { tree, root })
+    }
+
+    pub fn inode(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self.root)?.st_ino)
+    }
+
+    /// Whether the stage is there.
+    pub fn has_stage(&self) -> bool {
+        matches!(self.kind(self.tree.stage.as_bytes()), Ok(Some(_)))
+    }
+
+    /// Makes a directory in the stage and opens it.
+    pub fn make_in_stage(&self, name: &str) -> Result<OwnedFd, String> {
+        let path = self.staged(name.as_bytes());
+        let made = self.parent(&path).and_then(|parent| {
+            rustix::fs::mkdirat(parent, split(&path).1, Mode::RWXU)?;
+            open_beneath(&self.root, &path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW)
+        });
+        made.map_err(|e| self.failed("make the directory", &path, e))
     }
 
     /// A path, for messages.
@@ -326,7 +351,11 @@ impl<'t> Beneath<'t> {
             Change::Sync => Ok(()),
             Change::MakeDirectory { path } => {
                 let removed = self.parent(path).and_then(|parent| rustix::fs::unlinkat(parent, split(path).1, AtFlags::REMOVEDIR));
-                removed.or_else(missing).map_err(|e| self.failed("remove the directory", path, e))
+                match removed {
+                    // Somebody put something into it since, which is not ours to remove.
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+                    other => other.or_else(missing).map_err(|e| self.failed("remove the directory", path, e)),
+                }
             }
             Change::Put { from, path, database } => {
                 let back = || -> Result<(), Errno> {

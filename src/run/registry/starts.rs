@@ -38,6 +38,7 @@ impl Runs {
         };
         let runs = self.clone();
         self.start(work, move |live| {
+            in_place::nothing_is_left(&env, &job.name, &live.id())?;
             let writing = |name: &str| runs.wait_to_write(name, live);
             let work = || backup::backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing).map(|(finish, _)| finish);
             let finish = hooks::around_backup(&job, request.r#type.as_str(), live, work)?;
@@ -407,7 +408,9 @@ impl Runs {
         let found = self.resolve(backup, job)?;
         let job = job_named(&env.config, &found.job)?.clone();
         let services = job.services.iter().map(|s| format!("service {s}"));
-        let locks = std::iter::once(job.lock()).chain(job.sources.iter().filter_map(|s| s.kind.lock())).chain(services);
+        // Two that share files without sharing a job must not meet.
+        let locks =
+            [job.lock(), "restore in place".to_owned()].into_iter().chain(job.sources.iter().filter_map(|s| s.kind.lock())).chain(services);
         let work = Work {
             kind: RunKind::Restore,
             job: Some(job.name.clone()),
@@ -450,16 +453,23 @@ impl Runs {
         let done = self.ledger.run(run)?.ok_or_else(|| absent(format!("there is no run '{run}'; 'keepctl run list' shows them")))?;
         let plan = done.plan.ok_or_else(|| Error::Failed(format!("run {run} is no restore in place, so there is nothing to undo")))?;
         if !done.state.is_finished() || done.state == RunState::Failed || done.state == RunState::Cancelled {
-            return Err(Error::Failed(format!("run {run} is {}: it left everything as it was, so there is nothing to undo", done.state)));
+            return Err(Error::Failed(format!(
+                "run {run} is {}: it did not put anything in place for good; 'keepctl run show' says how it ended",
+                done.state
+            )));
         }
         let safety =
             done.safety.ok_or_else(|| Error::Failed(format!("run {run} made no safety backup, so what was there cannot be had back")))?;
         let found = self.resolve(&safety, None)?;
         let paths = plan.paths.iter().map(|p| p.to_bytes().map_err(Error::Failed)).collect::<Result<Vec<_>>>()?;
         // A database that was saved as plain files has its log as a source of its own.
-        let of_it = |name: &String| plan.sources.iter().any(|s| s.name == *name || name.strip_suffix("-wal") == Some(&s.name));
-        let sources = if paths.is_empty() { found.sources.iter().filter(|s| of_it(s)).cloned().collect() } else { Vec::new() };
-        let request = in_place::Request { sources, paths, database: None, owners: true, safety: true, dry_run, is_undo: true };
+        let of_it = |name: &String| plan.sources.iter().any(|s| s.name == *name || in_place::is_log_of(name, &s.name));
+        let has_paths = |name: &String| paths.iter().any(|p| p.split(|b| *b == b'/').find(|c| !c.is_empty()) == Some(name.as_bytes()));
+        let sources: Vec<String> = found.sources.iter().filter(|s| of_it(s) && !has_paths(s)).cloned().collect();
+        let lacks = plan.sources.iter().filter(|s| !found.sources.contains(&s.name));
+        let notes = lacks.map(|s| format!("source {} was not there before that restore; it stays as it is now", s.name)).collect();
+        let request =
+            in_place::Request { sources, paths, database: plan.database, owners: true, safety: true, dry_run, is_undo: true, notes };
         Ok((self.start_in_place(&safety, None, request, by)?, safety))
     }
 
@@ -485,15 +495,22 @@ impl Runs {
             .collect();
         let (runs, recovery) = (self.clone(), quiesce::Recovery::begin());
         std::thread::spawn(move || {
-            for pending in pending {
-                runs.recover_one(&env, pending);
-            }
+            let mut left: Vec<_> = pending.into_iter().filter_map(|mut p| (!runs.recover_one(&env, &mut p)).then_some(p)).collect();
             quiesce::recover(&env.config.daemon.state_dir);
-            drop((held, recovery));
+            drop(recovery);
+            // A server may not be up yet; meanwhile nothing works on the jobs.
+            let mut pause = Duration::from_secs(5);
+            while !left.is_empty() && !runs.stopping.load(std::sync::atomic::Ordering::Acquire) {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_secs(300));
+                left.retain_mut(|p| !runs.recover_one(&env, p));
+            }
+            drop(held);
         });
     }
 
-    fn recover_one(self: &Arc<Self>, env: &Environment, pending: in_place::Pending) {
+    /// Whether nothing is left to do.
+    fn recover_one(self: &Arc<Self>, env: &Environment, pending: &mut in_place::Pending) -> bool {
         let (job, run) = (pending.job().to_owned(), pending.run().to_owned());
         tracing::warn!(job, run, "keepd died during a restore in place; it is finished or undone now");
         let known = self.ledger.run(&run).ok().flatten().unwrap_or_default();
@@ -501,7 +518,9 @@ impl Runs {
         let open = |id: &str| self.open_place(id);
         let another = |id: &str, tried: &mut Vec<String>| self.another_place(&self.resolve(id, None).ok()?, tried);
         let helper = in_place::Helper { env, job: env.config.jobs.get(&job), open: &open, another: &another, live: &live };
-        let (level, text) = match pending.finish(&helper) {
+        let finished = pending.finish(&helper);
+        let is_done = finished.is_ok();
+        let (level, text) = match finished {
             Ok(in_place::Finished { text, stays }) => {
                 tracing::warn!(job, run, "{text}");
                 if stays {
@@ -518,6 +537,7 @@ impl Runs {
         if let Err(e) = self.ledger.save_run(&live.snapshot()) {
             tracing::error!(run, "how it ended could not be written down: {e}");
         }
+        is_done
     }
 
     /// Finds a file of a backup.

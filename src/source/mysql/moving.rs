@@ -190,7 +190,9 @@ impl Client<'_> {
         let text = format!("{}.{}", quoted(aside), quoted(&wanted.scratch));
         let all = self.tables(aside, &go_on)?;
         let is_noted = all.contains(&wanted.scratch);
-        let moved: Vec<&String> = all.iter().filter(|table| **table != wanted.scratch).collect();
+        let part = part_of(wanted);
+        let is_old = |table: &&String| **table != wanted.scratch && **table != part;
+        let moved: Vec<&String> = all.iter().filter(is_old).collect();
         let mut told = Vec::new();
         // Of a database without a table nothing is seen to have moved, and nothing can be lost.
         if !moved.is_empty() || (is_noted && self.comment_of_text(wanted)?.contains(EMPTY)) {
@@ -201,12 +203,17 @@ impl Client<'_> {
                 told.push(format!("the events of {target}, if it has any, stay switched off"));
                 self.keep_text(wanted, &kept.sql, false, &go_on)?;
             }
-            kept.tables.retain(|table| *table != wanted.scratch);
+            kept.tables.retain(|table| is_old(&table));
+            // Where the exchange of all tables is not one step, what did not come to be exchanged is still the old.
+            let drop_target = match self.tables(&wanted.scratch, &go_on)?.is_empty() {
+                true => format!("DROP DATABASE IF EXISTS {};\n", quoted(target)),
+                false => String::new(),
+            };
             let how = how((&charset, &collation));
             let moves = kept.moves(aside, target);
             let rename = if moves.is_empty() { String::new() } else { format!("RENAME TABLE {};\n", moves.join(", ")) };
             let sql = format!(
-                "SET SESSION foreign_key_checks = 0, lock_wait_timeout = 30;\nDROP DATABASE IF EXISTS {0};\nCREATE DATABASE {0}{how};\n{1}{rename}",
+                "SET SESSION foreign_key_checks = 0, lock_wait_timeout = 30;\n{drop_target}CREATE DATABASE IF NOT EXISTS {}{how};\n{}{rename}",
                 quoted(target),
                 kept.take_down,
             );
@@ -237,12 +244,16 @@ impl Client<'_> {
     /// The text of what is no table, where it outlives keepd.
     fn keep_text(&self, wanted: &Wanted, sql: &[u8], of_no_table: bool, cancel: &CancellationToken) -> Result<(), SourceError> {
         let comment = if of_no_table { EMPTY } else { "" };
-        let table = format!("{}.{}", quoted(&wanted.aside), quoted(&wanted.scratch));
-        let mut statements =
-            format!("CREATE TABLE {table} (n INT PRIMARY KEY, statements LONGBLOB NOT NULL) ENGINE = InnoDB COMMENT = '{comment}';\n");
+        let whole = format!("{}.{}", quoted(&wanted.aside), quoted(&wanted.scratch));
+        // Under its name when all of it is there.
+        let table = format!("{}.{}", quoted(&wanted.aside), quoted(&part_of(wanted)));
+        let mut statements = format!(
+            "DROP TABLE IF EXISTS {table};\nCREATE TABLE {table} (n INT PRIMARY KEY, statements LONGBLOB NOT NULL) ENGINE = InnoDB COMMENT = '{comment}';\n"
+        );
         for (n, piece) in sql.chunks(PIECE).enumerate() {
             statements.push_str(&format!("INSERT INTO {table} VALUES ({n}, X'{}');\n", data_encoding::HEXUPPER.encode(piece)));
         }
+        statements.push_str(&format!("RENAME TABLE {table} TO {whole};\n"));
         self.execute(&statements, cancel)
     }
 
@@ -338,6 +349,11 @@ impl Client<'_> {
             quoted(aside)
         )
     }
+}
+
+/// The table of text while it is being filled.
+fn part_of(wanted: &Wanted) -> String {
+    format!("{}_part", wanted.scratch)
 }
 
 fn and(error: SourceError, more: Option<SourceError>) -> SourceError {

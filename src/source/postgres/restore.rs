@@ -175,9 +175,17 @@ impl Loader for Client<'_> {
         // Both renames are one transaction.
         let published = !self.exists(&wanted.scratch, &go_on)?;
         if published && (self.exists(&wanted.aside, &go_on)? || !there) && self.exists(&wanted.target, &go_on)? {
-            self.end_connections(&wanted.target)?;
             let old = if there { format!(" ALTER DATABASE {aside} RENAME TO {target};") } else { String::new() };
-            self.execute(HOME, &format!("BEGIN; ALTER DATABASE {target} RENAME TO {scratch};{old} COMMIT"), &go_on)?;
+            let since = Instant::now();
+            // Whoever is connected may come again at once.
+            loop {
+                self.end_connections(&wanted.target)?;
+                match self.execute(HOME, &format!("BEGIN; ALTER DATABASE {target} RENAME TO {scratch};{old} COMMIT"), &go_on) {
+                    Ok(()) => break,
+                    Err(e) if since.elapsed() > FAREWELL => return Err(e),
+                    Err(_) => std::thread::sleep(Duration::from_millis(200)),
+                }
+            }
         }
         self.discard(wanted)?;
         Ok(Vec::new())
