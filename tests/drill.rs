@@ -273,6 +273,7 @@ fn what_does_not_hold_makes_the_backup_suspect_until_it_is_accepted() {
     assert_eq!(shown["suspect"].as_array().unwrap().len(), 5, "{shown}");
     assert!(keepd.fails(3, &["show", &backup]).contains("files/missing should be there"));
     assert!(keepd.fails(1, &["drill"]).contains("there is no good backup"), "nothing good is left to be drilled");
+    assert!(keepd.json(&["status"])["jobs"][0]["last_good"].is_null(), "what turned out to be worthless is no last good backup");
     keepd.ok(&["accept", &backup]);
     assert_eq!(outcome(&keepd, &backup), "good");
     assert_eq!(keepd.json(&["show", &backup])["suspect"].as_array().unwrap().len(), 0);

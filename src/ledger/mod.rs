@@ -311,13 +311,20 @@ impl Ledger {
         Ok((newest, rows.first().and_then(|(_, seconds)| u64::try_from((*seconds)?).ok())))
     }
 
-    /// When the newest good backup of a job, or of a destination, was begun; None for any.
+    /// Whether a job has any backup, of whatever worth.
+    pub fn has_backups(&self, job: &str) -> Result<bool> {
+        let sql = "SELECT 1 FROM backup WHERE job = ?1 LIMIT 1";
+        Ok(self.run_sql(|db| db.prepare_cached(sql)?.query_row([job], |r| r.get::<_, i64>(0)).optional())?.is_some())
+    }
+
+    /// When the newest good backup of a job, or of a destination, was begun; None for any. Safety copies (type pre-restore) do not count: they say
+    /// nothing of what the job is to save.
     pub fn last_good(&self, job: Option<&str>, destination: Option<&str>) -> Result<Option<Timestamp>> {
         let sql = match (job, destination) {
             (Some(_), _) => {
-                "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND (?2 IS NULL OR destination = ?2) ORDER BY time DESC LIMIT 1"
+                "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND type != 'pre-restore' AND (?2 IS NULL OR destination = ?2) ORDER BY time DESC LIMIT 1"
             }
-            _ => "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND (?2 IS NULL OR destination = ?2)",
+            _ => "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND type != 'pre-restore' AND (?2 IS NULL OR destination = ?2)",
         };
         let micros =
             self.run_sql(|db| db.prepare_cached(sql)?.query_row(params![job, destination], |r| r.get::<_, Option<i64>>(0)).optional())?;

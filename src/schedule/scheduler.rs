@@ -208,8 +208,12 @@ impl Scheduler {
         let now = self.clock.now();
         let state = self.state(job, now);
         let last_run = state.last_run.as_ref().and_then(|id| self.ledger.run(id).ok().flatten());
-        // A ledger that was lost knows the backups again from their repositories, but not when they were made here.
-        let last_good = self.ledger.last_good(Some(name), None).ok().flatten().max(state.last_good);
+        // A backup that was good when it was made may have turned out to be worthless since. Where no backup is known (its destination did not answer
+        // yet), what the schedule saw counts.
+        let last_good = match self.ledger.has_backups(name) {
+            Ok(true) => self.ledger.last_good(Some(name), None).ok().flatten(),
+            _ => state.last_good,
+        };
         let (last_proven, recovery_seconds) = self.ledger.last_proven(name).unwrap_or_default();
         let since = last_good.or(state.first_seen).unwrap_or(now);
         let overdue =
