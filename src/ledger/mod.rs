@@ -324,7 +324,9 @@ impl Ledger {
             (Some(_), _) => {
                 "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND type != 'pre-restore' AND (?2 IS NULL OR destination = ?2) ORDER BY time DESC LIMIT 1"
             }
-            _ => "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND type != 'pre-restore' AND (?2 IS NULL OR destination = ?2)",
+            _ => {
+                "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND type != 'pre-restore' AND (?2 IS NULL OR destination = ?2)"
+            }
         };
         let micros =
             self.run_sql(|db| db.prepare_cached(sql)?.query_row(params![job, destination], |r| r.get::<_, Option<i64>>(0)).optional())?;
