@@ -197,6 +197,16 @@ fn parts_can_be_restored_and_what_is_gone_is_made_again() {
     assert_eq!((rows(&db), fs::read(files.join("changed")).unwrap()), (500, b"as it is".to_vec()));
     assert!(keepd.fails(1, &["restore", "latest", "--in-place", "--yes", "--source", "cellar"]).contains("no source of that name"));
     assert!(keepd.fails(1, &["restore", "latest", "--in-place", "--yes", "files/nowhere"]).contains("nowhere"));
+    // A table, with everything else in the database as it is.
+    let live = || rusqlite::Connection::open(&db).unwrap();
+    live().execute_batch("DELETE FROM account; CREATE TABLE later (a); INSERT INTO later VALUES ('stays')").unwrap();
+    assert!(keepd.fails(1, &["restore", "latest", "--in-place", "--yes", "--table", "account"]).contains("from SQLite only"));
+    let wrong = keepd.fails(1, &["restore", "latest", "--in-place", "--yes", "--source", "db", "--table", "nothing"]);
+    assert!(wrong.contains("has no table 'nothing'; it has account"), "{wrong}");
+    let told = keepd.ok(&["restore", "latest", "--in-place", "--yes", "--source", "db", "--table", "account"]);
+    assert!(told.contains("table account: 500 rows, 0 before"), "{told}");
+    assert_eq!(rows(&db), 500);
+    assert_eq!(live().query_row("SELECT a FROM later", [], |r| r.get::<_, String>(0)).unwrap(), "stays");
     // Everything is gone, as after a lost disk.
     fs::remove_dir_all(&files).unwrap();
     for name in ["shop.db", "shop.db-wal", "shop.db-shm"] {

@@ -214,8 +214,8 @@ pub enum Command {
         /// Of a source's databases, which one
         #[arg(long, value_name = "NAME", conflicts_with = "to")]
         database: Option<String>,
-        /// Only this table; may be repeated
-        #[arg(long, value_name = "TABLE", requires = "to_database", conflicts_with_all = ["to", "in_place"])]
+        /// Only this table; may be repeated (in place: of a SQLite database, where everything else stays as it is)
+        #[arg(long, value_name = "TABLE", conflicts_with = "to")]
         table: Vec<String>,
         /// A database of that name may be there: it is kept under another name
         #[arg(long, requires = "to_database", conflicts_with_all = ["to", "in_place"])]

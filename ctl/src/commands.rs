@@ -90,13 +90,14 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             };
             context.load(call, *yes, *detach)
         }
-        Command::Restore { of, paths, source, database, no_owner, dry_run, no_safety_backup, yes, detach, .. } => {
+        Command::Restore { of, paths, source, database, table, no_owner, dry_run, no_safety_backup, yes, detach, .. } => {
             let call = start_in_place::In {
                 backup: of.backup.clone(),
                 job: of.job.clone(),
                 sources: source.clone(),
                 paths: paths.iter().map(|p| bytes_path(p)).collect(),
                 database: database.clone(),
+                tables: table.clone(),
                 no_owner: *no_owner,
                 no_safety: *no_safety_backup,
                 dry_run: *dry_run,

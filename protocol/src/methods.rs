@@ -68,9 +68,9 @@ method!(/// Starts a run that loads a database into the server it came from unde
     /// that name may be there, and is kept under another. `tables`: only these. `no_owner`: objects belong to who loads them.
     start_load { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] source: Option<String>, #[serde(default)] database: Option<String>, target: String, #[serde(default)] tables: Vec<String>, #[serde(default)] replace: bool, #[serde(default)] no_owner: bool } -> { run: String });
 method!(/// Starts a restore to where a job's sources are, as one transaction: what is there is backed up first, all is staged and checked beside it, the
-    /// services are stopped, and all of it is exchanged or none. `sources`, `paths`, `database`: only these. `dry_run`: the run ends with its plan.
+    /// services are stopped, and all of it is exchanged or none. `sources`, `paths`, `database`, `tables` (of SQLite): only these. `dry_run`: the run ends with its plan.
     /// `no_safety`: what is there is not backed up.
-    start_in_place { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] sources: Vec<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] database: Option<String>, #[serde(default)] no_owner: bool, #[serde(default)] no_safety: bool, #[serde(default)] dry_run: bool } -> { run: String });
+    start_in_place { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] sources: Vec<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] database: Option<String>, #[serde(default)] tables: Vec<String>, #[serde(default)] no_owner: bool, #[serde(default)] no_safety: bool, #[serde(default)] dry_run: bool } -> { run: String });
 method!(/// Starts a restore in place of what was there before a restore in place, from its safety backup.
     start_undo { run: String, #[serde(default)] dry_run: bool } -> { run: String, backup: String });
 method!(/// Writes one file's contents into the descriptor passed along with the call.

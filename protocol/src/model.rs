@@ -335,6 +335,9 @@ pub struct RestorePlan {
     /// Of a server's databases only this one was wanted.
     #[serde(default)]
     pub database: Option<String>,
+    /// Of a database of SQLite only these tables were wanted.
+    #[serde(default)]
+    pub tables: Vec<String>,
     pub sources: Vec<PlannedSource>,
     /// The job's services, which are stopped if they run.
     pub services: Vec<PlannedService>,

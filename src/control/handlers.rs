@@ -245,6 +245,7 @@ impl Control {
             sources: p.sources,
             paths: paths.map_err(|_| Fault::invalid_parameter("paths"))?,
             database: p.database,
+            tables: p.tables,
             owners: !p.no_owner,
             safety: !p.no_safety,
             dry_run: p.dry_run,

@@ -60,6 +60,8 @@ pub struct Request {
     pub paths: Vec<Vec<u8>>,
     /// Of a server's databases only this one.
     pub database: Option<String>,
+    /// Of a database of SQLite only these tables; everything else in it stays.
+    pub tables: Vec<String>,
     pub owners: bool,
     /// What is there is backed up first.
     pub safety: bool,
@@ -111,6 +113,8 @@ struct Known<'j> {
     staged: [HashSet<Vec<u8>>; 2],
     /// Its tree in the journal.
     tree: Option<usize>,
+    /// The backup's database, where only tables of it are wanted.
+    apart: Option<tempfile::TempDir>,
 }
 
 const STAGES: [&str; 2] = ["new", "more"];
@@ -127,6 +131,7 @@ impl Transaction<'_> {
             time: self.backup.time.clone(),
             paths: self.request.paths.iter().map(|p| BytesPath::from_bytes(p)).collect(),
             database: self.request.database.clone(),
+            tables: self.request.tables.clone(),
             version: self.backup.version.clone(),
             notes: self.request.notes.clone(),
             ..RestorePlan::default()
@@ -137,7 +142,7 @@ impl Transaction<'_> {
         for target in targets {
             let found = plan::look(&place, &target, &others, self.live, &self.env.config.daemon.state_dir)?;
             plan::plan(self.job, &place, &target, &found, self.request.owners, self.live, &mut plan)?;
-            known.push(Known { target, found, staged: [HashSet::new(), HashSet::new()], tree: None });
+            known.push(Known { target, found, staged: [HashSet::new(), HashSet::new()], tree: None, apart: None });
         }
         self.plan_application(&mut plan)?;
         plan::has_room(&mut plan);
@@ -375,9 +380,52 @@ impl Transaction<'_> {
             To::Directory { .. } => plan::staged(&known.found),
             _ => HashSet::new(),
         };
-        self.write_stage(known, &tree, 0)?;
-        point();
-        self.verify_staged(known, &tree)
+        if self.request.tables.is_empty() {
+            self.write_stage(known, &tree, 0)?;
+            point();
+            return self.verify_staged(known, &tree);
+        }
+        // Where nobody else can reach it.
+        let work = self.env.config.daemon.state_dir.join("work");
+        let apart = std::fs::create_dir_all(&work).and_then(|()| tempfile::tempdir_in(&work));
+        let apart = apart.map_err(|e| Failure::Failed(format!("cannot make a directory in {}: {e}", work.display())))?;
+        let place = (self.open)(&self.backup.id)?;
+        let mut tried = vec![place.destination.clone()];
+        let another = &mut || (self.another)(&self.backup.id, &mut tried);
+        to_directory::write(place, another, &[known.target.name.as_bytes().to_vec()], &apart.path().join(STAGES[0]), self.live)?;
+        known.apart = Some(apart);
+        Ok(())
+    }
+
+    /// A copy of the live database with the wanted tables of the backup's, in the stage. Nobody has it open.
+    fn merge(&self, known: &Known<'_>, beneath: &Beneath<'_>, path: &Path, staged_as: &[u8]) -> Result<(), Failure> {
+        let failed = |e: std::io::Error| Failure::Failed(format!("cannot copy {}: {e}", path.display()));
+        let Some(apart) = &known.apart else { return Ok(()) };
+        self.live.step(&format!("bringing tables of {} back", known.target.name));
+        let copy = apart.path().join("live.db");
+        for suffix in ["", "-wal", "-journal"] {
+            let with = |path: &Path| {
+                let mut name = path.as_os_str().to_owned();
+                name.push(suffix);
+                name
+            };
+            match std::fs::copy(with(path), with(&copy)) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound && !suffix.is_empty() => {}
+                other => drop(other.map_err(failed)?),
+            }
+        }
+        let staged: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(staged_as);
+        let from = apart.path().join(STAGES[0]).join(staged);
+        let (moved, dangling) = crate::source::sqlite::take_tables(&copy, &from, &self.request.tables, &self.live.cancel)
+            .map_err(|e| told(known.target.source, e))?;
+        for table in moved {
+            let before = table.rows_before.map_or("it was not there".to_owned(), |n| format!("{n} before"));
+            self.live.message(Level::Info, format!("table {}: {} rows, {before}", table.table, table.rows_after));
+        }
+        if dangling > 0 {
+            self.live.message(Level::Warning, format!("{dangling} rows refer to rows of other tables that are not there"));
+        }
+        beneath.put_into_stage(&copy, staged_as).map_err(Failure::Failed)
     }
 
     fn beneath<'t>(&self, tree: &'t Tree) -> Result<Beneath<'t>, Failure> {
@@ -500,6 +548,9 @@ impl Transaction<'_> {
                         path.display()
                     );
                     self.live.message(Level::Info, text);
+                }
+                if known.apart.is_some() {
+                    self.merge(known, &beneath, &path, staged_as)?;
                 }
                 plan::write_file_changes(&changes, &beneath, file, staged_as, *database)?;
             }

@@ -70,12 +70,32 @@ pub fn find<'j>(job: &'j Job, place: &Place, request: &Request, plan: &mut Resto
     for selected in selection.sources {
         let name = &selected.shown.source.name;
         match target(job, place, request, &selected) {
-            Ok(target) => targets.push(target),
+            Ok(target) => match wrong_tables(&target, selected.shown.source, request) {
+                None => targets.push(target),
+                Some(text) => plan.problems.push(format!("source {name}: {text}")),
+            },
             Err(Failure::Failed(text)) => plan.problems.push(format!("source {name}: {text}")),
             Err(other) => return Err(other),
         }
     }
     Ok(targets)
+}
+
+/// What keeps tables from being restored by themselves.
+fn wrong_tables(target: &Target<'_>, of: &ManifestSource, request: &Request) -> Option<String> {
+    if request.tables.is_empty() {
+        return None;
+    }
+    let To::File { root, file, database: true, .. } = &target.to else {
+        return Some("single tables come back in place from SQLite only; of a server use --to-database NAME --table TABLE, else leave it out by --source".into());
+    };
+    if !root.join(std::ffi::OsStr::from_bytes(file)).is_file() {
+        return Some("there is no database now that tables could be brought back into; restore all of it".into());
+    }
+    let facts: Facts = serde_json::from_str(&of.facts).unwrap_or_default();
+    let known = facts.get("tables").and_then(|t| t.as_object())?;
+    let lacks = request.tables.iter().find(|t| !known.contains_key(*t))?;
+    Some(format!("the backup has no table '{lacks}'; it has {}", known.keys().take(20).cloned().collect::<Vec<_>>().join(", ")))
 }
 
 fn target<'j>(job: &'j Job, place: &Place, request: &Request, selected: &Selected<'_>) -> Result<Target<'j>, Failure> {

@@ -209,6 +209,31 @@ impl<'t> Beneath<'t> {
         matches!(self.kind(self.tree.stage.as_bytes()), Ok(Some(_)))
     }
 
+    /// Copies a database into the stage as `new/<as>`, with owner, mode and attributes of the file of that name in the root.
+    pub fn put_into_stage(&self, from: &Path, as_path: &[u8]) -> Result<(), String> {
+        let path = [b"new/".as_slice(), as_path].concat();
+        let above = split(&path).0.to_vec();
+        for directory in ["new".as_bytes(), &above] {
+            if !matches!(self.kind(&self.staged(directory)), Ok(Some(_))) {
+                self.make_in_stage(&String::from_utf8_lossy(directory))?;
+            }
+        }
+        let live = self.described(split(&path).1)?;
+        let staged = self.staged(&path);
+        let copy = || -> io::Result<()> {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let file = rustix::fs::openat(self.parent(&staged)?, split(&staged).1, flags, Mode::RUSR | Mode::WUSR)?;
+            let mut file = File::from(file);
+            io::copy(&mut File::open(from)?, &mut file)?;
+            file.sync_all()
+        };
+        copy().map_err(|e| self.failed("write", &staged, e))?;
+        match live {
+            Some(live) => self.describe(&staged, &live),
+            None => Ok(()),
+        }
+    }
+
     /// Makes a directory in the stage and opens it.
     pub fn make_in_stage(&self, name: &str) -> Result<OwnedFd, String> {
         let path = self.staged(name.as_bytes());

@@ -468,8 +468,17 @@ impl Runs {
         let sources: Vec<String> = found.sources.iter().filter(|s| of_it(s) && !has_paths(s)).cloned().collect();
         let lacks = plan.sources.iter().filter(|s| !found.sources.contains(&s.name));
         let notes = lacks.map(|s| format!("source {} was not there before that restore; it stays as it is now", s.name)).collect();
-        let request =
-            in_place::Request { sources, paths, database: plan.database, owners: true, safety: true, dry_run, is_undo: true, notes };
+        let request = in_place::Request {
+            sources,
+            paths,
+            database: plan.database,
+            tables: Vec::new(),
+            owners: true,
+            safety: true,
+            dry_run,
+            is_undo: true,
+            notes,
+        };
         Ok((self.start_in_place(&safety, None, request, by)?, safety))
     }
 

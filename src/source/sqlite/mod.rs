@@ -25,6 +25,7 @@ mod previous;
 mod prove;
 mod signature;
 mod snapshot;
+mod tables;
 #[cfg(test)]
 mod test_sink;
 #[cfg(test)]
@@ -50,6 +51,7 @@ use self::inspect::{Inspection, inspect};
 use self::pagemap::{Footer, MapReader};
 use self::signature::Signature;
 use self::snapshot::Snapshot;
+pub use self::tables::take_tables;
 use super::extents::{Chunks, Cursor};
 use super::{Context, Facts, Previous, SourceError};
 use crate::config::{SqliteSource, Verify};
