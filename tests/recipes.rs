@@ -360,7 +360,9 @@ fn openldap() {
     assert_eq!(before.iter().filter(|e| e.starts_with("dn: ")).count(), 502);
     sh(&format!("ldapdelete -r {admin} {suffix}"), "");
     // Nothing is there, which its command would rather fail than print.
-    recipe.keepd.ok(&["restore", "latest", "--job", "ldap", "--in-place", "--source", "directory", "--yes", "--no-safety-backup"]);
+    let restore =
+        || recipe.keepd.ok(&["restore", "latest", "--job", "ldap", "--in-place", "--source", "directory", "--yes", "--no-safety-backup"]);
+    restore();
     assert_eq!(data(), before);
     // The disk was lost.
     service.go("stop", "slapd.service");
@@ -368,7 +370,7 @@ fn openldap() {
     fs::create_dir(recipe.keepd.path("ldap/data")).unwrap();
     own(&recipe.keepd.path("ldap/data"), &owner);
     service.go("start", "slapd.service");
-    recipe.restore("directory");
+    restore();
     assert_eq!(data(), before);
     // While slapd runs the script does nothing; when the dump is no LDIF, the old database is back.
     let script = format!(

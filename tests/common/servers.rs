@@ -71,7 +71,7 @@ impl Server {
         fs::write(self.dir.join("known_hosts"), known).unwrap();
         let config = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {dir}/host\nAuthorizedKeysFile {dir}/authorized_keys\nStrictModes no\nUsePAM no\n\
-             PidFile none\nPasswordAuthentication no\nMaxStartups 200\nMaxSessions 200\nSubsystem sftp /usr/lib/openssh/sftp-server\n"
+             PidFile none\nPasswordAuthentication no\nMaxStartups 200\nMaxSessions 200\nSubsystem sftp internal-sftp\n"
         );
         fs::write(self.dir.join("sshd_config"), config).unwrap();
         // The daemon's ssh trusts this server and nobody else, whatever the machine's own files say.
