@@ -478,8 +478,15 @@ mod tests {
         assert_eq!(hangs.unwrap_err().to_string(), "/bin/sh gave nothing for 1 s and was ended; it said: waiting");
         assert!(since.elapsed() < Duration::from_secs(20));
         let child: u32 = std::fs::read_to_string(file.path()).unwrap().trim().parse().unwrap();
-        let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(" Z "), "{state}");
+        // What was killed ends when the kernel comes to it.
+        loop {
+            let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            if state.is_empty() || state.contains(" Z ") {
+                break;
+            }
+            assert!(since.elapsed() < Duration::from_secs(20), "{state}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let cancel = CancellationToken::new();
         cancel.cancel();
         assert!(matches!(shell("sleep 300").run(b"", 10, Duration::from_secs(100), &cancel), Err(ProcessError::Cancelled)));
