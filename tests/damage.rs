@@ -54,11 +54,7 @@ fn check_names_what_is_damaged_and_whom_it_hurts() {
 fn a_damaged_pack_is_never_restored_as_if_whole_and_the_next_backup_mends_it() {
     let keepd = Keepd::started();
     keepd.ok(&["backup", "shop"]);
-    let pack = keepd.packs().into_iter().max_by_key(|p| fs::metadata(p).unwrap().len()).unwrap();
-    let mut bytes = fs::read(&pack).unwrap();
-    let half = bytes.len() / 2;
-    bytes[half] ^= 1;
-    fs::write(&pack, bytes).unwrap();
+    let pack = keepd.damage_a_pack();
     let to = keepd.path("out");
     assert!(keepd.fails(1, &["restore", "latest", "--to", to.to_str().unwrap()]).contains("not complete"));
     fs::remove_file(&pack).unwrap();

@@ -356,11 +356,7 @@ fn one_copy_that_is_whole_is_enough() {
     fs::write(keepd.path("keepd.toml"), text + &second).unwrap();
     keepd.ok(&["reload"]);
     keepd.ok(&["backup", "shop"]);
-    let pack = keepd.packs().into_iter().max_by_key(|p| fs::metadata(p).unwrap().len()).unwrap();
-    let mut bytes = fs::read(&pack).unwrap();
-    let half = bytes.len() / 2;
-    bytes[half] ^= 1;
-    fs::write(&pack, bytes).unwrap();
+    keepd.damage_a_pack();
     let said = keepd.fails(3, &["drill"]);
     assert!(said.contains("going on with the copy at second") && said.contains("is proven"), "{said}");
     let listed = keepd.json(&["list"])[0].clone();

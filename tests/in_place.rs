@@ -335,7 +335,7 @@ fn killed_at_any_step_it_is_wholly_old_or_wholly_new() {
                 dies_while_it_recovers(&keepd, again);
             }
             keepd.start();
-            settled(&keepd, point);
+            keepd.settled(point);
         }
         no_leftovers(&keepd);
         let (now, count) = (below(&picture(&files)), rows(&db));
@@ -383,15 +383,6 @@ fn dies_while_it_recovers(keepd: &Keepd, point: u64) {
     }
     let _ = child.kill();
     child.wait().unwrap();
-}
-
-/// Waits until what a killed keepd had begun is finished or undone.
-fn settled(keepd: &Keepd, point: u64) {
-    let since = Instant::now();
-    while fs::read_dir(keepd.path("state/in-place")).is_ok_and(|d| d.count() > 0) {
-        assert!(since.elapsed() < Duration::from_secs(60), "point {point}: {}", keepd.log());
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// A database of PostgreSQL, files and what a command keeps are one set: all exchanged, or none.
@@ -476,7 +467,7 @@ fn a_database_of_a_server_goes_with_the_files_or_not_at_all() {
         if !finished {
             keepd.kill();
             keepd.start();
-            settled(&keepd, point);
+            keepd.settled(point);
         }
         match state(&keepd) {
             now if now == old => undone += 1,

@@ -516,11 +516,7 @@ fn a_replacement_that_fails_leaves_everything_as_it_was() {
         }
         keepd.kill();
         keepd.start();
-        let since = Instant::now();
-        while fs::read_dir(keepd.path("state/in-place")).is_ok_and(|d| d.count() > 0) {
-            assert!(since.elapsed() < Duration::from_secs(60), "{}", keepd.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        keepd.settled(point);
         if server.sql("SELECT count(*) FROM shop.account WHERE note = 'now'") == "0" {
             // Killed when it was in place: it stays.
             ended += 1;

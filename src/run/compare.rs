@@ -270,13 +270,7 @@ impl Comparison<'_> {
         let failed = |e: io::Error| Failure::Failed(format!("cannot write to {}: {e}", self.scratch.display()));
         let file = tempfile::Builder::new().suffix(".db").tempfile_in(self.scratch).map_err(failed)?;
         let out: File = file.as_file().try_clone().map_err(failed)?;
-        let place = Place {
-            repository: self.place.repository.clone(),
-            manifest: self.place.manifest.clone(),
-            destination: self.place.destination.clone(),
-            _reading: Box::new(()),
-        };
-        contents::write(place, self.another, &shown.path(b""), entry, (out.into(), PATIENCE), self.live)?;
+        contents::write(self.place.clone(), self.another, &shown.path(b""), entry, (out.into(), PATIENCE), self.live)?;
         Ok(file)
     }
 

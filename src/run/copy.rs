@@ -19,7 +19,7 @@ use crate::repository::{self, Manifest, ManifestSource, Repository, RepositoryEr
 use crate::retention;
 
 /// Keeps a prune away from a destination that is read, while it lives.
-pub type Reading<'a> = &'a dyn Fn(&str) -> Box<dyn Send>;
+pub type Reading<'a> = &'a dyn Fn(&str) -> Arc<dyn Send + Sync>;
 
 /// The backups of a job that a destination should have and has not, oldest first: the newest good one, and those that its retention would keep.
 /// What was removed there on purpose is not missing.

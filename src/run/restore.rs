@@ -47,12 +47,13 @@ enum Op {
 }
 
 /// A backup as one destination has it.
+#[derive(Clone)]
 pub struct Place {
     pub repository: Arc<Repository>,
     pub manifest: Manifest,
     pub destination: String,
     /// Keeps a prune away.
-    pub _reading: Box<dyn Send>,
+    pub _reading: Arc<dyn Send + Sync>,
 }
 
 /// Another place of the same backup, when one can no longer be read; None when there is no other.

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use keepd_protocol::model::Level;
+use tokio_util::sync::CancellationToken;
 
 use super::backup::Environment;
 use super::live::{Failure, LiveRun};
@@ -231,20 +232,12 @@ impl Set<'_> {
     fn version(&self, what: &str, from: Option<&VersionFrom>) -> Result<Option<String>, Failure> {
         let Some(from) = from else { return Ok(None) };
         self.live.step(&format!("asking for the {}", what.replace('_', " ")));
-        let cancel = &self.live.cancel;
-        let found = match from {
-            VersionFrom::Command(program) => super::hooks::first_line(program, &self.job.name, cancel).map_err(SourceError::from),
-            VersionFrom::Sql { sql, source } => match self.job.sources.iter().find(|s| s.name == *source) {
-                Some(source) => ask::ask(&source.kind, sql, cancel).map(|rows| rows.into_iter().next().unwrap_or_default()),
-                None => Err(SourceError::Failed(format!("there is no source '{source}'"))),
-            },
-        };
-        match found {
-            Ok(text) if text.trim().is_empty() => {
+        match ask_version(from, self.job, &self.live.cancel) {
+            Ok(text) if text.is_empty() => {
                 self.live.message(Level::Warning, format!("{what}: the answer is empty"));
                 Ok(None)
             }
-            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Ok(text) => Ok(Some(text)),
             Err(SourceError::Cancelled) => Err(Failure::Cancelled),
             Err(e) => {
                 self.live.message(Level::Warning, format!("{what}: {e}"));
@@ -252,6 +245,18 @@ impl Set<'_> {
             }
         }
     }
+}
+
+/// What a version's program or question says now; may be empty.
+pub fn ask_version(from: &VersionFrom, job: &Job, cancel: &CancellationToken) -> Result<String, SourceError> {
+    let text = match from {
+        VersionFrom::Command(program) => super::hooks::first_line(program, &job.name, cancel)?,
+        VersionFrom::Sql { sql, source } => match job.sources.iter().find(|s| s.name == *source) {
+            Some(source) => ask::ask(&source.kind, sql, cancel)?.into_iter().next().unwrap_or_default(),
+            None => return Err(SourceError::Failed(format!("there is no source '{source}'"))),
+        },
+    };
+    Ok(text.trim().to_owned())
 }
 
 /// What the first look found.

@@ -155,6 +155,25 @@ impl Keepd {
         to
     }
 
+    /// Changes a bit in the middle of the longest pack; which one that is.
+    pub fn damage_a_pack(&self) -> PathBuf {
+        let pack = self.packs().into_iter().max_by_key(|p| fs::metadata(p).unwrap().len()).unwrap();
+        let mut bytes = fs::read(&pack).unwrap();
+        let half = bytes.len() / 2;
+        bytes[half] ^= 1;
+        fs::write(&pack, bytes).unwrap();
+        pack
+    }
+
+    /// Waits until a restore in place that a killed keepd had begun is finished or undone.
+    pub fn settled(&self, point: u64) {
+        let since = Instant::now();
+        while fs::read_dir(self.path("state/in-place")).is_ok_and(|d| d.count() > 0) {
+            assert!(since.elapsed() < Duration::from_secs(60), "point {point}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// All packs of the repository.
     pub fn packs(&self) -> Vec<PathBuf> {
         files_below(&self.path("repository/packs"))

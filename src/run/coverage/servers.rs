@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use keepd_protocol::model::{CoverageItem, CoverageKind};
 
@@ -170,7 +169,7 @@ impl Scan<'_> {
         if servers.iter().any(|s| s.family == family && reached(&s.way)) {
             return Ok(());
         }
-        let mut way = plain();
+        let mut way = ServerSource::plain(Databases::All);
         match family {
             Family::Postgres => {
                 let port = socket.file_name().and_then(|n| n.to_str()?.strip_prefix(POSTGRES_SOCKET)?.parse().ok());
@@ -295,7 +294,7 @@ impl Scan<'_> {
                     }
                     false => "a command source saves it".into(),
                 },
-                suggestion: gap.then(|| as_source(None, family, &plain(), "*")),
+                suggestion: gap.then(|| as_source(None, family, &ServerSource::plain(Databases::All), "*")),
                 ..CoverageItem::default()
             });
             self.served.extend(data);
@@ -360,24 +359,6 @@ fn listening(table: &[u8]) -> Vec<PathBuf> {
     table.split(|b| *b == b'\n').filter_map(path).collect()
 }
 
-/// A server that nothing is known of.
-fn plain() -> ServerSource {
-    ServerSource {
-        databases: Databases::All,
-        host: None,
-        port: None,
-        socket: None,
-        user: None,
-        password: None,
-        bin_dir: None,
-        run_as: None,
-        timeout: Duration::from_secs(1800),
-        globals: false,
-        exclude_tables: Vec::new(),
-        sslmode: None,
-    }
-}
-
 /// The source that would capture a database, as TOML. A secret stays where it is.
 fn as_source(job: Option<&str>, family: Family, way: &ServerSource, database: &str) -> String {
     let text = |value: &str| toml::Value::from(value).to_string();
@@ -424,7 +405,7 @@ short\n";
             port: Some(5433),
             user: Some("a\"b".into()),
             password: Some(SecretSource::File("/k/pw".into())),
-            ..plain()
+            ..ServerSource::plain(Databases::All)
         };
         let table: toml::Table = as_source(Some("shop"), Family::Postgres, &way, "My 'Shop'").parse().unwrap();
         let source = &table["job"]["shop"]["source"][0]["postgres"];

@@ -209,7 +209,7 @@ fn attempt(
     for problem in scratch::clear_dead(&env.config.daemon.state_dir, Some(&live.id())) {
         live.message(Level::Warning, problem);
     }
-    let mut place = open()?;
+    let place = open()?;
     live.update(|run| run.destination = Some(place.destination.clone()));
     let people = request.planned.iter().filter_map(|p| p.person()).cloned().collect::<Vec<_>>();
     let reader = reader(&job.drill)?;
@@ -222,25 +222,23 @@ fn attempt(
 
     let since = Instant::now();
     live.step("restoring");
-    let (mut repository, mut manifest) = (place.repository.clone(), place.manifest.clone());
-    let mut from_another = false;
     // Kept from being pruned until the end: what is compared may be read again.
-    let mut reading = vec![std::mem::replace(&mut place._reading, Box::new(()))];
+    let (mut from, mut from_another) = (place.clone(), false);
     let mut next = || {
-        let mut next = another()?;
-        reading.push(std::mem::replace(&mut next._reading, Box::new(())));
-        (repository, manifest, from_another) = (next.repository.clone(), next.manifest.clone(), true);
+        let next = another()?;
+        (from, from_another) = (next.clone(), true);
         Some(next)
     };
     let written = to_directory::write(place, &mut next, &[], &scratch.tree, live).map_err(Trouble::from);
-    written.map_err(|e| unless_away(e, &repository))?;
+    written.map_err(|e| unless_away(e, &from.repository))?;
+    let Place { repository, manifest, .. } = &from;
 
     let mut wrong = Wrong::default();
     live.step("comparing with the backup");
-    compare::compare(&repository, &manifest, &scratch.tree, &mut wrong, live).map_err(|e| unless_away(e, &repository))?;
+    compare::compare(repository, manifest, &scratch.tree, &mut wrong, live).map_err(|e| unless_away(e, repository))?;
     let mut servers = Vec::new();
-    let checked = check(request, &manifest, &mut scratch, &mut servers, &mut wrong, limits, live);
-    let checked = checked.and_then(|()| assertions::check(job, &request.backup, &manifest, &scratch.tree, &servers, &mut wrong, live));
+    let checked = check(request, manifest, &mut scratch, &mut servers, &mut wrong, limits, live);
+    let checked = checked.and_then(|()| assertions::check(job, &request.backup, manifest, &scratch.tree, &servers, &mut wrong, live));
     let seconds = since.elapsed().as_millis().div_ceil(1000) as u64;
     live.step("clearing up");
     for server in servers {

@@ -13,13 +13,15 @@ mod tree;
 mod users;
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use keepd_protocol::model::{Backup, BytesPath, Level, PlannedService, RestorePlan};
 
 use self::journal::{Journal, Loaded, Phase};
 use self::plan::{Found, Owners};
-use self::targets::{Dump, Target, To};
+use self::targets::{Target, To};
 use self::tree::{Beneath, Tree, stage_name};
 use super::backup::{Environment, short};
 use super::hooks::Event;
@@ -27,10 +29,10 @@ use super::live::{Failure, Finish, LiveRun};
 use super::load;
 use super::quiesce::{self, Note};
 use super::restore::Place;
-use super::set::told;
+use super::set::{ask_version, told};
 use super::to_directory;
-use crate::config::{Databases, Job, Quiesce, Source, SourceKind, VersionFrom};
-use crate::source::ask;
+use crate::config::{Databases, Job, Quiesce, Source, SourceKind};
+use crate::repository::Entry;
 use crate::source::load::Loader;
 
 pub use self::recover::{Finished, Helper, Pending, pending};
@@ -176,15 +178,8 @@ impl Transaction<'_> {
         };
         let service = |name: &String| PlannedService { name: name.clone(), running: running.contains(name) };
         plan.services = self.job.services.iter().map(service).collect();
-        let asked = match &self.job.version {
-            None => return Ok(()),
-            Some(VersionFrom::Command(program)) => super::hooks::first_line(program, &self.job.name, &self.live.cancel).ok(),
-            Some(VersionFrom::Sql { sql, source }) => {
-                let source = self.job.sources.iter().find(|s| s.name == *source);
-                source.and_then(|s| ask::ask(&s.kind, sql, &self.live.cancel).ok()).and_then(|rows| rows.into_iter().next())
-            }
-        };
-        plan.version_now = asked.map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
+        let asked = self.job.version.as_ref().and_then(|from| ask_version(from, self.job, &self.live.cancel).ok());
+        plan.version_now = asked.filter(|v| !v.is_empty());
         if let (Some(then), Some(now)) = (&plan.version, &plan.version_now)
             && then != now
         {
@@ -295,17 +290,16 @@ impl Transaction<'_> {
         self.live.set_total(self.live.snapshot().plan.map_or(0, |plan| plan.sources.iter().map(|s| s.bytes).sum()));
         journal.save()?;
         for known in &mut known {
-            self.stage(known, journal)?;
+            self.stage(&place, known, journal)?;
         }
-        let servers = self.load(&known, journal)?;
+        let servers = self.load(&place, &known, journal)?;
         self.hold(journal)?;
         self.live.step("looking what changed meanwhile");
         for known in &mut known {
             self.write_down(&place, known, others, journal)?;
         }
-        drop(place);
         journal.enter(Phase::Swapping)?;
-        self.exchange(&known, &servers, journal)?;
+        self.exchange(&place, &known, &servers, journal)?;
         for tree in &journal.trees {
             Beneath::open(tree).map_err(|e| e.to_string()).and_then(|b| b.sync()).map_err(Failure::Failed)?;
         }
@@ -337,7 +331,7 @@ impl Transaction<'_> {
     }
 
     /// Writes what differs beside its target.
-    fn stage(&self, known: &mut Known<'_>, journal: &mut Journal) -> Result<(), Failure> {
+    fn stage(&self, place: &Place, known: &mut Known<'_>, journal: &mut Journal) -> Result<(), Failure> {
         let root = match &known.target.to {
             To::Directory { root, .. } | To::File { root, .. } => root.clone(),
             To::Databases { .. } | To::Command { .. } => return Ok(()),
@@ -381,7 +375,7 @@ impl Transaction<'_> {
             _ => HashSet::new(),
         };
         if self.request.tables.is_empty() {
-            self.write_stage(known, &tree, 0)?;
+            self.write_stage(place, known, &tree, 0)?;
             point();
             return self.verify_staged(known, &tree);
         }
@@ -389,10 +383,9 @@ impl Transaction<'_> {
         let work = self.env.config.daemon.state_dir.join("work");
         let apart = std::fs::create_dir_all(&work).and_then(|()| tempfile::tempdir_in(&work));
         let apart = apart.map_err(|e| Failure::Failed(format!("cannot make a directory in {}: {e}", work.display())))?;
-        let place = (self.open)(&self.backup.id)?;
         let mut tried = vec![place.destination.clone()];
         let another = &mut || (self.another)(&self.backup.id, &mut tried);
-        to_directory::write(place, another, &[known.target.name.as_bytes().to_vec()], &apart.path().join(STAGES[0]), self.live)?;
+        to_directory::write(place.clone(), another, &[known.target.name.as_bytes().to_vec()], &apart.path().join(STAGES[0]), self.live)?;
         known.apart = Some(apart);
         Ok(())
     }
@@ -414,8 +407,7 @@ impl Transaction<'_> {
                 other => drop(other.map_err(failed)?),
             }
         }
-        let staged: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(staged_as);
-        let from = apart.path().join(STAGES[0]).join(staged);
+        let from = apart.path().join(STAGES[0]).join(OsStr::from_bytes(staged_as));
         let (moved, dangling) = crate::source::sqlite::take_tables(&copy, &from, &self.request.tables, &self.live.cancel)
             .map_err(|e| told(known.target.source, e))?;
         for table in moved {
@@ -432,8 +424,7 @@ impl Transaction<'_> {
         Beneath::open(tree).map_err(|e| Failure::Failed(format!("cannot open {}: {e}", tree.root.display())))
     }
 
-    fn write_stage(&self, known: &Known<'_>, tree: &Tree, stage: usize) -> Result<(), Failure> {
-        let place = (self.open)(&self.backup.id)?;
+    fn write_stage(&self, place: &Place, known: &Known<'_>, tree: &Tree, stage: usize) -> Result<(), Failure> {
         let mut tried = vec![place.destination.clone()];
         let another = &mut || (self.another)(&self.backup.id, &mut tried);
         let source = [known.target.name.as_bytes().to_vec()];
@@ -442,7 +433,7 @@ impl Transaction<'_> {
             return Ok(());
         }
         let to = self.beneath(tree)?.make_in_stage(STAGES.get(stage).copied().unwrap_or_default()).map_err(Failure::Failed)?;
-        let written = to_directory::write_only(place, another, &source, only, to, self.live)?;
+        let written = to_directory::write_only(place.clone(), another, &source, only, to, self.live)?;
         match written.warnings_total {
             0 => Ok(()),
             n => Err(Failure::Failed(format!("{n} owners, modes or attributes could not be set ({})", written.warnings.join("; ")))),
@@ -456,19 +447,18 @@ impl Transaction<'_> {
             return Ok(());
         }
         self.live.step(&format!("checking {}", known.target.name));
-        let staged: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(staged_as.as_slice());
-        let path = tree.root.join(&tree.stage).join(STAGES[0]).join(staged);
+        let path = tree.root.join(&tree.stage).join(STAGES[0]).join(OsStr::from_bytes(staged_as));
         crate::source::sqlite::check_whole(&path, &self.live.cancel).map_err(|e| told(known.target.source, e))
     }
 
     /// Loads dumps into scratch databases.
-    fn load<'j>(&self, known: &[Known<'j>], journal: &mut Journal) -> Result<Vec<Box<dyn Loader + 'j>>, Failure> {
+    fn load<'j>(&self, place: &Place, known: &[Known<'j>], journal: &mut Journal) -> Result<Vec<Box<dyn Loader + 'j>>, Failure> {
         let mut servers = Vec::new();
         for Known { target, .. } in known {
-            let To::Databases { dumps, .. } = &target.to else { continue };
+            let To::Databases { dumps, facts } = &target.to else { continue };
             for dump in dumps {
                 let stops = !self.job.services.is_empty();
-                let wanted = plan::wanted(target, dump, self.request.owners, stops, &format!("{}{}", journal.run, journal.databases.len()));
+                let wanted = plan::wanted(dump, facts, self.request.owners, stops, &format!("{}{}", journal.run, journal.databases.len()));
                 let server = load::loader(target.source, &self.live.cancel)?;
                 let there = server.is_there(&wanted.target, &self.live.cancel).map_err(|e| told(target.source, e))?;
                 let server_name = target.source.kind.lock().unwrap_or_default();
@@ -480,7 +470,7 @@ impl Transaction<'_> {
                     server: server_name,
                 });
                 journal.save()?;
-                load::load_and_check(target.source, server.as_ref(), &wanted, self.dump(dump)?, self.live)?;
+                load::load_and_check(target.source, server.as_ref(), &wanted, self.contents(place, &dump.path, &dump.entry), self.live)?;
                 servers.push(server);
                 point();
             }
@@ -488,12 +478,8 @@ impl Transaction<'_> {
         Ok(servers)
     }
 
-    fn dump(&self, dump: &Dump) -> Result<load::Dump<'_>, Failure> {
-        self.contents(&self.backup.id, dump.path.clone(), dump.entry.clone())
-    }
-
-    fn contents(&self, backup: &str, path: Vec<u8>, entry: crate::repository::Entry) -> Result<load::Dump<'_>, Failure> {
-        recover::contents(self.open, self.another, backup, path, entry)
+    fn contents(&self, place: &Place, path: &[u8], entry: &Entry) -> load::Dump<'_> {
+        recover::contents(place.clone(), self.another, &self.backup.id, path, entry)
     }
 
     /// Holds the application still: its maintenance mode begins, its services stop.
@@ -532,7 +518,7 @@ impl Transaction<'_> {
         let beneath = self.beneath(&tree)?;
         match &known.target.to {
             To::File { root, file, staged_as, database, .. } => {
-                let path = root.join(std::os::unix::ffi::OsStrExt::from_bytes(file.as_slice()) as &std::ffi::OsStr);
+                let path = root.join(OsStr::from_bytes(file));
                 let users = if *database { users::of(&path) } else { users::Users::default() };
                 if !users.named.is_empty() {
                     return Err(Failure::Failed(format!(
@@ -561,7 +547,7 @@ impl Transaction<'_> {
                     // What belongs together (hard links) is staged together.
                     known.staged[1] = wanted;
                     known.staged[0].clear();
-                    self.write_stage(known, &tree, 1)?;
+                    self.write_stage(place, known, &tree, 1)?;
                 }
                 let stage = |path: &[u8]| known.staged.iter().zip(STAGES).find(|(set, _)| set.contains(path)).map(|(_, stage)| stage);
                 let owners = Owners::of(&place.manifest);
@@ -575,7 +561,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    fn exchange(&self, known: &[Known<'_>], servers: &[Box<dyn Loader + '_>], journal: &mut Journal) -> Result<(), Failure> {
+    fn exchange(&self, place: &Place, known: &[Known<'_>], servers: &[Box<dyn Loader + '_>], journal: &mut Journal) -> Result<(), Failure> {
         self.live.step("exchanging");
         for (number, tree) in journal.trees.iter().enumerate() {
             let changes = journal.changes_of(number);
@@ -609,8 +595,7 @@ impl Transaction<'_> {
             let To::Command { path, entry } = &target.to else { continue };
             journal.commands.push(target.name.clone());
             journal.save()?;
-            let contents = self.contents(&self.backup.id, path.clone(), (**entry).clone())?;
-            load::through_command(self.job, target.source, contents, self.live)?;
+            load::through_command(self.job, target.source, self.contents(place, path, entry), self.live)?;
             point();
         }
         Ok(())

@@ -1,6 +1,8 @@
 //! What a restore in place would change, and whether it can be done: looked at before anything is begun.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +19,7 @@ use crate::run::load::loader;
 use crate::run::restore::{Place, kind};
 use crate::run::set::told;
 use crate::source::load::Wanted;
-use crate::source::{Context, Report};
+use crate::source::{Context, Facts, Report};
 
 /// Changes shown of each source.
 const SHOWN: usize = 50;
@@ -61,8 +63,7 @@ pub fn look(
             }
             _ => {}
         }
-        let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(difference.path.as_slice());
-        if others.contains(&root.join(path)) {
+        if others.contains(&root.join(OsStr::from_bytes(&difference.path))) {
             return Ok(());
         }
         let data = |s: &Segment| if let Segment::Data(x) = s { u64::from(x.len) } else { 0 };
@@ -93,7 +94,7 @@ pub fn databases_of(targets: &[Target<'_>]) -> HashSet<PathBuf> {
         if let To::File { root, file, database: true, .. } = &target.to {
             for suffix in std::iter::once("").chain(SIDECARS) {
                 let name = [file, suffix.as_bytes()].concat();
-                paths.insert(root.join(std::os::unix::ffi::OsStrExt::from_bytes(name.as_slice()) as &std::ffi::OsStr));
+                paths.insert(root.join(OsStr::from_bytes(&name)));
             }
         }
     }
@@ -137,7 +138,8 @@ pub fn staged(found: &[Found]) -> HashSet<Vec<u8>> {
     set
 }
 
-/// Numbers of users and groups on this machine, for those of a backup.
+/// Numbers of users and groups on this machine, for those of a backup; without any they are what they are.
+#[derive(Default)]
 pub struct Owners {
     users: BTreeMap<u32, u32>,
     groups: BTreeMap<u32, u32>,
@@ -148,11 +150,6 @@ impl Owners {
         let users = manifest.users.iter().filter_map(|(id, name)| Some((*id, uzers::get_user_by_name(name)?.uid()))).collect();
         let groups = manifest.groups.iter().filter_map(|(id, name)| Some((*id, uzers::get_group_by_name(name)?.gid()))).collect();
         Self { users, groups }
-    }
-
-    /// Those of a live entry are what they are.
-    pub fn none() -> Self {
-        Self { users: BTreeMap::new(), groups: BTreeMap::new() }
     }
 
     fn described(&self, entry: &Entry) -> Described {
@@ -183,7 +180,7 @@ pub fn write_changes(
         count += 1;
         out.write(&change).map_err(failed)
     };
-    let none = Owners::none();
+    let none = Owners::default();
     let needs_room = |f: &&Found| match (&f.backup, f.live.as_ref()) {
         (None, Some(live)) => live.kind != Kind::Directory,
         (Some(backup), live) if backup.kind == Kind::Directory => live.is_some() && !is_directory(live),
@@ -256,9 +253,8 @@ pub fn write_file_changes(to: &Path, beneath: &Beneath<'_>, file: &[u8], staged_
     out.finish().map_err(failed)
 }
 
-/// What a source's database is loaded as.
-pub fn wanted(target: &Target<'_>, dump: &Dump, owners: bool, stops: bool, run: &str) -> Wanted {
-    let To::Databases { facts, .. } = &target.to else { return Wanted::of(&dump.database, &dump.database, BTreeMap::new(), run) };
+/// What a source's database is loaded as, with the facts of the source.
+pub fn wanted(dump: &Dump, facts: &Facts, owners: bool, stops: bool, run: &str) -> Wanted {
     Wanted { replace: true, owners, stops, ..Wanted::of(&dump.database, &dump.database, facts.clone(), run) }
 }
 
@@ -285,7 +281,7 @@ pub fn plan(
             for f in found {
                 tell(&mut planned, place, target, f);
                 planned.bytes += if f.is_staged() { f.bytes } else { 0 };
-                let path = root.join(std::os::unix::ffi::OsStrExt::from_bytes(f.path.as_slice()) as &std::ffi::OsStr);
+                let path = root.join(OsStr::from_bytes(&f.path));
                 if f.what != What::Metadata {
                     directories.extend(path.parent().filter(|_| !f.path.is_empty()).map(Path::to_owned));
                 }
@@ -296,7 +292,7 @@ pub fn plan(
         }
         To::File { root, file, entry, database, .. } => {
             (planned.written, planned.bytes) = (1, entry.size);
-            let path = root.join(std::os::unix::ffi::OsStrExt::from_bytes(file.as_slice()) as &std::ffi::OsStr);
+            let path = root.join(OsStr::from_bytes(file));
             may_change(root, &BTreeSet::new(), plan, &problem);
             foreign(std::iter::once(entry.as_ref()), plan, &problem);
             need(root, entry.size, plan);
@@ -317,11 +313,11 @@ pub fn plan(
                 }
             }
         }
-        To::Databases { dumps, .. } => {
+        To::Databases { dumps, facts } => {
             let stops = !job.services.is_empty();
             for dump in dumps {
                 planned.bytes += dump.entry.size;
-                let wanted = wanted(target, dump, owners, stops, "plan");
+                let wanted = wanted(dump, facts, owners, stops, "plan");
                 let looked = loader(target.source, &live.cancel)
                     .and_then(|server| server.look(&wanted, stops, &live.cancel).map_err(|e| told(target.source, e)));
                 match looked {

@@ -31,16 +31,15 @@ type Tell<'a> = &'a mut dyn FnMut(Level, String);
 
 /// A dump with the places that it can be read from.
 pub fn contents<'a>(
-    open: &'a dyn Fn(&str) -> Result<Place, Failure>,
+    place: Place,
     another: &'a dyn Fn(&str, &mut Vec<String>) -> Option<Place>,
     backup: &str,
-    path: Vec<u8>,
-    entry: Entry,
-) -> Result<load::Dump<'a>, Failure> {
-    let place = open(backup)?;
+    path: &[u8],
+    entry: &Entry,
+) -> load::Dump<'a> {
     let mut tried = vec![place.destination.clone()];
     let backup = backup.to_owned();
-    Ok(load::Dump { place, another: Box::new(move || another(&backup, &mut tried)), path, entry })
+    load::Dump { place, another: Box::new(move || another(&backup, &mut tried)), path: path.to_vec(), entry: entry.clone() }
 }
 
 /// A job whose databases of SQLite are files like any others, for what cannot be read as a database any more.
@@ -221,9 +220,8 @@ fn feed_again(journal: &Journal, name: &str, helper: &Helper<'_>) -> Result<(), 
     let path = [name.as_bytes(), b"/", command.file.as_bytes()].concat();
     let place = (helper.open)(safety)?;
     let entry = restore::find_file(&place.repository, &place.manifest, &path)?;
-    drop(place);
     let uncancelled = helper.live.uncancelled();
-    load::through_command(job, source, contents(helper.open, helper.another, safety, path, entry)?, &uncancelled)
+    load::through_command(job, source, contents(place, helper.another, safety, &path, &entry), &uncancelled)
 }
 
 /// What was restored stays: what was there goes.

@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::source::files::STAGING_PREFIX;
+use crate::source::files::{STAGING_PREFIX, xattrs_at};
 
 /// What SQLite puts beside a database.
 pub const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -448,31 +448,16 @@ impl<'t> Beneath<'t> {
         open_beneath(&self.root, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW)
     }
 
-    fn xattrs(fd: &OwnedFd) -> Result<Vec<Xattr>, Errno> {
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let mut names = vec![0u8; 64 << 10];
-        let listed = match rustix::fs::listxattr(path.as_str(), &mut names) {
-            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-            other => other?,
-        };
-        names.truncate(listed);
-        let mut found = Vec::new();
-        for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
-            let mut value = vec![0u8; 64 << 10];
-            match rustix::fs::getxattr(path.as_str(), name, &mut value) {
-                Ok(len) => value.truncate(len),
-                Err(Errno::NODATA) => continue,
-                Err(e) => return Err(e),
-            }
-            found.push(Xattr { name: name.to_vec(), value });
+    fn xattrs(fd: &OwnedFd) -> Result<Vec<Xattr>, String> {
+        match xattrs_at(&format!("/proc/self/fd/{}", fd.as_raw_fd())) {
+            (found, errors) if errors.is_empty() => Ok(found.into_iter().map(|(name, value)| Xattr { name, value }).collect()),
+            (_, errors) => Err(errors.join("; ")),
         }
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(found)
     }
 
     /// Attributes, owner, mode, times, in this order.
     fn describe(&self, path: &[u8], to: &Described) -> Result<(), String> {
-        let set = || -> Result<(), Errno> {
+        let set = || -> io::Result<()> {
             let fd = match self.handle(path) {
                 Err(Errno::NOENT) => return Ok(()),
                 other => other?,
@@ -482,7 +467,7 @@ impl<'t> Beneath<'t> {
                 return Ok(());
             }
             let by_fd = format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let now = Self::xattrs(&fd)?;
+            let now = Self::xattrs(&fd).map_err(io::Error::other)?;
             for gone in now.iter().filter(|x| !to.xattrs.iter().any(|w| w.name == x.name)) {
                 // Labels of the system's own are not ours to take.
                 if gone.name.starts_with(b"user.") || gone.name.starts_with(b"system.posix_acl") {
@@ -496,7 +481,7 @@ impl<'t> Beneath<'t> {
                 rustix::fs::chownat(fd.as_fd(), "", Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)), AtFlags::EMPTY_PATH)?;
             }
             rustix::fs::chmod(by_fd.as_str(), Mode::from_raw_mode(to.mode & 0o7777))?;
-            rustix::fs::utimensat(CWD, by_fd.as_str(), &times(to.seconds, to.nanoseconds), AtFlags::empty())
+            Ok(rustix::fs::utimensat(CWD, by_fd.as_str(), &times(to.seconds, to.nanoseconds), AtFlags::empty())?)
         };
         set().map_err(|e| self.failed("set owner, mode, times or attributes of", path, e))
     }

@@ -12,7 +12,6 @@ use crate::config::Job;
 use crate::crypto;
 use crate::run::backup::short;
 use crate::run::drill::{self, Request};
-use crate::run::restore;
 
 /// Of so many scheduled drills one is of an older backup.
 const OLDER_EVERY: u64 = 4;
@@ -74,11 +73,7 @@ impl Runs {
         let (runs, id, began) = (self.clone(), found.id.clone(), Timestamp::now());
         let run = self.start(work, move |live| {
             let mut tried = Vec::new();
-            let open = || {
-                let (repository, manifest, destination) = runs.open_beside(&found, &[])?;
-                let reading = runs.keep_readable(&destination);
-                Ok(restore::Place { repository, manifest, destination, _reading: reading })
-            };
+            let open = || Ok(runs.place(runs.open_beside(&found, &[])?));
             let another = &mut || {
                 if tried.is_empty() {
                     tried.extend(live.snapshot().destination);

@@ -136,8 +136,7 @@ impl Runs {
         let opened = self.open_backup_beside(backup, tried);
         let (repository, manifest, destination) = opened.map_err(|e| tracing::warn!("no other copy can be read: {e}")).ok()?;
         tried.push(destination.clone());
-        let reading = self.keep_readable(&destination);
-        Some(restore::Place { repository, manifest, destination, _reading: reading })
+        Some(self.place((repository, manifest, destination)))
     }
 
     /// Opens a backup at the best place that is not among `tried`.

@@ -367,8 +367,7 @@ impl Runs {
             }
             live.step("restoring");
             let mut tried = vec![destination.clone()];
-            let reading = runs.keep_readable(&destination);
-            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            let place = runs.place((repository, manifest, destination));
             restore::stream(place, &mut || runs.another_place(&found, &mut tried), &paths, None, out, live)
         })?;
         Ok(RestoreStarted { run, backup: id, entries, bytes })
@@ -395,8 +394,7 @@ impl Runs {
         let runs = self.clone();
         self.start(work, move |live| {
             let mut tried = vec![destination.clone()];
-            let reading = runs.keep_readable(&destination);
-            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            let place = runs.place((repository, manifest, destination));
             let another = Box::new(|| runs.another_place(&found, &mut tried));
             load::load(&env, &job, &request, load::Dump { place, another, path, entry: looked }, facts, live)
         })
@@ -485,9 +483,7 @@ impl Runs {
     fn open_place(&self, id: &str) -> Result<restore::Place, Failure> {
         let failed = |e: Error| Failure::Failed(e.to_string());
         let found = self.resolve(id, None).map_err(failed)?;
-        let (repository, manifest, destination) = self.open_backup(&found).map_err(failed)?;
-        let reading = self.keep_readable(&destination);
-        Ok(restore::Place { repository, manifest, destination, _reading: reading })
+        Ok(self.place(self.open_backup(&found).map_err(failed)?))
     }
 
     /// Before anything else runs: restores in place that a keepd which died had begun are finished or undone, in the background; until then
@@ -577,8 +573,7 @@ impl Runs {
             live.set_total(size);
             live.step("reading");
             let mut tried = vec![destination.clone()];
-            let reading = runs.keep_readable(&destination);
-            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            let place = runs.place((repository, manifest, destination));
             contents::write(place, &mut || runs.another_place(&found, &mut tried), &path, &looked, (out, restore::PATIENCE), live)
         })?;
         Ok((run, size))
@@ -602,8 +597,7 @@ impl Runs {
         let (runs, id) = (self.clone(), found.id.clone());
         let run = self.start(work, move |live| {
             let mut tried = vec![destination.clone()];
-            let reading = runs.keep_readable(&destination);
-            let place = restore::Place { repository, manifest, destination, _reading: reading };
+            let place = runs.place((repository, manifest, destination));
             compare::compare(&env, &job, &place, &mut || runs.another_place(&found, &mut tried), &request, out, live)
         })?;
         Ok((run, id))

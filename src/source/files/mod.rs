@@ -13,6 +13,7 @@ mod tests;
 mod walk;
 
 pub use holder::{Held, Holder};
+pub use read::xattrs_at;
 pub use walk::{CACHE_TAG, DIRECTORY_FLAGS, is_cache};
 
 use std::collections::HashMap;

@@ -178,6 +178,11 @@ pub(super) fn link_xattrs(parent: BorrowedFd<'_>, name: &[u8]) -> Vec<(Vec<u8>, 
     collect(|list| rustix::fs::llistxattr(path.as_slice(), list), |name, value| rustix::fs::lgetxattr(path.as_slice(), name, value)).0
 }
 
+/// Extended attributes of what a path leads to, sorted by name, and what could not be read.
+pub fn xattrs_at(path: &str) -> (Xattrs, Vec<String>) {
+    collect(|list| rustix::fs::listxattr(path, list), |name, value| rustix::fs::getxattr(path, name, value))
+}
+
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn collect(

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio_util::sync::CancellationToken;
 
 use super::alone::Alone;
-use super::database::Database;
+use super::database::{Database, quoted};
 use super::inspect::Watch;
 use super::signature::Signature;
 use super::snapshot::{self, Pages, Snapshot};
@@ -320,10 +320,6 @@ fn add(hasher: &mut blake3::Hasher, value: ValueRef<'_>) {
         ValueRef::Text(text) => sized(3, text),
         ValueRef::Blob(blob) => sized(4, blob),
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]

@@ -219,6 +219,11 @@ fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
     found
 }
 
+/// A name as it stands in a statement.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

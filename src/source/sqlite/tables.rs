@@ -7,7 +7,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tokio_util::sync::CancellationToken;
 
-use super::database;
+use super::database::{self, quoted};
 use super::inspect::{Complaints, complaints, told};
 use crate::source::SourceError;
 
@@ -17,10 +17,6 @@ pub struct Moved {
     pub table: String,
     pub rows_before: Option<u64>,
     pub rows_after: u64,
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Gives the database at `into` the tables that the one at `from` has. Nobody else may have either open; both are ordinary files of keepd's own, and
