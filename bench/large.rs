@@ -29,7 +29,7 @@ fn main() -> Result<(), Error> {
     let destination = Destination::plain("local", "fs", [("root".to_owned(), format!("{dir}/repository").as_str().into())].into());
     let storage = Storage::open(&destination, runtime.handle().clone())?;
     let options = OpenOptions {
-        key: None,
+        profile: None,
         compression: Compression::Zstd,
         cache_root: &Path::new(dir).join("cache"),
         known_id: None,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use keepd::config::{Compression, FilesSource};
-use keepd::crypto::{MasterKey, ObjectCipher, ObjectHeader, ObjectKind};
+use keepd::crypto::{Keyring, MasterKey, ObjectKind};
 use keepd::repository::entry::Texture;
 use keepd::repository::index::IndexedPack;
 use keepd::repository::local::LocalIndex;
@@ -51,7 +51,7 @@ fn chunking(c: &mut Criterion) {
     let mut group = c.benchmark_group("chunker");
     group.throughput(Throughput::Bytes(data.len() as u64));
     group.bench_function("cut incompressible data", |b| {
-        let mut chunker = chunker::Chunker::new(MasterKey::from_bytes([1; 32]).gear());
+        let mut chunker = chunker::Chunker::new(Keyring::of(MasterKey::from_bytes([1; 32])).gear());
         b.iter(|| {
             chunker.clear();
             let mut rest = &data[..];
@@ -113,8 +113,8 @@ fn pages(c: &mut Criterion) {
 }
 
 fn sealing(c: &mut Criterion) {
-    let Ok(header) = ObjectHeader::fresh(ObjectKind::DataPack, &[1; 16]) else { return };
-    let cipher = ObjectCipher::new(&MasterKey::from_bytes([1; 32]), &header);
+    let keys = Keyring::of(MasterKey::from_bytes([1; 32]));
+    let Ok(cipher) = keys.header(ObjectKind::DataPack, &[1; 16]).and_then(|header| keys.cipher(&header)) else { return };
     let (plain, mut sealed, mut opened) = (noise(MIB, 5), vec![0; MIB + 16], Vec::new());
     let mut group = c.benchmark_group("seal");
     group.throughput(Throughput::Bytes(MIB as u64));
@@ -125,7 +125,7 @@ fn sealing(c: &mut Criterion) {
 
 fn packing(c: &mut Criterion) {
     let mut group = c.benchmark_group("pack");
-    let master = MasterKey::from_bytes([1; 32]);
+    let keys = Keyring::of(MasterKey::from_bytes([1; 32]));
     for (name, data, texture) in [
         ("rows", rows(8 * MIB), Texture::Mixed),
         ("rows as pages", rows(8 * MIB), Texture::Pages),
@@ -137,14 +137,14 @@ fn packing(c: &mut Criterion) {
         let chunks: Vec<(&[u8], ChunkId)> = data.chunks(MIB).map(|raw| (raw, chunk_id(&[2; 32], raw))).collect();
         group.bench_function(format!("compress, seal, prove: {name}"), |b| {
             b.iter(|| {
-                let mut builder = PackBuilder::new(&master, &[1; 16], ObjectKind::DataPack, &memory).ok()?;
+                let mut builder = PackBuilder::new(&keys, &[1; 16], ObjectKind::DataPack, &memory).ok()?;
                 for (raw, id) in &chunks {
                     let payload = compressor.compress(raw, texture).ok()?;
                     let mut place = builder.reserve(*id, payload.len(), raw.len() as u32).ok()?;
                     place.seal(payload, raw, &mut prover).ok()?;
                     builder.give(place);
                 }
-                let pack = builder.finish(&master, &[1; 16]).ok()?;
+                let pack = builder.finish(&keys, &[1; 16]).ok()?;
                 let len = pack.bytes.len();
                 memory.give(pack.bytes);
                 Some(len)

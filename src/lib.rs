@@ -9,6 +9,7 @@ pub mod crypto;
 pub mod daemon;
 pub mod ledger;
 pub mod process;
+pub mod profile;
 pub mod repository;
 pub mod retention;
 pub mod run;

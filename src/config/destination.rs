@@ -24,18 +24,71 @@ pub(super) fn encryption(name: &str, table: &Table<'_>, known: &Known) -> Option
         table.report("'none' is no name for a profile: in a destination it says that nothing is encrypted");
         return None;
     }
-    table.check_keys(&["key_file"], &[(&["credential", "pkcs11"], NOT_BUILT)]);
-    if !table.has("key_file") && (table.has("credential") || table.has("pkcs11")) {
+    const WAYS: [&str; 3] = ["key_file", "credential", "passphrase"];
+    table.check_keys(&[&WAYS[..], &["retired", "public_key"]].concat(), &[(&["pkcs11"], NOT_BUILT)]);
+    if table.has("pkcs11") {
         return None;
     }
-    let item = table.require("key_file", "the path of a file made by 'keepd key generate FILE'")?;
+    let given: Vec<&str> = WAYS.into_iter().filter(|key| table.has(key)).collect();
+    let key = match given.as_slice() {
+        [] => {
+            table.require("key_file", "the path of a file made by 'keepd key generate FILE'");
+            return None;
+        }
+        [way] => key_source(&table.get(way)?, way, known)?,
+        more => {
+            table.report(format!(
+                "must have one key, and has {}; other keys open its repositories after 'keepctl key add'",
+                more.join(" and ")
+            ));
+            return None;
+        }
+    };
+    let retired = match table.get("retired") {
+        None => Vec::new(),
+        Some(item) => {
+            let items = item.list("an array of paths of key files that were used before")?;
+            items.iter().map(|item| path_beside(item, known)).collect::<Option<Vec<_>>>()?
+        }
+    };
+    let public_key = match table.get("public_key") {
+        None => None,
+        Some(item) => Some(key_path(&item, known)?),
+    };
+    Some(Encryption { name: name.to_owned(), key, retired, public_key })
+}
+
+/// Where a profile's key is.
+fn key_source(item: &Item<'_>, way: &str, known: &Known) -> Option<KeySource> {
+    match way {
+        "key_file" => key_path(item, known).map(KeySource::File),
+        "credential" => credential(item).map(KeySource::Credential),
+        _ if item.is_table() => secret(item, known).map(KeySource::Passphrase),
+        _ => {
+            item.report("is a secret and does not belong into the configuration; give passphrase = { file = \"/path\" }, { credential = \"name\" } or { env = \"NAME\" }");
+            None
+        }
+    }
+}
+
+/// The path of a key file, where people may give the key itself.
+fn key_path(item: &Item<'_>, known: &Known) -> Option<PathBuf> {
     let text = item.text("the path of a key file")?;
     if looks_like_key(text) {
         item.report("is the path of a key file, not the key itself; put the key in a file of its own, away from the configuration");
         return None;
     }
-    let path = path_beside(&item, known)?;
-    Some(Encryption { name: name.to_owned(), key: KeySource::File(path) })
+    path_beside(item, known)
+}
+
+/// The name of a credential of the service manager.
+fn credential(item: &Item<'_>) -> Option<String> {
+    let name = item.text("the name of a credential of the service manager")?;
+    if name.is_empty() || name.contains('/') || name.starts_with('.') {
+        item.report("must be the name of a credential, no path");
+        return None;
+    }
+    Some(name.to_owned())
 }
 
 /// Keys that every destination has, whatever its service.
@@ -163,14 +216,7 @@ pub(super) fn secret(item: &Item<'_>, known: &Known) -> Option<SecretSource> {
     let value = table.get(way)?;
     match *way {
         "file" => path_beside(&value, known).map(SecretSource::File),
-        "credential" => {
-            let name = value.text("the name of a credential of the service manager")?;
-            if name.is_empty() || name.contains('/') || name.starts_with('.') {
-                value.report("must be the name of a credential, no path");
-                return None;
-            }
-            Some(SecretSource::Credential(name.to_owned()))
-        }
+        "credential" => credential(&value).map(SecretSource::Credential),
         _ => {
             let name = value.text("the name of an environment variable")?;
             if name.is_empty() || name.contains(['=', '\0']) {

@@ -11,20 +11,14 @@ use super::overlap::is_excluded;
 use super::problem::{Problem, Severity, quoted};
 use super::source_text::reason;
 use super::value::show_duration;
-use super::{Config, FilesSource, Job, KeySource, Schedule, SourceKind};
-use crate::crypto::key_file::{self, shell_word};
+use super::{Config, FilesSource, Job, Schedule, SourceKind};
+use crate::crypto::key_file::shell_word;
 
 /// What is wrong (errors: what needs it will fail; a check or a reload refuses it) or doubtful (warnings) about what the
 /// configuration refers to.
 pub fn check_files(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     config.files.iter().for_each(|file| config_file(file, &mut problems));
-    for profile in config.encryption.values() {
-        let KeySource::File(path) = &profile.key;
-        if let Err(error) = key_file::load(path) {
-            problems.push(Problem::of_key(Severity::Error, format!("encryption.{}.key_file", profile.name), error.to_string()));
-        }
-    }
     destinations(config, &mut problems);
     config.jobs.values().for_each(|job| self::job(config, job, &mut problems));
     problems

@@ -37,7 +37,7 @@ pub struct Problems(pub Vec<Problem>);
 
 impl Problem {
     /// About what the configuration refers to, not about a place in it.
-    pub(super) fn of_key(severity: Severity, key: impl Into<String>, text: impl Into<String>) -> Self {
+    pub fn of_key(severity: Severity, key: impl Into<String>, text: impl Into<String>) -> Self {
         Self { severity, place: None, key: key.into(), text: text.into() }
     }
 }

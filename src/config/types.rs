@@ -49,12 +49,19 @@ pub struct Daemon {
 pub struct Encryption {
     pub name: String,
     pub key: KeySource,
+    /// Key files of before, tried when the key opens nothing.
+    pub retired: Vec<PathBuf>,
+    /// The public key file that contents are written for: this machine cannot read them back.
+    pub public_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum KeySource {
     /// A file made by `keepd key generate`, readable by its owner only.
     File(PathBuf),
+    /// Such a file, handed over by the service manager under this name.
+    Credential(String),
+    Passphrase(SecretSource),
 }
 
 /// A place that holds one repository.

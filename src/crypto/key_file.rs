@@ -1,7 +1,8 @@
-//! Key files: the 32 bytes that open an encryption profile, in a text file that only its owner may read.
+//! Key files: 32 bytes in a text file that only its owner may read: the key of an encryption profile, or a private key; and public keys.
 //!
-//! Comment lines begin with `#`; one line holds `keepd-key-1 <64 hex digits> <8 hex digits>`. The last word is the beginning of
-//! SHA-256 over `keepd key check` and the key, so that a truncated or mistyped file is noticed before anything is sealed with it.
+//! Comment lines begin with `#`; one line holds `keepd-key-1 <64 hex digits> <8 hex digits>` (`keepd-private-1`, `keepd-public-1`). The last
+//! word is the beginning of SHA-256 over `keepd key check` and the key, so that a truncated or mistyped file is noticed before anything is
+//! sealed with it. A longer text that has such a line, a recovery kit, may stand in for a key file.
 
 use std::fmt;
 use std::fs::File;
@@ -11,20 +12,70 @@ use std::path::{Path, PathBuf};
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use sha2::{Digest, Sha256};
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::Zeroizing;
 
-/// How a file that we made begins.
-const HEADER: &str = "# Key file of keepd, fingerprint ";
-const WORD: &str = "keepd-key-";
+use super::hpke::{PrivateKey, PublicKey};
+use super::locked::Locked;
+
 const VERSION: &str = "1";
-const KEY_BYTES: usize = 32;
+const KEY_BYTES: usize = Locked::BYTES;
 const CHECK_BYTES: usize = 4;
 /// A key file is far shorter, with a few lines of comment added as well.
-const MAX_FILE_BYTES: u64 = 4096;
+const MAX_FILE_BYTES: usize = 4096;
+/// A recovery kit is shorter.
+const MAX_KIT_BYTES: usize = 1 << 20;
+
+/// What a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The key of an encryption profile.
+    Profile,
+    Private,
+    Public,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Kind::Profile, Kind::Private, Kind::Public];
+
+    /// What its line begins with, before the version.
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Profile => "keepd-key-",
+            Kind::Private => "keepd-private-",
+            Kind::Public => "keepd-public-",
+        }
+    }
+
+    /// What its check digits are for.
+    fn purpose(self) -> &'static str {
+        match self {
+            Kind::Profile => "keepd key check",
+            Kind::Private => "keepd private key check",
+            Kind::Public => "keepd public key check",
+        }
+    }
+
+    /// How a file that we made begins.
+    fn header(self) -> &'static str {
+        match self {
+            Kind::Profile => "# Key file of keepd, fingerprint ",
+            Kind::Private => "# Private key file of keepd, fingerprint ",
+            Kind::Public => "# Public key file of keepd, fingerprint ",
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Kind::Profile => "a key file",
+            Kind::Private => "a private key file",
+            Kind::Public => "a public key file",
+        }
+    }
+}
 
 /// A key, wiped from memory when dropped. It has no `Debug` nor `Display`, so that it cannot slip into a message.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub struct Key([u8; KEY_BYTES]);
+#[derive(Clone)]
+pub struct Key(Locked);
 
 /// Tells keys apart without telling anything about them: 8 bytes of SHA-256, shown as 16 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +101,8 @@ pub enum KeyFileError {
     ForeignOwner { path: PathBuf, owner: u32, me: u32 },
     #[error("{} is not a key file of keepd: {why}", path.display())]
     NotAKeyFile { path: PathBuf, why: &'static str },
+    #[error("{} is {found} of keepd where {wanted} is wanted", path.display())]
+    OtherKind { path: PathBuf, found: &'static str, wanted: &'static str },
     #[error("the key file {} is truncated; restore it from your copy of it", .0.display())]
     Truncated(PathBuf),
     #[error("the key file {} is damaged: its key does not fit its check digits; restore it from your copy of it", .0.display())]
@@ -67,21 +120,42 @@ pub enum KeyFileError {
 type Result<T, E = KeyFileError> = std::result::Result<T, E>;
 
 impl Key {
-    pub fn new(bytes: [u8; KEY_BYTES]) -> Self {
-        Self(bytes)
+    pub fn new(key: Locked) -> Self {
+        Self(key)
+    }
+
+    pub fn generate() -> Result<Self, super::CryptoError> {
+        Ok(Self(Locked::random()?))
     }
 
     pub fn bytes(&self) -> &[u8; KEY_BYTES] {
-        &self.0
+        self.0.bytes()
     }
 
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint(digest("keepd/1 key fingerprint", &self.0))
+        Fingerprint(digest("keepd/1 key fingerprint", self.bytes()))
     }
 
-    fn check(&self) -> [u8; CHECK_BYTES] {
-        digest("keepd key check", &self.0)
+    /// The line of a key file, or of a recovery kit.
+    pub fn line(&self) -> Zeroizing<String> {
+        line(Kind::Profile, self.bytes())
     }
+}
+
+/// `<word>1 <key> <check>`. The text is as large as it gets, so that no copy of the key is left behind by its growth.
+pub fn line(kind: Kind, key: &[u8; KEY_BYTES]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(128));
+    text.push_str(kind.word());
+    text.push_str(VERSION);
+    text.push(' ');
+    HEXLOWER.encode_append(key, &mut text);
+    text.push(' ');
+    HEXLOWER.encode_append(&check(kind, key), &mut text);
+    text
+}
+
+fn check(kind: Kind, key: &[u8; KEY_BYTES]) -> [u8; CHECK_BYTES] {
+    digest(kind.purpose(), key)
 }
 
 impl fmt::Display for Fingerprint {
@@ -91,7 +165,7 @@ impl fmt::Display for Fingerprint {
 }
 
 /// The first bytes of SHA-256 over a purpose and a key.
-fn digest<const N: usize>(purpose: &str, key: &[u8]) -> [u8; N] {
+pub(super) fn digest<const N: usize>(purpose: &str, key: &[u8]) -> [u8; N] {
     const { assert!(N <= 32) };
     let hash: [u8; 32] = Sha256::new().chain_update(purpose).chain_update(key).finalize().into();
     std::array::from_fn(|n| hash[n])
@@ -99,11 +173,31 @@ fn digest<const N: usize>(purpose: &str, key: &[u8]) -> [u8; N] {
 
 /// Makes a new key file, mode 0600, durable when this returns. Its directory must exist, the file must not.
 pub fn generate(path: &Path) -> Result<Fingerprint> {
-    let failed = |reason: String| KeyFileError::Unwritable { path: path.to_owned(), reason };
-    let mut key = Key([0; KEY_BYTES]);
-    getrandom::fill(&mut key.0).map_err(|e| failed(format!("the system gives no random bytes: {e}")))?;
+    let key = Key::generate().map_err(|e| KeyFileError::Unwritable { path: path.to_owned(), reason: e.to_string() })?;
     let fingerprint = key.fingerprint();
+    write(path, 0o600, &text(Kind::Profile, key.bytes(), fingerprint))?;
+    Ok(fingerprint)
+}
 
+/// Makes a new key pair: the private key as a key file is made, the public one beside it with `.pub` behind its name. Neither may exist.
+pub fn generate_pair(path: &Path) -> Result<(Fingerprint, PathBuf)> {
+    let mut public_path = path.as_os_str().to_owned();
+    public_path.push(".pub");
+    let public_path = PathBuf::from(public_path);
+    let private = PrivateKey::generate().map_err(|e| KeyFileError::Unwritable { path: path.to_owned(), reason: e.to_string() })?;
+    let fingerprint = private.public().fingerprint();
+    write(path, 0o600, &text(Kind::Private, private.bytes(), fingerprint))?;
+    if let Err(error) = write(&public_path, 0o644, &text(Kind::Public, private.public().bytes(), fingerprint)) {
+        // Made just now, and nothing was sealed to it.
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
+    Ok((fingerprint, public_path))
+}
+
+/// Writes a new file, durable when this returns.
+pub fn write(path: &Path, mode: u32, text: &str) -> Result<()> {
+    let failed = |reason: String| KeyFileError::Unwritable { path: path.to_owned(), reason };
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -111,14 +205,14 @@ pub fn generate(path: &Path) -> Result<Fingerprint> {
     if !directory.is_dir() {
         return Err(KeyFileError::NoDirectory(directory.to_owned()));
     }
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(|e| match e.kind() {
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(path).map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => KeyFileError::Exists(path.to_owned()),
         _ => failed(e.to_string()),
     })?;
     let written = (|| {
         // Also when the umask took something away.
-        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-        file.write_all(text(&key, fingerprint).as_bytes())?;
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.write_all(text.as_bytes())?;
         file.sync_all()?;
         File::open(directory)?.sync_all()
     })();
@@ -127,74 +221,141 @@ pub fn generate(path: &Path) -> Result<Fingerprint> {
         let _ = std::fs::remove_file(path);
         return Err(failed(error.to_string()));
     }
-    Ok(fingerprint)
+    Ok(())
 }
 
-/// The contents of a key file. The buffer is as large as it gets, so that no copy of the key is left behind by its growth.
-fn text(key: &Key, fingerprint: Fingerprint) -> Zeroizing<String> {
+/// The contents of a file. The buffer is as large as it gets, so that no copy of the key is left behind by its growth.
+fn text(kind: Kind, key: &[u8; KEY_BYTES], fingerprint: Fingerprint) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::with_capacity(1024));
-    text.push_str(HEADER);
+    text.push_str(kind.header());
     text.push_str(&fingerprint.to_string());
-    text.push_str(".\n# Whoever has it can read every backup sealed with it, and without it nobody can:\n");
-    text.push_str("# keep a copy of it in a safe place that is not this machine.\n");
-    text.push_str(WORD);
-    text.push_str(VERSION);
-    text.push(' ');
-    HEXLOWER.encode_append(key.bytes(), &mut text);
-    text.push(' ');
-    HEXLOWER.encode_append(&key.check(), &mut text);
+    text.push_str(match kind {
+        Kind::Profile => ".\n# Whoever has it can read every backup sealed with it, and without it nobody can:\n# keep a copy of it in a safe place that is not this machine.\n",
+        Kind::Private => ".\n# Whoever has it can read the backups written for it, and without it nobody can:\n# keep it in safe places, none of which is the machine that is backed up.\n",
+        Kind::Public => ".\n# Backups can be written with it, and not read: name it as public_key of an encryption profile.\n",
+    });
+    text.push_str(&line(kind, key));
     text.push('\n');
     text
 }
 
 /// Reads a key file. Symbolic links are followed; what counts are the owner and mode of the file that was opened.
 pub fn load(path: &Path) -> Result<Key> {
-    let unreadable = |error: &io::Error| KeyFileError::Unreadable { path: path.to_owned(), reason: reason(error) };
+    Ok(Key(read(path, &open(path)?, Kind::Profile)?))
+}
+
+/// Reads a private key file in the same way.
+pub fn load_private(path: &Path) -> Result<PrivateKey> {
+    private(path, read(path, &open(path)?, Kind::Private)?)
+}
+
+/// Reads a key or a private key from an open file, or all those of a recovery kit; `path` is for messages. Mode and owner count as ever.
+pub fn load_all(path: &Path, file: &File) -> Result<(Vec<Key>, Vec<PrivateKey>)> {
+    let bytes = read_bytes(path, file, Kind::Profile)?;
+    let keys = kit_lines(path, &bytes, Kind::Profile)?.into_iter().map(Key).collect::<Vec<_>>();
+    let private_keys = kit_lines(path, &bytes, Kind::Private)?.into_iter().map(|k| private(path, k)).collect::<Result<Vec<_>>>()?;
+    if keys.is_empty() && private_keys.is_empty() {
+        // Says best what is wrong with it.
+        return Ok((vec![Key(parse(path, &bytes, Kind::Profile)?)], Vec::new()));
+    }
+    Ok((keys, private_keys))
+}
+
+/// Reads a public key file. Everybody may read it, but nobody else change it: they could have the next backups written for themselves.
+pub fn load_public(path: &Path) -> Result<PublicKey> {
+    let key = read(path, &open(path)?, Kind::Public)?;
+    PublicKey::new(*key.bytes()).map_err(|_| KeyFileError::NotAKeyFile { path: path.to_owned(), why: "nothing can be sealed to it" })
+}
+
+fn private(path: &Path, key: Locked) -> Result<PrivateKey> {
+    PrivateKey::new(key).map_err(|_| KeyFileError::NotAKeyFile { path: path.to_owned(), why: "it is no X25519 key" })
+}
+
+/// Opens a key file, which may be none.
+pub fn open(path: &Path) -> Result<File> {
     // Not to hang on a FIFO, nor to take a terminal as the controlling one.
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
     let mut options = File::options();
     options.read(true).custom_flags(i32::try_from(flags.bits()).unwrap_or_default());
-    let file = options.open(path).map_err(|e| match e.kind() {
+    options.open(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => KeyFileError::Missing(path.to_owned()),
-        _ => unreadable(&e),
-    })?;
+        _ => KeyFileError::Unreadable { path: path.to_owned(), reason: reason(&e) },
+    })
+}
+
+fn read(path: &Path, file: &File, kind: Kind) -> Result<Locked> {
+    parse(path, &read_bytes(path, file, kind)?, kind)
+}
+
+/// Reads a file that nobody else may read, or, where it holds a public key, change.
+fn read_bytes(path: &Path, file: &File, kind: Kind) -> Result<Zeroizing<Vec<u8>>> {
+    let unreadable = |error: &io::Error| KeyFileError::Unreadable { path: path.to_owned(), reason: reason(error) };
     let found = file.metadata().map_err(|e| unreadable(&e))?;
     if !found.is_file() {
         return Err(KeyFileError::NotAKeyFile { path: path.to_owned(), why: "it is not a regular file" });
     }
     let mode = found.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    if mode & (if kind == Kind::Public { 0o022 } else { 0o077 }) != 0 {
         return Err(KeyFileError::OpenToOthers { path: path.to_owned(), mode });
     }
     let me = rustix::process::geteuid().as_raw();
     if found.uid() != 0 && found.uid() != me {
         return Err(KeyFileError::ForeignOwner { path: path.to_owned(), owner: found.uid(), me });
     }
-    let limit = usize::try_from(MAX_FILE_BYTES).unwrap_or(usize::MAX);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(limit + 1));
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| unreadable(&e))?;
-    if bytes.len() > limit {
-        return Err(KeyFileError::NotAKeyFile { path: path.to_owned(), why: "it is longer than 4 KiB" });
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(found.len()).unwrap_or(0).min(MAX_KIT_BYTES) + 1));
+    file.take(MAX_KIT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|e| unreadable(&e))?;
+    if bytes.len() > MAX_KIT_BYTES {
+        return Err(KeyFileError::NotAKeyFile { path: path.to_owned(), why: "it is longer than any" });
     }
-    parse(path, &bytes)
+    Ok(bytes)
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<Key> {
+/// The keys of a kind in a text: the whole lines that are one. A line that begins like one and is none is an error.
+fn kit_lines(path: &Path, bytes: &[u8], kind: Kind) -> Result<Vec<Locked>> {
+    let text = std::str::from_utf8(bytes).map_err(|_| KeyFileError::NotAKeyFile { path: path.to_owned(), why: "it is not a text" })?;
+    let lines = text.lines().map(str::trim).filter(|line| {
+        let rest = line.strip_prefix(kind.word());
+        rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    });
+    lines.map(|line| parse_line(path, line, kind)).collect()
+}
+
+fn parse(path: &Path, bytes: &[u8], kind: Kind) -> Result<Locked> {
     let not = |why| KeyFileError::NotAKeyFile { path: path.to_owned(), why };
     let truncated = || KeyFileError::Truncated(path.to_owned());
     let text = std::str::from_utf8(bytes).map_err(|_| not("it is not a text"))?;
+    if bytes.len() > MAX_FILE_BYTES {
+        // A recovery kit, whose other lines are no comments.
+        return kit_lines(path, bytes, kind)?.into_iter().next().ok_or_else(|| not("it is longer than 4 KiB, and no line of it is a key"));
+    }
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let Some(line) = lines.next() else {
         // Nothing, or our comments only, is what a crash or a full disk leaves of a key file.
-        return Err(if text.starts_with(HEADER) || HEADER.starts_with(text) { truncated() } else { not("it holds no key") });
+        let header = kind.header();
+        return Err(if text.starts_with(header) || header.starts_with(text) { truncated() } else { not("it holds no key") });
     };
     if lines.next().is_some() {
         return Err(not("it holds more than one line beside comments"));
     }
+    parse_line(path, line, kind)
+}
+
+fn parse_line(path: &Path, line: &str, kind: Kind) -> Result<Locked> {
+    let not = |why| KeyFileError::NotAKeyFile { path: path.to_owned(), why };
+    let truncated = || KeyFileError::Truncated(path.to_owned());
     let mut words = line.split_ascii_whitespace();
     let (word, key, check) = (words.next().unwrap_or_default(), words.next(), words.next());
-    let Some(version) = word.strip_prefix(WORD) else {
-        return Err(if WORD.starts_with(word) { truncated() } else { not("its line does not begin with keepd-key-1") });
+    let Some(version) = word.strip_prefix(kind.word()) else {
+        let other = Kind::ALL.into_iter().find(|k| word.strip_prefix(k.word()).is_some_and(|v| v == VERSION));
+        return Err(match other {
+            Some(other) => KeyFileError::OtherKind { path: path.to_owned(), found: other.what(), wanted: kind.what() },
+            None if kind.word().starts_with(word) => truncated(),
+            None => not(match kind {
+                Kind::Profile => "its line does not begin with keepd-key-1",
+                Kind::Private => "its line does not begin with keepd-private-1",
+                Kind::Public => "its line does not begin with keepd-public-1",
+            }),
+        });
     };
     match version {
         VERSION => {}
@@ -202,27 +363,32 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Key> {
         _ if version.len() <= 9 && version.bytes().all(|b| b.is_ascii_digit()) && !version.starts_with('0') => {
             return Err(KeyFileError::NewerVersion { path: path.to_owned(), version: version.to_owned() });
         }
-        _ => return Err(not("its line does not begin with keepd-key-1")),
+        _ => return Err(not("the version in its line is no number")),
     }
     if words.next().is_some() {
         return Err(not("its line has more than three words"));
     }
-    let mut found = Key([0; KEY_BYTES]);
+    let mut found = Locked::zeros();
     let key = key.unwrap_or_default();
-    let check = check.unwrap_or_default();
-    if !key.bytes().chain(check.bytes()).all(|b| b.is_ascii_hexdigit()) || key.len() > 2 * KEY_BYTES || check.len() > 2 * CHECK_BYTES {
-        return Err(not("its line is not keepd-key-1 with 64 and 8 hexadecimal digits"));
+    let given = check.unwrap_or_default();
+    if !key.bytes().chain(given.bytes()).all(|b| b.is_ascii_hexdigit()) || key.len() > 2 * KEY_BYTES || given.len() > 2 * CHECK_BYTES {
+        return Err(not("its line is not a word with 64 and 8 hexadecimal digits"));
     }
-    if key.len() < 2 * KEY_BYTES || check.len() < 2 * CHECK_BYTES {
+    if key.len() < 2 * KEY_BYTES || given.len() < 2 * CHECK_BYTES {
         return Err(truncated());
     }
-    let mut given = [0; CHECK_BYTES];
-    let decoded = HEXLOWER_PERMISSIVE.decode_mut(key.as_bytes(), &mut found.0).is_ok()
-        && HEXLOWER_PERMISSIVE.decode_mut(check.as_bytes(), &mut given).is_ok();
-    if !decoded || found.check() != given {
+    let mut digits = [0; CHECK_BYTES];
+    let decoded = HEXLOWER_PERMISSIVE.decode_mut(key.as_bytes(), found.bytes_mut()).is_ok()
+        && HEXLOWER_PERMISSIVE.decode_mut(given.as_bytes(), &mut digits).is_ok();
+    if !decoded || self::check(kind, found.bytes()) != digits {
         return Err(KeyFileError::CheckMismatch(path.to_owned()));
     }
     Ok(found)
+}
+
+/// Reads a key that came as a text from elsewhere: a credential of the service manager; `path` is for messages.
+pub fn from_text(path: &Path, text: &str) -> Result<Key> {
+    Ok(Key(parse(path, text.as_bytes(), Kind::Profile)?))
 }
 
 fn reason(error: &io::Error) -> String {

@@ -3,13 +3,21 @@
 //! In: plaintext payloads and key material. Out: sealed bytes that carry their own header, and back. `docs/format.md` says
 //! why a nonce can never repeat.
 
+pub mod hpke;
 pub mod key_file;
+pub mod locked;
 pub mod master;
 pub mod object;
+pub mod passphrase;
+pub mod profile;
 pub mod slot;
+mod written;
 
-pub use master::MasterKey;
+pub use hpke::{PrivateKey, PublicKey};
+pub use key_file::{Fingerprint, Key};
+pub use master::{Keyring, MasterKey};
 pub use object::{HEADER_BYTES, ObjectCipher, ObjectHeader, ObjectKind, TAG_BYTES};
+pub use profile::{Profile, ProfileKey};
 
 /// Why something sealed did not open or could not be sealed.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
@@ -34,6 +42,22 @@ pub enum CryptoError {
         "the key does not open this repository: it was made with another key (this key's fingerprint is {given}, the repository has {known})"
     )]
     WrongKey { given: String, known: String },
+    #[error("it opens with the other kind of key: it is of the method {method} (fingerprint {fingerprint}), given was {given}")]
+    OtherMethod { given: String, method: String, fingerprint: String },
+    /// Of a passphrase, which has no fingerprint of its own.
+    #[error("the passphrase does not open it")]
+    WrongPassphrase,
+    /// Why a token could not be asked, or did not answer.
+    #[error("the token: {0}")]
+    Token(String),
+    #[error(
+        "it was sealed with master key {found}, this repository is at {known}: it is from before a re-encryption, or from a newer state"
+    )]
+    Epoch { found: u16, known: u16 },
+    #[error("it is no public key that anything can be sealed to")]
+    PublicKey,
+    #[error("its contents can only be read with the private key {0}, which this machine does not have; give it with --key FILE")]
+    NeedsPrivateKey(Fingerprint),
 }
 
 /// Fills an array from the operating system's random source.

@@ -1,14 +1,15 @@
 //! Sealed objects: a plain header that names kind, repository and salt, then AES-256-GCM sections under one subkey.
 //!
-//! The subkey is HKDF-SHA256 of the master key with the object's own random 32-byte salt; the nonce of a section is its
+//! The subkey is HKDF-SHA256 of a master key with the object's own random 32-byte salt; the nonce of a section is its
 //! ordinal; the associated data are the whole header and the ordinal. So a nonce never repeats under a key, and no
 //! section can be moved to another place, object, kind or repository.
 
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Key, Nonce, Tag};
+use zeroize::Zeroizing;
 
-use super::{CryptoError, MasterKey, random};
+use super::{CryptoError, random};
 
 /// Length of the plain header.
 pub const HEADER_BYTES: usize = 64;
@@ -47,6 +48,18 @@ impl ObjectKind {
         [DataPack, MetaPack, Index, Manifest, Mark, Condemned].into_iter().find(|k| k.code() == code)
     }
 
+    /// What the object's key is derived for.
+    pub(super) fn info(self) -> &'static [u8] {
+        match self {
+            ObjectKind::DataPack => b"keepd/1 data pack",
+            ObjectKind::MetaPack => b"keepd/1 metadata pack",
+            ObjectKind::Index => b"keepd/1 index",
+            ObjectKind::Manifest => b"keepd/1 manifest",
+            ObjectKind::Mark => b"keepd/1 mark",
+            ObjectKind::Condemned => b"keepd/1 condemned",
+        }
+    }
+
     pub fn word(self) -> &'static str {
         match self {
             ObjectKind::DataPack => "data pack",
@@ -67,13 +80,15 @@ pub struct ObjectHeader {
 }
 
 impl ObjectHeader {
-    /// A header with a fresh salt.
-    pub fn fresh(kind: ObjectKind, repository: &[u8; 16]) -> Result<Self, CryptoError> {
+    /// A header with a fresh salt; only data packs are written only.
+    pub(super) fn fresh(kind: ObjectKind, repository: &[u8; 16], epoch: u16, is_write_only: bool) -> Result<Self, CryptoError> {
         let salt: [u8; 32] = random()?;
         let mut bytes = [0u8; HEADER_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8] = kind.code();
-        // Byte 9: how the subkey is wrapped, 0 = HKDF of the master key. Bytes 10..16 are reserved and zero.
+        bytes[9] = u8::from(is_write_only);
+        bytes[10..12].copy_from_slice(&epoch.to_le_bytes());
+        // Bytes 12..16 are reserved and zero.
         bytes[16..32].copy_from_slice(repository);
         bytes[32..].copy_from_slice(&salt);
         Ok(Self { kind, bytes })
@@ -85,10 +100,13 @@ impl ObjectHeader {
         if bytes[..7] != MAGIC[..7] {
             return Err(CryptoError::Magic);
         }
-        if bytes[7] != MAGIC[7] || bytes[9] != 0 || bytes[10..16] != [0; 6] {
+        if bytes[7] != MAGIC[7] || bytes[9] > 1 || bytes[12..16] != [0; 4] {
             return Err(CryptoError::Version(format!("{} (key wrap {})", bytes[7], bytes[9])));
         }
         let kind = ObjectKind::from_code(bytes[8]).ok_or_else(|| CryptoError::Version(format!("1 with object kind {}", bytes[8])))?;
+        if bytes[9] == 1 && kind != ObjectKind::DataPack {
+            return Err(CryptoError::Version(format!("1 with a {} sealed to a public key", kind.word())));
+        }
         if bytes[16..32] != repository[..] {
             return Err(CryptoError::OtherRepository);
         }
@@ -107,6 +125,20 @@ impl ObjectHeader {
     pub fn bytes(&self) -> &[u8; HEADER_BYTES] {
         &self.bytes
     }
+
+    /// Whether its chunks are sealed with a key of their own that stands, sealed to a public key, behind them.
+    pub fn is_write_only(&self) -> bool {
+        self.bytes[9] == 1
+    }
+
+    /// Which master key its own key comes from.
+    pub fn epoch(&self) -> u16 {
+        u16::from_le_bytes([self.bytes[10], self.bytes[11]])
+    }
+
+    pub(super) fn salt(&self) -> &[u8; 32] {
+        self.bytes.last_chunk().unwrap_or(&[0; 32])
+    }
 }
 
 /// Seals and opens the sections of one object.
@@ -116,16 +148,7 @@ pub struct ObjectCipher {
 }
 
 impl ObjectCipher {
-    pub fn new(master: &MasterKey, header: &ObjectHeader) -> Self {
-        let info: &[u8] = match header.kind {
-            ObjectKind::DataPack => b"keepd/1 data pack",
-            ObjectKind::MetaPack => b"keepd/1 metadata pack",
-            ObjectKind::Index => b"keepd/1 index",
-            ObjectKind::Manifest => b"keepd/1 manifest",
-            ObjectKind::Mark => b"keepd/1 mark",
-            ObjectKind::Condemned => b"keepd/1 condemned",
-        };
-        let key = master.derive(&header.bytes[32..], info);
+    pub(super) fn new(key: Zeroizing<[u8; 32]>, header: &ObjectHeader) -> Self {
         Self { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key)), header: header.bytes }
     }
 
@@ -181,19 +204,20 @@ impl ObjectCipher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::{Keyring, MasterKey};
 
-    fn sealed() -> (MasterKey, ObjectHeader, Vec<u8>) {
-        let master = MasterKey::from_bytes([7; 32]);
-        let header = ObjectHeader::fresh(ObjectKind::Index, &[1; 16]).unwrap();
+    fn sealed() -> (Keyring, ObjectHeader, Vec<u8>) {
+        let keys = Keyring::of(MasterKey::from_bytes([7; 32]));
+        let header = keys.header(ObjectKind::Index, &[1; 16]).unwrap();
         let mut out = Vec::new();
-        ObjectCipher::new(&master, &header).seal(5, b"payload", &mut out).unwrap();
-        (master, header, out)
+        keys.cipher(&header).unwrap().seal(5, b"payload", &mut out).unwrap();
+        (keys, header, out)
     }
 
     #[test]
     fn opens_only_as_sealed() {
-        let (master, header, section) = sealed();
-        let cipher = ObjectCipher::new(&master, &header);
+        let (keys, header, section) = sealed();
+        let cipher = keys.cipher(&header).unwrap();
         assert_eq!(cipher.open(5, &section).unwrap(), b"payload");
         assert_eq!(cipher.open(6, &section), Err(CryptoError::Open), "another ordinal");
         for at in 0..section.len() {
@@ -207,12 +231,10 @@ mod tests {
         for at in 8..HEADER_BYTES {
             let mut bytes = *header.bytes();
             bytes[at] ^= 1;
-            let opened = match ObjectHeader::parse(&bytes, &[1; 16]) {
-                Ok(h) => ObjectCipher::new(&master, &h).open(5, &section),
-                Err(e) => Err(e),
-            };
+            let opened = ObjectHeader::parse(&bytes, &[1; 16]).and_then(|h| keys.cipher(&h)).and_then(|c| c.open(5, &section));
             assert!(opened.is_err(), "header byte {at} changed and it still opens");
         }
-        assert!(ObjectCipher::new(&MasterKey::from_bytes([8; 32]), &header).open(5, &section).is_err(), "another key");
+        let other = Keyring::of(MasterKey::from_bytes([8; 32]));
+        assert!(other.cipher(&header).unwrap().open(5, &section).is_err(), "another key");
     }
 }

@@ -13,6 +13,7 @@ use crate::config::{self, Config, Problem, Severity};
 use crate::control::listener::Listening;
 use crate::control::{App, Control, transport};
 use crate::ledger::Ledger;
+use crate::profile;
 use crate::run::Runs;
 use crate::schedule::Scheduler;
 
@@ -28,7 +29,8 @@ pub struct Loaded {
 /// The configuration, or all that is wrong with it, a line each.
 pub fn load(path: &Path) -> Result<Loaded, String> {
     let config = config::load(path).map_err(|problems| problems.to_string())?;
-    let (errors, warnings) = config::check_files(&config).into_iter().partition(|p: &Problem| p.severity == Severity::Error);
+    let problems = profile::check(&config).into_iter().chain(config::check_files(&config));
+    let (errors, warnings) = problems.partition(|p: &Problem| p.severity == Severity::Error);
     Ok(Loaded { config, errors, warnings })
 }
 

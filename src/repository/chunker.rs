@@ -108,7 +108,7 @@ impl Chunker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::MasterKey;
+    use crate::crypto::{Keyring, MasterKey};
 
     fn noise(len: usize, mut seed: u64) -> Vec<u8> {
         (0..len)
@@ -122,7 +122,7 @@ mod tests {
     }
 
     fn cut(data: &[u8], piece: usize, master: u8) -> Vec<Vec<u8>> {
-        let mut chunker = Chunker::new(MasterKey::from_bytes([master; 32]).gear());
+        let mut chunker = Chunker::new(Keyring::of(MasterKey::from_bytes([master; 32])).gear());
         let mut chunks = Vec::new();
         let mut data = data;
         while !data.is_empty() {

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::index::IndexedPack;
-use super::pack::{PackedChunk, footer_bytes};
+use super::pack::{PackedChunk, is_tail};
 use crate::crypto::ObjectKind;
 
 /// Where a chunk lies.
@@ -364,7 +364,7 @@ impl LocalIndex {
                 chunks.push(chunk);
             }
             // The last ones may be those that are listed elsewhere.
-            let whole = u64::from(next) + footer_bytes(&chunks) == size as u64;
+            let whole = (size as u64).checked_sub(u64::from(next)).is_some_and(|tail| is_tail(tail, &chunks));
             Ok(whole.then_some(IndexedPack { id: *id, size: size as u64, kind, chunks }))
         };
         work().map_err(|e| self.fail(e))

@@ -5,7 +5,7 @@ use minicbor::{CborLen, Decode, Encode};
 
 use super::payload;
 use crate::config::Compression;
-use crate::crypto::{CryptoError, HEADER_BYTES, MasterKey, ObjectCipher, ObjectHeader, ObjectKind};
+use crate::crypto::{CryptoError, HEADER_BYTES, Keyring, ObjectHeader, ObjectKind};
 
 /// No manifest is longer, sealed or plain.
 pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
@@ -131,39 +131,33 @@ pub enum SealedError {
 }
 
 /// Seals one body as an object of its own and proves that it opens again to the same.
-pub fn seal_object(master: &MasterKey, repository: &[u8; 16], kind: ObjectKind, body: &[u8]) -> Result<Vec<u8>, SealedError> {
-    let header = ObjectHeader::fresh(kind, repository)?;
+pub fn seal_object(keys: &Keyring, repository: &[u8; 16], kind: ObjectKind, body: &[u8]) -> Result<Vec<u8>, SealedError> {
+    let header = keys.header(kind, repository)?;
     let mut compressor = payload::Compressor::new(Compression::Zstd)?;
     let payload = compressor.compress(body, payload::Texture::Mixed)?;
     let mut object = header.bytes().to_vec();
-    ObjectCipher::new(master, &header).seal(0, payload, &mut object)?;
-    match open_object(master, repository, kind, &object, body.len())? == body {
+    keys.cipher(&header)?.seal(0, payload, &mut object)?;
+    match open_object(keys, repository, kind, &object, body.len())? == body {
         true => Ok(object),
         false => Err(SealedError::ReadBack),
     }
 }
 
 /// Opens an object of one body.
-pub fn open_object(
-    master: &MasterKey,
-    repository: &[u8; 16],
-    kind: ObjectKind,
-    object: &[u8],
-    limit: usize,
-) -> Result<Vec<u8>, SealedError> {
+pub fn open_object(keys: &Keyring, repository: &[u8; 16], kind: ObjectKind, object: &[u8], limit: usize) -> Result<Vec<u8>, SealedError> {
     let header = ObjectHeader::expect(object, repository, kind)?;
-    let payload = ObjectCipher::new(master, &header).open(0, object.get(HEADER_BYTES..).unwrap_or_default())?;
+    let payload = keys.cipher(&header)?.open(0, object.get(HEADER_BYTES..).unwrap_or_default())?;
     Ok(payload::decompress(&payload, limit)?)
 }
 
 impl Manifest {
-    pub fn seal(&self, master: &MasterKey) -> Result<Vec<u8>, SealedError> {
+    pub fn seal(&self, keys: &Keyring) -> Result<Vec<u8>, SealedError> {
         let body = minicbor::to_vec(self).map_err(|e| SealedError::Cbor(e.to_string()))?;
-        seal_object(master, &self.repository, ObjectKind::Manifest, &body)
+        seal_object(keys, &self.repository, ObjectKind::Manifest, &body)
     }
 
-    pub fn open(master: &MasterKey, repository: &[u8; 16], object: &[u8]) -> Result<Self, SealedError> {
-        let body = open_object(master, repository, ObjectKind::Manifest, object, MAX_MANIFEST_BYTES as usize)?;
+    pub fn open(keys: &Keyring, repository: &[u8; 16], object: &[u8]) -> Result<Self, SealedError> {
+        let body = open_object(keys, repository, ObjectKind::Manifest, object, MAX_MANIFEST_BYTES as usize)?;
         let manifest: Manifest = minicbor::decode(&body).map_err(|e| SealedError::Cbor(e.to_string()))?;
         if manifest.format != 1 {
             return Err(CryptoError::Version(manifest.format.to_string()).into());

@@ -20,11 +20,13 @@ use super::manifest::{MAX_MANIFEST_BYTES, Manifest, SealedError, open_object, se
 use super::pack::{self, BuiltPack, MAX_PACK_BYTES, PackContents, PackError, PackMemory, SealedChunk};
 use crate::config::Compression;
 use crate::crypto::slot::Slot;
-use crate::crypto::{self, HEADER_BYTES, MasterKey, ObjectCipher, ObjectHeader, ObjectKind};
+use crate::crypto::{self, CryptoError, HEADER_BYTES, Keyring, ObjectCipher, ObjectHeader, ObjectKind, Profile};
 use crate::storage::{Storage, StorageError};
 
 const CONFIG_NAME: &str = "keepd.json";
-const MAX_SMALL_OBJECT: u64 = 64 << 10;
+pub(super) const MAX_SMALL_OBJECT: u64 = 64 << 10;
+/// Slots of one repository; opening one may cost a second (a passphrase), so no more are tried.
+pub(super) const MAX_SLOTS: usize = 32;
 /// For what two daemons wrote at the same time.
 const SETTLE: Duration = Duration::from_millis(250);
 
@@ -39,8 +41,8 @@ struct RepositoryConfig {
 
 /// How to open a repository.
 pub struct OpenOptions<'a> {
-    /// The encryption profile's name and key; None for `encryption = "none"`.
-    pub key: Option<(&'a str, &'a [u8; 32])>,
+    /// The encryption profile; None for `encryption = "none"`.
+    pub profile: Option<&'a Profile>,
     pub compression: Compression,
     /// Where the local caches of all repositories live.
     pub cache_root: &'a Path,
@@ -55,7 +57,7 @@ pub struct OpenOptions<'a> {
 pub struct Repository {
     pub(super) storage: Storage,
     pub(super) id: [u8; 16],
-    pub(super) master: MasterKey,
+    pub(super) keys: Keyring,
     pub(super) chunk_key: Zeroizing<[u8; 32]>,
     pub(super) compression: Compression,
     pub(super) local: LocalIndex,
@@ -102,18 +104,18 @@ impl Repository {
             .ok()
             .and_then(|b| b.try_into().ok())
             .ok_or_else(|| none(format!("the id in {CONFIG_NAME} is not 32 hexadecimal digits")))?;
-        let master = unlock(&storage, &id, options)?;
+        let keys = unlock(&storage, &id, options)?;
         let cache_dir = options.cache_root.join(&config.repository);
         std::fs::create_dir_all(&cache_dir).map_err(|e| RepositoryError::LocalIndex {
             location: location.clone(),
             text: format!("cannot make {}: {e}", cache_dir.display()),
         })?;
         let local = LocalIndex::open(&cache_dir.join("index.sqlite"), &location)?;
-        let chunk_key = master.chunk_id_key();
+        let chunk_key = keys.chunk_id_key();
         Ok(Arc::new(Self {
             storage,
             id,
-            master,
+            keys,
             chunk_key,
             compression: options.compression,
             local,
@@ -181,6 +183,11 @@ impl Repository {
 
     pub(super) fn pack_error(&self, pack: &[u8; 32], error: PackError) -> RepositoryError {
         self.damaged(&pack_name(pack), error.to_string())
+    }
+
+    /// Of a pack whose key does not come out: that a private key is wanted is no damage.
+    pub(super) fn key_error(&self, pack: &[u8; 32], source: CryptoError) -> RepositoryError {
+        RepositoryError::Object { location: self.location().to_owned(), name: pack_name(pack), source }
     }
 
     pub(super) fn damaged(&self, name: &str, text: String) -> RepositoryError {
@@ -284,13 +291,13 @@ impl Repository {
     pub(super) fn read_index(&self, id: &[u8; 32]) -> Result<Index> {
         let name = format!("index/{}", HEXLOWER.encode(id));
         let object = self.read_named(&name, id, MAX_INDEX_BYTES)?;
-        let body = open_object(&self.master, &self.id, ObjectKind::Index, &object, MAX_INDEX_BYTES as usize)
+        let body = open_object(&self.keys, &self.id, ObjectKind::Index, &object, MAX_INDEX_BYTES as usize)
             .map_err(|e| self.sealed_error(&name, e))?;
         Index::decode(&body).map_err(|e| self.damaged(&name, format!("its content is no valid index: {e}")))
     }
 
     pub(super) fn write_index(&self, index: &Index) -> Result<[u8; 32]> {
-        let object = seal_object(&self.master, &self.id, ObjectKind::Index, &index.encode()).map_err(|e| self.sealed_error("index", e))?;
+        let object = seal_object(&self.keys, &self.id, ObjectKind::Index, &index.encode()).map_err(|e| self.sealed_error("index", e))?;
         self.put_named("index/", object)
     }
 
@@ -312,7 +319,7 @@ impl Repository {
         limit: u64,
     ) -> Result<T> {
         let object = self.read_named(name, id, limit)?;
-        let body = open_object(&self.master, &self.id, kind, &object, limit as usize).map_err(|e| self.sealed_error(name, e))?;
+        let body = open_object(&self.keys, &self.id, kind, &object, limit as usize).map_err(|e| self.sealed_error(name, e))?;
         minicbor::decode(&body).map_err(|e| self.sealed_error(name, SealedError::Cbor(e.to_string())))
     }
 
@@ -320,7 +327,7 @@ impl Repository {
     pub(super) fn write_record<T: minicbor::Encode<()>>(&self, directory: &str, kind: ObjectKind, record: &T) -> Result<[u8; 32]> {
         let sealed = minicbor::to_vec(record)
             .map_err(|e| SealedError::Cbor(e.to_string()))
-            .and_then(|body| seal_object(&self.master, &self.id, kind, &body));
+            .and_then(|body| seal_object(&self.keys, &self.id, kind, &body));
         self.put_named(directory, sealed.map_err(|e| self.sealed_error(kind.word(), e))?)
     }
 
@@ -334,11 +341,11 @@ impl Repository {
     pub fn read_manifest(&self, id: &[u8; 32]) -> Result<Manifest> {
         let name = manifest_name(id);
         let object = self.read_named(&name, id, MAX_MANIFEST_BYTES)?;
-        Manifest::open(&self.master, &self.id, &object).map_err(|e| self.sealed_error(&name, e))
+        Manifest::open(&self.keys, &self.id, &object).map_err(|e| self.sealed_error(&name, e))
     }
 
     pub(super) fn write_manifest(&self, manifest: &Manifest) -> Result<[u8; 32]> {
-        self.put_named("backups/", manifest.seal(&self.master).map_err(|e| self.sealed_error("manifest", e))?)
+        self.put_named("backups/", manifest.seal(&self.keys).map_err(|e| self.sealed_error("manifest", e))?)
     }
 
     pub fn delete_manifest(&self, id: &[u8; 32]) -> Result<()> {
@@ -357,7 +364,7 @@ impl Repository {
         let trailer: [u8; 4] = trailer[..].try_into().map_err(|_| short())?;
         let (start, len) = pack::footer_range(size, trailer).map_err(|e| self.pack_error(id, e))?;
         let sealed = self.storage.range(&name, start, len)?;
-        pack::open_footer(&self.master, &header, &sealed, start).map_err(|e| self.pack_error(id, e))
+        pack::open_footer(&self.keys, &header, &sealed, start).map_err(|e| self.pack_error(id, e))
     }
 
     /// Publishes a pack; its memory goes back to `memory`. Durable when it returns, but in no index yet.
@@ -415,7 +422,12 @@ impl Repository {
         }
         let header = self.storage.range(&pack_name(pack), 0, HEADER_BYTES as u64)?;
         let header = ObjectHeader::expect(&header, &self.id, kind).map_err(|e| self.pack_error(pack, e.into()))?;
-        let cipher = Arc::new(ObjectCipher::new(&self.master, &header));
+        let sealed_key = match pack::sealed_key_len(&header) {
+            0 => Bytes::new(),
+            len => self.storage.range(&pack_name(pack), pack::chunks_end(&self.whole_pack(pack)?.chunks), len as u64)?,
+        };
+        let cipher = self.keys.pack_cipher(&header, &sealed_key).map_err(|e| self.key_error(pack, e))?;
+        let cipher = Arc::new(cipher);
         let mut ciphers = ciphers();
         if ciphers.len() >= MAX_CIPHERS {
             ciphers.clear();
@@ -471,10 +483,11 @@ fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConf
     }
     let crypto = |source| RepositoryError::Object { location: location.clone(), name: CONFIG_NAME.into(), source };
     let id: [u8; 16] = crypto::random().map_err(crypto)?;
-    let master = MasterKey::generate().map_err(crypto)?;
-    let slot = Slot::wrap(&id, options.key.map_or("none", |k| k.0), options.key.map(|k| k.1), &master).map_err(crypto)?;
+    let keys = Keyring::generate().map_err(crypto)?;
+    let profile = options.profile;
+    let slot = Slot::wrap(&id, profile.map_or("none", |p| &p.name), profile.map(|p| &p.key), &keys).map_err(crypto)?;
     // The key goes first: a repository that says it is one can always be opened.
-    storage.put_new(&format!("keys/{}.json", slot.slot), to_json(&slot)?)?;
+    storage.put_new(&slot_name(&slot.slot), to_json(&slot)?)?;
     let config = RepositoryConfig {
         format: 1,
         repository: HEXLOWER.encode(&id),
@@ -509,21 +522,59 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     Ok(json)
 }
 
-/// Tries every slot of this repository; the errors of all are told when none opens.
-fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result<MasterKey> {
+/// `keys/<slot>.json`
+pub fn slot_name(slot: &str) -> String {
+    format!("keys/{slot}.json")
+}
+
+/// Tries every slot of this repository with every key of the profile; why the best of them does not open is told when none does.
+fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result<Keyring> {
     let location = storage.location().to_owned();
-    let mut last = None;
-    for name in storage.names("keys/")? {
+    let names = storage.names("keys/")?;
+    let object = |name: &str, source| RepositoryError::Object { location: location.clone(), name: name.to_owned(), source };
+    if names.len() > MAX_SLOTS {
+        let text = format!("{} key slots are there, more than the {MAX_SLOTS} that are tried", names.len());
+        return Err(RepositoryError::NoRepository { location, text });
+    }
+    let mut found: Vec<(CryptoError, String)> = Vec::new();
+    for name in names {
         let bytes = storage.get(&name, MAX_SMALL_OBJECT)?;
-        let opened = serde_json::from_slice::<Slot>(&bytes)
-            .map_err(|e| crypto::CryptoError::Slot(format!("{e}")))
-            .and_then(|slot| slot.unwrap(id, options.key.map(|k| k.1)));
-        match opened {
-            Ok(master) => return Ok(master),
-            // Left by an interrupted start of another repository here.
-            Err(crypto::CryptoError::OtherRepository) => {}
-            Err(source) => last = Some(RepositoryError::Object { location: location.clone(), name, source }),
+        let slot = match serde_json::from_slice::<Slot>(&bytes) {
+            Ok(slot) => slot,
+            Err(e) => {
+                found.push((CryptoError::Slot(e.to_string()), name));
+                continue;
+            }
+        };
+        let keys: Vec<_> = options.profile.map_or_else(|| vec![None], |p| p.keys().map(Some).collect());
+        for key in keys {
+            match slot.unwrap(id, key) {
+                Ok(keys) => return Ok(keys.sealing_to(options.profile.and_then(|p| p.recipient))),
+                // Left by an interrupted start of another repository here.
+                Err(CryptoError::OtherRepository) => {}
+                Err(source) => found.push((source, name.clone())),
+            }
         }
     }
-    Err(last.unwrap_or_else(|| RepositoryError::NoRepository { location, text: "no key slot of it is there (keys/ is empty)".into() }))
+    // What is wrong with a slot, or with a token, says more than that another key is wanted.
+    let rank = |e: &CryptoError| match e {
+        CryptoError::OtherMethod { .. } => 2,
+        CryptoError::WrongKey { .. } | CryptoError::WrongPassphrase => 1,
+        _ => 0,
+    };
+    let known: BTreeSet<String> = found
+        .iter()
+        .filter_map(|(e, _)| match e {
+            CryptoError::WrongKey { known, .. } => Some(known.clone()),
+            _ => None,
+        })
+        .collect();
+    let worst = found.into_iter().min_by_key(|(e, _)| rank(e));
+    Err(match worst {
+        Some((CryptoError::WrongKey { given, .. }, name)) => {
+            object(&name, CryptoError::WrongKey { given, known: known.into_iter().collect::<Vec<_>>().join(", ") })
+        }
+        Some((source, name)) => object(&name, source),
+        None => RepositoryError::NoRepository { location, text: "no key slot of it is there (keys/ is empty)".into() },
+    })
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! header (64) | sealed chunk 0 | sealed chunk 1 | … | sealed footer | footer length (u32 LE)
 //! ```
+//! Between the last chunk and the footer of a write-only pack stands the key of its chunks, sealed to a public key.
 //! The footer's payload is a CBOR array of `[chunk id, sealed length, plain length]`; chunk n is sealed with ordinal n.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,8 +13,9 @@ use minicbor::{Decoder, Encoder};
 
 use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::payload;
+use crate::crypto::hpke::SEALED_BYTES;
 use crate::crypto::object::FOOTER_ORDINAL;
-use crate::crypto::{CryptoError, HEADER_BYTES, MasterKey, ObjectCipher, ObjectHeader, ObjectKind, TAG_BYTES};
+use crate::crypto::{CryptoError, HEADER_BYTES, Keyring, ObjectCipher, ObjectHeader, ObjectKind, TAG_BYTES};
 use crate::storage::direct::ALIGNMENT;
 
 /// A pack is closed when it reaches this length.
@@ -39,7 +41,9 @@ pub struct PackedChunk {
 /// A pack being filled, by several threads at once: each reserves its chunk's place, seals into it, and gives it back.
 pub struct PackBuilder {
     cipher: Arc<ObjectCipher>,
-    kind: ObjectKind,
+    object_header: ObjectHeader,
+    /// Of a write-only pack: the key of its chunks, sealed.
+    sealed_key: Option<[u8; SEALED_BYTES]>,
     header: BytesMut,
     /// The sealed chunks in order; None while one is being sealed.
     sealed: Vec<Option<BytesMut>>,
@@ -107,13 +111,14 @@ impl PackMemory {
 }
 
 impl PackBuilder {
-    pub fn new(master: &MasterKey, repository: &[u8; 16], kind: ObjectKind, memory: &PackMemory) -> Result<Self, CryptoError> {
-        let object_header = ObjectHeader::fresh(kind, repository)?;
+    pub fn new(keys: &Keyring, repository: &[u8; 16], kind: ObjectKind, memory: &PackMemory) -> Result<Self, CryptoError> {
+        let object_header = keys.header(kind, repository)?;
         let mut rest = memory.take();
         let mut header = rest.split_to(HEADER_BYTES);
         header.copy_from_slice(object_header.bytes());
-        let cipher = Arc::new(ObjectCipher::new(master, &object_header));
-        Ok(Self { cipher, kind, header, sealed: Vec::new(), away: 0, chunks: Vec::new(), len: HEADER_BYTES, rest })
+        let (cipher, sealed_key) = keys.new_pack(&object_header)?;
+        let cipher = Arc::new(cipher);
+        Ok(Self { cipher, object_header, sealed_key, header, sealed: Vec::new(), away: 0, chunks: Vec::new(), len: HEADER_BYTES, rest })
     }
 
     /// Reserves the next place for a payload of `payload_len` bytes, whose plaintext is `len` bytes long.
@@ -153,11 +158,11 @@ impl PackBuilder {
     }
 
     /// Adds the footer and proves that it opens again to the same list.
-    pub fn finish(mut self, master: &MasterKey, repository: &[u8; 16]) -> Result<BuiltPack, PackError> {
+    pub fn finish(mut self, keys: &Keyring, repository: &[u8; 16]) -> Result<BuiltPack, PackError> {
         let footer = encode_footer(&self.chunks);
         let sealed_len = footer.len() + TAG_BYTES;
-        let mut tail = vec![0; sealed_len];
-        self.cipher.seal_into(FOOTER_ORDINAL, &footer, &mut tail)?;
+        let mut tail = self.sealed_key.map(Vec::from).unwrap_or_default();
+        keys.cipher(&self.object_header)?.seal(FOOTER_ORDINAL, &footer, &mut tail)?;
         tail.extend_from_slice(&(sealed_len as u32).to_le_bytes());
         let mut bytes = self.header;
         for sealed in self.sealed {
@@ -171,11 +176,12 @@ impl PackBuilder {
         } else {
             bytes.extend_from_slice(&tail);
         }
-        let contents = contents(master, repository, &bytes)?;
-        if contents.chunks != self.chunks || contents.kind != self.kind {
+        let kind = self.object_header.kind;
+        let contents = contents(keys, repository, &bytes)?;
+        if contents.chunks != self.chunks || contents.kind != kind {
             return Err(PackError::Footer("it lists other chunks than were sealed".into()));
         }
-        Ok(BuiltPack { kind: self.kind, bytes: bytes.freeze(), chunks: self.chunks })
+        Ok(BuiltPack { kind, bytes: bytes.freeze(), chunks: self.chunks })
     }
 }
 
@@ -224,23 +230,39 @@ pub fn footer_range(size: u64, trailer: [u8; 4]) -> Result<(u64, u64), PackError
 }
 
 /// Opens a footer given the pack's header, the sealed footer and where it starts.
-pub fn open_footer(master: &MasterKey, header: &ObjectHeader, sealed: &[u8], start: u64) -> Result<PackContents, PackError> {
-    let plain = ObjectCipher::new(master, header).open(FOOTER_ORDINAL, sealed)?;
+pub fn open_footer(keys: &Keyring, header: &ObjectHeader, sealed: &[u8], start: u64) -> Result<PackContents, PackError> {
+    let plain = keys.cipher(header)?.open(FOOTER_ORDINAL, sealed)?;
     let chunks = decode_footer(&plain).map_err(|e| PackError::Footer(e.to_string()))?;
-    let end = chunks.last().map_or(HEADER_BYTES as u64, |c| u64::from(c.offset) + u64::from(c.sealed_len));
-    if end != start {
+    let end = chunks_end(&chunks);
+    if end + sealed_key_len(header) as u64 != start {
         return Err(PackError::Footer(format!("its chunks end at {end}, not at {start}")));
     }
     Ok(PackContents { kind: header.kind, chunks })
 }
 
+/// Where a pack's last chunk ends.
+pub fn chunks_end(chunks: &[PackedChunk]) -> u64 {
+    chunks.last().map_or(HEADER_BYTES as u64, |c| u64::from(c.offset) + u64::from(c.sealed_len))
+}
+
+/// What stands between the last chunk and the footer, in bytes.
+pub fn sealed_key_len(header: &ObjectHeader) -> usize {
+    if header.is_write_only() { SEALED_BYTES } else { 0 }
+}
+
+/// The cipher of a whole pack's chunks.
+pub fn cipher(keys: &Keyring, header: &ObjectHeader, pack: &[u8], chunks: &[PackedChunk]) -> Result<ObjectCipher, CryptoError> {
+    let end = chunks_end(chunks) as usize;
+    keys.pack_cipher(header, pack.get(end..end + sealed_key_len(header)).unwrap_or_default())
+}
+
 /// Opens a whole pack's footer.
-pub fn contents(master: &MasterKey, repository: &[u8; 16], pack: &[u8]) -> Result<PackContents, PackError> {
+pub fn contents(keys: &Keyring, repository: &[u8; 16], pack: &[u8]) -> Result<PackContents, PackError> {
     let header = ObjectHeader::parse(pack, repository)?;
     let trailer: [u8; 4] = *pack.last_chunk().ok_or(CryptoError::Short)?;
     let (start, len) = footer_range(pack.len() as u64, trailer)?;
     let sealed = pack.get(start as usize..(start + len) as usize).ok_or(CryptoError::Short)?;
-    open_footer(master, &header, sealed, start)
+    open_footer(keys, &header, sealed, start)
 }
 
 /// Opens sealed chunks; one for each thread, its buffers are used again.
@@ -289,9 +311,10 @@ pub fn chunk_id(key: &[u8; 32], raw: &[u8]) -> ChunkId {
     ChunkId(*blake3::keyed_hash(key, raw).as_bytes())
 }
 
-/// What follows the chunks of a pack: the sealed footer and its length.
-pub(super) fn footer_bytes(chunks: &[PackedChunk]) -> u64 {
-    (encode_footer(chunks).len() + TAG_BYTES + 4) as u64
+/// Whether so many bytes can follow the chunks of a pack: the sealed footer and its length, and before them perhaps the sealed key.
+pub(super) fn is_tail(bytes: u64, chunks: &[PackedChunk]) -> bool {
+    let footer = (encode_footer(chunks).len() + TAG_BYTES + 4) as u64;
+    bytes == footer || bytes == footer + SEALED_BYTES as u64
 }
 
 fn encode_footer(chunks: &[PackedChunk]) -> Vec<u8> {
@@ -339,15 +362,28 @@ pub(super) fn decode_id(d: &mut Decoder<'_>) -> Result<ChunkId, minicbor::decode
 mod tests {
     use super::*;
     use crate::config::Compression;
+    use crate::crypto::{MasterKey, PrivateKey};
 
     #[test]
     fn a_pack_tells_its_chunks_and_any_damage_is_noticed() {
-        let (master, repository, key) = (MasterKey::from_bytes([1; 32]), [2; 16], [3; 32]);
+        every_damage_is_noticed(&Keyring::of(MasterKey::from_bytes([1; 32])));
+    }
+
+    #[test]
+    fn so_does_a_write_only_pack() {
+        let private = PrivateKey::generate().unwrap();
+        let keys = Keyring::of(MasterKey::from_bytes([1; 32])).sealing_to(Some(private.public()));
+        keys.lend(Arc::new(private));
+        every_damage_is_noticed(&keys);
+    }
+
+    fn every_damage_is_noticed(keys: &Keyring) {
+        let (repository, key) = ([2; 16], [3; 32]);
         let mut compressor = payload::Compressor::new(Compression::Zstd).unwrap();
         let memory = PackMemory::default();
         let raws: Vec<Vec<u8>> = (0..4u8).map(|n| vec![n; 100 + usize::from(n)]).collect();
         let mut build = || {
-            let mut builder = PackBuilder::new(&master, &repository, ObjectKind::DataPack, &memory).unwrap();
+            let mut builder = PackBuilder::new(keys, &repository, ObjectKind::DataPack, &memory).unwrap();
             let mut places = Vec::new();
             for raw in &raws {
                 let payload = compressor.compress(raw, payload::Texture::Mixed).unwrap();
@@ -360,7 +396,7 @@ mod tests {
             // Threads end in any order.
             places.into_iter().rev().for_each(|place| builder.give(place));
             assert!(builder.is_whole());
-            builder.finish(&master, &repository).unwrap()
+            builder.finish(keys, &repository).unwrap()
         };
         memory.give(build().bytes);
         assert_eq!(memory.0.lock().unwrap().len(), 1, "a stored pack's memory is kept");
@@ -368,9 +404,14 @@ mod tests {
         assert!(memory.0.lock().unwrap().is_empty(), "and used for the next");
         let read = |bytes: &[u8]| -> Result<Vec<Vec<u8>>, PackError> {
             let header = ObjectHeader::parse(bytes, &repository)?;
-            let cipher = ObjectCipher::new(&master, &header);
-            contents(&master, &repository, bytes)?
-                .chunks
+            let chunks = contents(keys, &repository, bytes)?.chunks;
+            let cipher = cipher(keys, &header, bytes, &chunks)?;
+            // The key is remembered where it was made: what stands in the pack must open, too.
+            if header.is_write_only() {
+                let end = chunks_end(&chunks) as usize;
+                keys.open_sealed_key(&header, &bytes[end..end + SEALED_BYTES])?;
+            }
+            chunks
                 .iter()
                 .enumerate()
                 .map(|(n, c)| {
@@ -380,7 +421,7 @@ mod tests {
                 .collect()
         };
         assert_eq!(read(&pack.bytes).unwrap(), raws);
-        assert_eq!(contents(&master, &repository, &pack.bytes).unwrap().chunks, pack.chunks);
+        assert_eq!(contents(keys, &repository, &pack.bytes).unwrap().chunks, pack.chunks);
         for at in 0..pack.bytes.len() {
             let mut bad = pack.bytes.to_vec();
             bad[at] ^= 0x40;

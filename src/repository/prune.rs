@@ -25,7 +25,7 @@ use super::open::{Repository, pack_name};
 use super::pack::{PACK_TARGET_BYTES, PackBuilder, PackMemory, Prover, chunk_id};
 use super::page;
 use super::payload;
-use crate::crypto::{HEADER_BYTES, ObjectCipher, ObjectHeader, ObjectKind};
+use crate::crypto::{CryptoError, ObjectKind};
 
 /// A pack is rewritten when less than this share of it, in percent, is needed.
 const REPACK_BELOW_PERCENT: u64 = 70;
@@ -92,7 +92,15 @@ pub fn prune(
     let listed = repository.listed_packs()?;
     let now = Timestamp::now().as_second();
     let lost = repository.local.lost(round)?;
-    let mut plan = Plan::make(&usage, &listed, &known_since, &lost, now, options.grace);
+    let can_open = |u: &PackUsage| match repository.pack_cipher(&u.id, u.kind) {
+        Ok(_) => Ok(true),
+        // A write-only pack waits until all of it is dead, or somebody prunes with the private key.
+        Err(RepositoryError::Object { source: CryptoError::NeedsPrivateKey(_), .. }) => Ok(false),
+        Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => Err(e),
+        // What is wrong with it is told when it is rewritten.
+        Err(_) => Ok(true),
+    };
+    let mut plan = Plan::make(&usage, &listed, &known_since, &lost, now, options.grace, &can_open)?;
     if options.dry_run {
         if options.grace.is_zero() {
             plan.report.deleted.packs += plan.report.condemned.packs + plan.report.rewritten.packs;
@@ -153,7 +161,8 @@ impl Plan {
         lost: &BTreeMap<[u8; 32], u64>,
         now: i64,
         grace: Duration,
-    ) -> Self {
+        can_open: &dyn Fn(&PackUsage) -> Result<bool>,
+    ) -> Result<Self> {
         let mut plan = Plan::default();
         listed.values().for_each(|size| plan.report.before.add(*size));
         let known: HashSet<[u8; 32]> = usage.iter().map(|u| u.id).collect();
@@ -184,7 +193,12 @@ impl Plan {
         }
         let damaged = |u: &PackUsage| lost.contains_key(&u.id);
         let is_sparse = |u: &&PackUsage| !u.condemned && (damaged(u) || u.used_bytes * 100 < u.size * REPACK_BELOW_PERCENT);
-        let sparse: Vec<PackUsage> = alive.into_iter().filter(is_sparse).cloned().collect();
+        let mut sparse: Vec<PackUsage> = Vec::new();
+        for usage in alive.into_iter().filter(is_sparse) {
+            if can_open(usage)? {
+                sparse.push(usage.clone());
+            }
+        }
         // One small pack left over is not worth rewriting by itself.
         let saved = |u: &PackUsage| u.size - u.used_bytes.min(u.size);
         let small = sparse.iter().all(|u| u.size < PACK_TARGET_BYTES as u64 / 8) && sparse.len() < 8;
@@ -193,7 +207,7 @@ impl Plan {
             plan.rewrite = sparse;
         }
         plan.gone = known_since.keys().filter(|id| !listed.contains_key(*id)).copied().collect();
-        plan
+        Ok(plan)
     }
 }
 
@@ -354,9 +368,7 @@ fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel:
             if cancel.is_cancelled() {
                 return Err(RepositoryError::Cancelled);
             }
-            let header = repository.storage.range(&pack_name(&pack.id), 0, HEADER_BYTES as u64)?;
-            let header = ObjectHeader::expect(&header, &repository.id, kind).map_err(|e| repository.pack_error(&pack.id, e.into()))?;
-            let cipher = ObjectCipher::new(&repository.master, &header);
+            let cipher = repository.pack_cipher(&pack.id, kind)?;
             for (ordinal, c) in repository.local.marked_chunks(round, &pack.id)? {
                 let sealed = repository.storage.range(&pack_name(&pack.id), u64::from(c.offset), u64::from(c.sealed_len))?;
                 let error = |e: String| repository.damaged(&pack_name(&pack.id), format!("chunk {}: {e}; nothing was pruned", c.id));
@@ -369,7 +381,7 @@ fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel:
                     |e: &dyn std::fmt::Display| RepositoryError::Other(format!("a pack could not be sealed: {e}; nothing was pruned"));
                 let open = match &mut builder {
                     Some(open) => open,
-                    None => builder.insert(PackBuilder::new(&repository.master, &repository.id, kind, &memory).map_err(|e| other(&e))?),
+                    None => builder.insert(PackBuilder::new(&repository.keys, &repository.id, kind, &memory).map_err(|e| other(&e))?),
                 };
                 let mut place = open.reserve(c.id, payload.len(), c.len).map_err(|e| other(&e))?;
                 place.seal(&payload, &raw, &mut prover).map_err(|e| other(&e))?;
@@ -390,7 +402,7 @@ fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel:
 
 fn publish(repository: &Repository, builder: PackBuilder, memory: &PackMemory) -> Result<IndexedPack> {
     let pack = builder
-        .finish(&repository.master, &repository.id)
+        .finish(&repository.keys, &repository.id)
         .map_err(|e| RepositoryError::Other(format!("a pack could not be closed: {e}; nothing was pruned")))?;
     repository.store_pack(pack, memory)
 }

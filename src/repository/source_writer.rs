@@ -84,7 +84,7 @@ pub struct WrittenSource {
 impl<'w> SourceWriter<'w> {
     /// `previous` reads the entries of the last backup again, for moved files.
     pub fn new(writer: &'w mut Writer, name: &str, kind: &str, path: &[u8], previous: Option<SourceReader>) -> Self {
-        let gear = writer.repository().master.gear();
+        let gear = writer.repository().keys.gear();
         Self {
             writer,
             pages: PageBuilder::default(),

@@ -32,7 +32,7 @@ impl World {
         let mut storage = Storage::open(&destination, self.runtime.handle().clone()).unwrap();
         storage.before_each = told;
         let options = OpenOptions {
-            key: None,
+            profile: None,
             compression: Compression::None,
             cache_root: &self.path().join(daemon),
             known_id: None,

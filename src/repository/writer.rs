@@ -438,7 +438,7 @@ impl Shared {
         let open = match slot.take() {
             Some(open) => open,
             None => {
-                let builder = PackBuilder::new(&self.repository.master, &self.repository.id, job.kind, &self.pack_memory)?;
+                let builder = PackBuilder::new(&self.repository.keys, &self.repository.id, job.kind, &self.pack_memory)?;
                 Arc::new(Mutex::new(OpenPack { builder: Some(builder), closed: false }))
             }
         };
@@ -456,7 +456,7 @@ impl Shared {
 
     fn close(&self, builder: PackBuilder) -> Result<BuiltPack> {
         builder
-            .finish(&self.repository.master, &self.repository.id)
+            .finish(&self.repository.keys, &self.repository.id)
             .map_err(|e| RepositoryError::Other(format!("a pack could not be closed: {e}; nothing of it was stored")))
     }
 

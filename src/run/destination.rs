@@ -10,9 +10,10 @@ use tokio::runtime::Handle;
 use super::backup::Environment;
 use super::live::{Failure, LiveRun};
 use super::names;
-use crate::config::{Config, Destination, KeySource};
-use crate::crypto::{self, key_file};
+use crate::config::{Config, Destination};
+use crate::crypto;
 use crate::ledger::Ledger;
+use crate::profile;
 use crate::repository::lease::{Holder, Lease, TERM};
 use crate::repository::{OpenOptions, Repository, RepositoryError};
 use crate::storage::{self, Counters, Storage};
@@ -31,20 +32,18 @@ pub fn open(
     create: bool,
 ) -> Result<Arc<Repository>, Failure> {
     let failed = |text: String| Failure::Failed(format!("destination {}: {text}", destination.name));
-    let key = match &destination.encryption {
+    let profile = match &destination.encryption {
         None => None,
-        Some(profile) => {
-            let known = config.encryption.get(profile).ok_or_else(|| failed(format!("there is no encryption profile '{profile}'")))?;
-            let KeySource::File(path) = &known.key;
-            let key = key_file::load(path).map_err(|e| failed(format!("encryption profile {profile}: {e}")))?;
-            Some((profile.as_str(), key))
+        Some(name) => {
+            let known = config.encryption.get(name).ok_or_else(|| failed(format!("there is no encryption profile '{name}'")))?;
+            Some(profile::load(known).map_err(|(_, e)| failed(format!("encryption profile {name}: {e}")))?)
         }
     };
     let storage = Storage::open(destination, runtime.clone()).map_err(|e| failed(e.to_string()))?;
     let note = id_note(storage.location());
     let known_id = ledger.note(&note)?;
     let options = OpenOptions {
-        key: key.as_ref().map(|(profile, key)| (*profile, key.bytes())),
+        profile: profile.as_ref(),
         compression: destination.compression,
         cache_root: &cache_root(&config.daemon.state_dir),
         known_id: known_id.as_deref(),
