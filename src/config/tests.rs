@@ -52,6 +52,11 @@ fn faulty() -> Vec<(String, PathBuf)> {
     found
 }
 
+/// All that is wrong with what a configuration refers to.
+fn found(config: &Config) -> Vec<Problem> {
+    crate::profile::check(config).into_iter().chain(check_files(config)).collect()
+}
+
 #[test]
 fn faulty_configurations_are_explained() {
     let found = faulty();
@@ -342,10 +347,10 @@ fn the_sample_loads_and_passes_the_check_once_its_key_exists() {
     std::fs::write(&main, sample.replace("/etc/keepd/keys/main.key", &key.to_string_lossy())).expect("written");
     std::fs::set_permissions(&main, std::fs::Permissions::from_mode(0o644)).expect("changed");
     let config = load_as_root(&main).unwrap_or_else(|e| panic!("{e}"));
-    let without = check_files(&config);
+    let without = found(&config);
     assert!(without.iter().any(|p| p.severity == Severity::Error && p.to_string().contains("keepd key generate")), "{without:?}");
     key_file::generate(&key).expect("generated");
-    assert_eq!(check_files(&config), []);
+    assert_eq!(found(&config), []);
 }
 
 #[test]
@@ -424,8 +429,7 @@ fn what_the_configuration_refers_to_is_checked() {
     std::fs::write(&main, text).expect("written");
     std::fs::set_permissions(&main, std::fs::Permissions::from_mode(0o666)).expect("changed");
     let config = load_as_root(Path::new(&main)).unwrap_or_else(|e| panic!("{e}"));
-    let found: Vec<String> =
-        check_files(&config).iter().map(|p| p.to_string().replace(&*directory.path().to_string_lossy(), "DIR")).collect();
+    let found: Vec<String> = found(&config).iter().map(|p| p.to_string().replace(&*directory.path().to_string_lossy(), "DIR")).collect();
     insta::with_settings!({ snapshot_path => "../../tests/config/snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
         insta::assert_snapshot!("environment", found.join("\n"));
     });
