@@ -82,8 +82,13 @@ pub fn check(repository: &Arc<Repository>, reading: Reading, progress: Progress<
         }
     }
     report.backups = manifests.len() as u64 + report.hurt.len() as u64;
-    let mut sequences = HashSet::new();
-    report.forked = manifests.iter().map(|(_, m)| m.sequence).filter(|s| !sequences.insert(*s)).collect();
+    // One that is just being sealed anew is there twice, under one name.
+    let mut sequences: HashMap<u64, [u8; 32]> = HashMap::new();
+    for (id, m) in &manifests {
+        if *sequences.entry(m.sequence).or_insert_with(|| m.known_as(id)) != m.known_as(id) {
+            report.forked.push(m.sequence);
+        }
+    }
     let mut walker = Walker { repository, bad, pages: HashMap::new(), cancel };
     for (id, manifest) in &manifests {
         let paths = walker.hurt_paths(manifest)?;

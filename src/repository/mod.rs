@@ -21,6 +21,7 @@ pub mod page;
 pub mod payload;
 pub mod prune;
 pub mod reader;
+pub mod reencrypt;
 pub mod same;
 pub mod source_writer;
 pub mod spool;
