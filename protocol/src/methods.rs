@@ -46,6 +46,9 @@ method!(/// Starts a check of a destination's repository. `read_data`: percentag
     start_check { destination: String, #[serde(default)] read_data: u32, #[serde(default)] repair: bool } -> { run: String });
 method!(/// Starts a prune of a destination's repository.
     start_prune { destination: String, #[serde(default)] dry_run: bool } -> { run: String });
+method!(/// Gives a destination's repository a new master key and seals everything with it, or goes on with that. `drop_slots`: key slots that no
+    /// configured profile opens are dropped.
+    start_re_encrypt { destination: String, #[serde(default)] drop_slots: bool } -> { run: String });
 method!(/// Starts the deletion of a backup on every destination (or the one named).
     start_delete { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] destination: Option<String> } -> { run: String });
 method!(/// Says something of a backup on every destination that has it: `pin` keeps it whatever the rules say, `unpin` takes that back, `accept`
@@ -122,4 +125,5 @@ names! {
     start_compare as StartCompare = "StartCompare",
     start_coverage as StartCoverage = "StartCoverage", get_coverage as GetCoverage = "GetCoverage", acknowledge_coverage as AcknowledgeCoverage = "AcknowledgeCoverage",
     start_drill as StartDrill = "StartDrill",
+    start_re_encrypt as StartReEncrypt = "StartReEncrypt",
 }

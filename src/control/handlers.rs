@@ -177,6 +177,11 @@ impl Control {
         Ok(start_prune::Out { run })
     }
 
+    pub(super) async fn start_re_encrypt(&self, p: start_re_encrypt::In, by: String) -> Result<start_re_encrypt::Out> {
+        let run = self.ask_runs(move |runs| runs.start_reencrypt(&p.destination, p.drop_slots, &by)).await?;
+        Ok(start_re_encrypt::Out { run })
+    }
+
     pub(super) async fn start_delete(&self, p: start_delete::In, by: String) -> Result<start_delete::Out> {
         let run = self.ask_runs(move |runs| runs.start_delete(&p.backup, p.job.as_deref(), p.destination.as_deref(), &by)).await?;
         Ok(start_delete::Out { run })

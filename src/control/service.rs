@@ -101,6 +101,7 @@ impl Control {
             m::AcknowledgeCoverage::NAME => {
                 out::<m::AcknowledgeCoverage>(self.acknowledge_coverage(input::<m::AcknowledgeCoverage>(p)?, by).await?)
             }
+            m::StartReEncrypt::NAME => out::<m::StartReEncrypt>(self.start_re_encrypt(input::<m::StartReEncrypt>(p)?, by).await?),
             m::StartDrill::NAME => out::<m::StartDrill>(self.start_drill(input::<m::StartDrill>(p)?, by).await?),
             other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
         };

@@ -9,7 +9,7 @@ use rustix::fs::Mode;
 
 use super::wiring;
 use crate::config;
-use crate::crypto::key_file;
+use crate::crypto::{key_file, locked};
 
 /// How keepd ends. Services and scripts rely on these numbers (docs/operations.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,7 @@ pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     // Before any thread and any file: what keepd makes is its own user's alone.
     rustix::process::umask(Mode::from_raw_mode(0o077));
+    locked::guard_process().iter().for_each(|text| complain(&format!("warning: {text}")));
     let exit = match arguments.command {
         Some(Command::Key { command: KeyCommand::Generate { file } }) => generate_key(&file),
         Some(Command::Manual) => manual(),

@@ -134,12 +134,11 @@ fn replace_slots(repository: &Repository, profiles: &[Profile], keys: &Keyring, 
     Ok(Begun::Now { dropped: foreign })
 }
 
-/// How far the packs are: done, of how many, bytes sealed anew by this process.
+/// How far the packs are, in bytes: looked at by this process, and of how many.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sealed {
-    pub done: usize,
-    pub packs: usize,
     pub bytes: u64,
+    pub total: u64,
 }
 
 /// Seals packs anew, some at a time.
@@ -166,11 +165,11 @@ impl PackSealer {
     ) -> Result<bool> {
         repository.sync_index()?;
         let listed = repository.listed_packs()?;
-        let todo: Vec<[u8; 32]> = listed.keys().filter(|id| !self.done.contains(*id)).copied().collect();
+        let todo: Vec<([u8; 32], u64)> = listed.into_iter().filter(|(id, _)| !self.done.contains(id)).collect();
+        let total = self.bytes + todo.iter().map(|(_, size)| size).sum::<u64>();
         let (until, next) = (Instant::now() + time, AtomicUsize::new(0));
         let found: Mutex<(Vec<([u8; 32], Resealed)>, u64)> = Mutex::default();
         let failed = Mutex::new(None::<RepositoryError>);
-        let before = listed.len() - todo.len();
         // Each works on two packs' bytes.
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(2);
         std::thread::scope(|scope| {
@@ -178,13 +177,13 @@ impl PackSealer {
                 scope.spawn(|| {
                     let mut sealer = OnePack::default();
                     while Instant::now() < until && !cancel.is_cancelled() && lock(&failed).is_none() {
-                        let Some(id) = todo.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                        let Some((id, size)) = todo.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
                         match sealer.seal(repository, id) {
                             Ok(resealed) => {
                                 let mut found = lock(&found);
-                                found.1 += resealed.as_ref().map_or(0, |pack| pack.size);
+                                found.1 += size;
                                 found.0.push((*id, resealed));
-                                progress(Sealed { done: before + found.0.len(), packs: listed.len(), bytes: self.bytes + found.1 });
+                                progress(Sealed { bytes: self.bytes + found.1, total });
                             }
                             Err(e) => *lock(&failed) = Some(e),
                         }

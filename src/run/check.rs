@@ -133,7 +133,7 @@ pub fn grace(target: &Destination) -> Duration {
     target.prune_grace.max(target.object_lock.unwrap_or_default())
 }
 
-fn may_delete(target: &Destination) -> Result<(), Failure> {
+pub fn may_delete(target: &Destination) -> Result<(), Failure> {
     match target.append_only {
         true => Err(Failure::Failed(format!("destination {} is append_only: keepd deletes nothing there", target.name))),
         false => Ok(()),

@@ -23,6 +23,7 @@ pub mod memory;
 mod names;
 mod outcome;
 mod quiesce;
+mod reencrypt;
 mod references;
 mod registry;
 mod restore;

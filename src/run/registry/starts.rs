@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, RunKind, RunState};
+use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, Run, RunKind, RunState};
 
 use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named, lock};
 use crate::config::{Destination, Job};
@@ -17,7 +17,7 @@ use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::selection::Selection;
 use crate::run::{
     CompareRequest, backup, catalogue, check, compare, contents, copy, coverage, destination, hooks, housekeeping, in_place, load, quiesce,
-    restore, retain,
+    reencrypt, restore, retain,
 };
 use crate::storage::Storage;
 use crate::storage::probe::{self, Verdict};
@@ -201,6 +201,36 @@ impl Runs {
         self.start(Work::on(RunKind::Prune, destination, by), move |live| {
             check::prune_destination(&env, &target, dry_run, live, &|name| runs.readers_gone(name))
         })
+    }
+
+    /// Queues a re-encryption: a new master key, and everything sealed with it.
+    pub fn start_reencrypt(self: &Arc<Self>, destination: &str, drop_slots: bool, by: &str) -> Result<String> {
+        let env = self.environment();
+        let target = self.destination(&env.config, destination)?.clone();
+        let is_it = |r: &Run| r.kind == RunKind::ReEncrypt && r.destination.as_deref() == Some(destination) && !r.state.is_finished();
+        if let Some(other) = lock(&self.live).values().map(|l| l.snapshot()).find(is_it) {
+            return Err(Error::Busy(format!("{destination} is being re-encrypted already (run {})", other.id)));
+        }
+        let runs = self.clone();
+        self.start(Work::on(RunKind::ReEncrypt, destination, by), move |live| {
+            let writing = |name: &str| runs.wait_to_write(name, live);
+            reencrypt::destination_anew(&env, &target, drop_slots, live, &writing, &|name| runs.readers_gone(name))
+        })
+    }
+
+    /// Goes on with re-encryptions that the last stop interrupted.
+    pub fn resume_reencryptions(self: &Arc<Self>) {
+        for name in self.config.get().destinations.keys() {
+            let started = match reencrypt::unfinished(&self.ledger, name) {
+                Ok(None) => continue,
+                Ok(Some(drop_slots)) => self.start_reencrypt(name, drop_slots, "schedule").map(drop),
+                Err(e) => Err(e.into()),
+            };
+            match started {
+                Ok(()) | Err(Error::Busy(_) | Error::ShuttingDown) => {}
+                Err(e) => tracing::error!(destination = %name, "its re-encryption could not go on: {e}"),
+            }
+        }
     }
 
     pub fn start_delete(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: Option<&str>, by: &str) -> Result<String> {
@@ -621,6 +651,7 @@ impl Runs {
                     }
                 }
             }
+            runs.resume_reencryptions();
             runs.start_all_missing_copies("schedule");
         });
     }
