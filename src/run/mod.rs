@@ -23,6 +23,7 @@ pub mod memory;
 mod names;
 mod outcome;
 mod quiesce;
+mod readable;
 mod references;
 mod registry;
 mod restore;
