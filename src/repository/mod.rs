@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod chunker;
+mod closed;
 pub mod condemned;
 pub mod copy;
 pub mod entry;

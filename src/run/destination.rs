@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use keepd_protocol::model::{Backup, Traffic};
-use tokio::runtime::Handle;
 
 use super::backup::Environment;
 use super::live::{Failure, LiveRun};
@@ -24,13 +23,8 @@ pub fn location(destination: &Destination) -> String {
 }
 
 /// Opens the repository of a destination; with `create` makes one where none ever was.
-pub fn open(
-    config: &Config,
-    destination: &Destination,
-    ledger: &Ledger,
-    runtime: &Handle,
-    create: bool,
-) -> Result<Arc<Repository>, Failure> {
+pub fn open(env: &Environment, destination: &Destination, create: bool) -> Result<Arc<Repository>, Failure> {
+    let Environment { config, ledger, runtime, lent } = env;
     let failed = |text: String| Failure::Failed(format!("destination {}: {text}", destination.name));
     let profile = match &destination.encryption {
         None => None,
@@ -55,6 +49,7 @@ pub fn open(
         other => failed(other.to_string()),
     })?;
     is_not_older(ledger, &repository).map_err(failed)?;
+    repository.lend(lent);
     if known_id.is_none() && !repository.may_be_another() {
         remember(ledger, &repository)?;
     }
@@ -83,7 +78,7 @@ pub fn open_for_writing(
     live: &LiveRun,
     create: bool,
 ) -> Result<(Arc<Repository>, Lease), Failure> {
-    let repository = open(&env.config, destination, &env.ledger, &env.runtime, create)?;
+    let repository = open(env, destination, create)?;
     let lease = lease(env, &repository, live)?;
     Ok((repository, lease))
 }

@@ -23,6 +23,7 @@ pub mod memory;
 mod names;
 mod outcome;
 mod quiesce;
+mod readable;
 mod reencrypt;
 mod references;
 mod registry;

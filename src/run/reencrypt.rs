@@ -60,6 +60,7 @@ pub fn destination_anew(
     live.step("waiting until nobody else uses the repository");
     {
         let (repository, lease, _alone) = all_alone(env, target, live, writing, gate)?;
+        opens_all(&repository, target)?;
         live.step("making a new master key");
         lease.check()?;
         match reencrypt::begin(&repository, &profiles, drop_slots)? {
@@ -124,6 +125,24 @@ pub fn destination_anew(
         ),
     );
     Ok(Finish::Good)
+}
+
+/// Refuses what has packs that only a private key opens which was not lent.
+fn opens_all(repository: &Repository, target: &Destination) -> Result<(), Failure> {
+    repository.sync_index()?;
+    if !repository.has_write_only()? {
+        return Ok(());
+    }
+    let packs: Vec<[u8; 32]> = repository.packs()?.into_iter().map(|(id, _)| id).collect();
+    let wanted: Vec<String> = repository.keys_wanted(&packs).iter().map(ToString::to_string).collect();
+    match wanted.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::NeedsKey(format!(
+            "destination {}: packs of it open with the private key {} alone, and cannot be sealed anew without it; give it with --key FILE. Nothing was begun",
+            target.name,
+            wanted.join(" and ")
+        ))),
+    }
 }
 
 /// The destination's own profile, then the others.
