@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use crate::config::{Config, Encryption, KeySource, Problem, Severity};
+use crate::config::{Config, Encryption, KeySource, Problem, Severity, TokenSource};
+use crate::crypto::token::TokenKey;
 use crate::crypto::{Profile, ProfileKey, key_file};
 use crate::secret;
 
@@ -18,6 +19,7 @@ pub fn load(profile: &Encryption) -> Result<Profile, (&'static str, String)> {
         KeySource::File(path) => key_file::load(path).map(file).map_err(|e| ("key_file", e.to_string()))?,
         KeySource::Credential(name) => credential(name).map_err(|text| ("credential", text))?,
         KeySource::Passphrase(source) => passphrase(secret::read(source)).map_err(|text| ("passphrase", text))?,
+        KeySource::Token(source) => token(source).map_err(|text| ("pkcs11", text))?,
     };
     let retired = profile.retired.iter().map(|path| key_file::load(path).map(file).map_err(|e| ("retired", e.to_string())));
     let recipient = profile.public_key.as_deref().map(key_file::load_public).transpose().map_err(|e| ("public_key", e.to_string()))?;
@@ -48,4 +50,14 @@ fn passphrase(read: Result<String, String>) -> Result<ProfileKey, String> {
         ));
     }
     Ok(ProfileKey::Passphrase(Arc::new(text)))
+}
+
+/// The token itself is asked when something is opened, not before: it may be plugged in later.
+fn token(source: &TokenSource) -> Result<ProfileKey, String> {
+    if !source.module.is_file() {
+        return Err(format!("there is no PKCS#11 module {}; install the software of the token", source.module.display()));
+    }
+    let pin = source.pin.as_ref().map(secret::read).transpose().map_err(|text| format!("its PIN: {text}"))?;
+    let key = TokenKey::new(&source.module, &source.token, &source.key, pin.map(Zeroizing::new));
+    Ok(ProfileKey::Token(Arc::new(key)))
 }

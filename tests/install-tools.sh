@@ -42,6 +42,8 @@ if [ "$what" = test ]; then
     need ldapsearch ldap-utils
     need etcd etcd-server
     need etcdctl etcd-client
+    need softhsm2-util softhsm2
+    need pkcs11-tool opensc
     [ -x /usr/sbin/mkfs.btrfs ] || [ -x /sbin/mkfs.btrfs ] || missing="$missing btrfs-progs"
     # Packages of servers would start them as services of this machine: not while they are installed here.
     policy=/usr/sbin/policy-rc.d

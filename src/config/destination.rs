@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::load::Known;
 use super::problem::{did_you_mean, looks_like_key, quoted};
-use super::reader::{Item, NOT_BUILT, Table};
+use super::reader::{Item, Table};
 use super::{
-    Bandwidth, Compression, Destination, Encryption, Hours, KeySource, OptionValue, Rates, Retention, SecretSource, Transfer, service,
+    Bandwidth, Compression, Destination, Encryption, Hours, KeySource, OptionValue, Rates, Retention, SecretSource, TokenSource, Transfer, service,
     value,
 };
 
@@ -24,11 +24,8 @@ pub(super) fn encryption(name: &str, table: &Table<'_>, known: &Known) -> Option
         table.report("'none' is no name for a profile: in a destination it says that nothing is encrypted");
         return None;
     }
-    const WAYS: [&str; 3] = ["key_file", "credential", "passphrase"];
-    table.check_keys(&[&WAYS[..], &["retired", "public_key"]].concat(), &[(&["pkcs11"], NOT_BUILT)]);
-    if table.has("pkcs11") {
-        return None;
-    }
+    const WAYS: [&str; 4] = ["key_file", "credential", "passphrase", "pkcs11"];
+    table.check_keys(&[&WAYS[..], &["retired", "public_key"]].concat(), &[]);
     let given: Vec<&str> = WAYS.into_iter().filter(|key| table.has(key)).collect();
     let key = match given.as_slice() {
         [] => {
@@ -63,12 +60,43 @@ fn key_source(item: &Item<'_>, way: &str, known: &Known) -> Option<KeySource> {
     match way {
         "key_file" => key_path(item, known).map(KeySource::File),
         "credential" => credential(item).map(KeySource::Credential),
+        "pkcs11" => token(item, known).map(KeySource::Token),
         _ if item.is_table() => secret(item, known).map(KeySource::Passphrase),
         _ => {
             item.report("is a secret and does not belong into the configuration; give passphrase = { file = \"/path\" }, { credential = \"name\" } or { env = \"NAME\" }");
             None
         }
     }
+}
+
+/// `{ module = "/usr/lib/….so", token = "label", key = "label", pin = { file = … } }`
+fn token(item: &Item<'_>, known: &Known) -> Option<TokenSource> {
+    let table = item.table("a table such as { module = \"/usr/lib/module.so\", token = \"label\", key = \"label\", pin = { file = \"/path\" } }")?;
+    table.check_keys(&["module", "token", "key", "pin"], &[]);
+    let module = table.require("module", "the path of the PKCS#11 library that the token's maker gives").and_then(|i| i.absolute_path());
+    let label = |key: &str, why: &str| {
+        table.require(key, why).and_then(|item| {
+            let text = item.text(why)?;
+            if text.is_empty() {
+                item.report(format!("must be {why}"));
+                return None;
+            }
+            Some(text.to_owned())
+        })
+    };
+    let (name, key) = (label("token", "the token's label or serial number"), label("key", "the label of an AES-256 key in the token"));
+    let pin = table.optional(
+        "pin",
+        |item| {
+            if !item.is_table() {
+                item.report("is a secret and does not belong into the configuration; give pin = { file = \"/path\" }, { credential = \"name\" } or { env = \"NAME\" }");
+                return None;
+            }
+            secret(item, known).map(Some)
+        },
+        None,
+    );
+    Some(TokenSource { module: module?, token: name?, key: key?, pin: pin? })
 }
 
 /// The path of a key file, where people may give the key itself.

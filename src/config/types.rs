@@ -70,6 +70,20 @@ pub enum KeySource {
     /// Such a file, handed over by the service manager under this name.
     Credential(String),
     Passphrase(SecretSource),
+    Token(TokenSource),
+}
+
+/// An AES-256 key in a PKCS#11 token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenSource {
+    /// The library of the token's maker.
+    pub module: PathBuf,
+    /// Its label or serial number.
+    pub token: String,
+    /// The key's label.
+    pub key: String,
+    /// None: it needs none, or asks for it on a keypad of its own.
+    pub pin: Option<SecretSource>,
 }
 
 /// A place that holds one repository.

@@ -12,6 +12,7 @@ pub mod object;
 pub mod passphrase;
 pub mod profile;
 pub mod slot;
+pub mod token;
 mod written;
 
 pub use hpke::{PrivateKey, PublicKey};
