@@ -11,7 +11,7 @@ use common::*;
 
 fn reader(repository: &Path, key: Option<&Path>, arguments: &[&str]) -> String {
     let mut command = Command::new(python());
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/keepd_reader.py")).arg(repository);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kit/keepd_decoder.py")).arg(repository);
     if let Some(key) = key {
         command.arg("--key").arg(key);
     }
