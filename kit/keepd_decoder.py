@@ -1288,8 +1288,10 @@ class Repository:
                 try:
                     entry = Entry(fields, before, table)
                 except Bad as e:
-                    self.problem("%s: after %s: %s"
-                                 % (source.name, shown(before), e))
+                    self.problem("%s: what follows %s in its page is not "
+                                 "readable: %s" % (
+                                     source.name,
+                                     shown(before) or "the beginning", e))
                     break
                 before = entry.path
                 if odd_path(entry.path):
@@ -1490,9 +1492,6 @@ class Restore:
             except FileExistsError:
                 self.repository.problem("not restored: %s: there are two of "
                                         "that name" % shown(full))
-            except NotADirectoryError:
-                self.repository.problem("refused: %s: it lies in what is no "
-                                        "directory" % shown(full))
             except Bad as error:
                 self.repository.problem("not restored: %s: %s"
                                         % (shown(full), error))
@@ -1506,7 +1505,11 @@ class Restore:
         for n in range(1, len(parts)):
             parent = b"/".join(parts[:n])
             if parent not in self.made:
-                os.mkdir(os.path.join(self.target, parent), 0o700)
+                try:
+                    os.mkdir(os.path.join(self.target, parent), 0o700)
+                except FileExistsError:
+                    raise Bad("refused: it lies in what is no directory") \
+                        from None
                 self.made.add(parent)
 
     def file(self, e, where, full):
@@ -1563,6 +1566,9 @@ class Restore:
                         raise Bad("refused: it links to %s, which leads "
                                   "elsewhere" % shown(e.target))
                     first = os.path.join(self.target, name, target)
+                    if not os.path.lexists(first):
+                        raise Bad("what it links to, %s, is not there"
+                                  % shown(e.target))
                     if not stat.S_ISREG(os.lstat(first).st_mode):
                         raise Bad("refused: it links to %s, which is no file"
                                   % shown(e.target))
@@ -1573,8 +1579,10 @@ class Restore:
                     except OSError:
                         shutil.copy2(first, where)
                 except (OSError, ValueError, OverflowError, Bad) as error:
-                    self.repository.problem("not restored: the link %s: %s"
-                                            % (shown(e.path), error))
+                    self.repository.problem(
+                        "not restored: the link %s: %s" % (
+                            shown(name + b"/" + e.path),
+                            getattr(error, "strerror", None) or error))
 
     def owner(self, e, where):
         if not self.root:
@@ -1683,7 +1691,7 @@ def verify(repository):
                     repository.problem("backups/%s: %s/%s: %s" % (
                         backup.name, source.name, shown(e.path), error))
     if repository.problems:
-        raise Bad("%d problems; what else there is, is whole"
+        raise Bad("problems: %d; what else there is, is whole"
                   % repository.problems)
     print("%d backups, %d packs and %d chunks are whole; %s" % (
         len(backups), packs, chunks,
@@ -1699,7 +1707,8 @@ def ask_passphrase(path):
     def ask(profile):
         if path:
             secret = read_file(path, MAX_SMALL)
-            return secret[:-1] if secret.endswith(b"\n") else secret
+            # Editors end a file with a line feed.
+            return re.sub(rb"\r?\n?\Z", b"", secret, count=1)
         try:
             open("/dev/tty").close()
         except OSError:
@@ -1773,7 +1782,7 @@ def main():
         print("%d files with %d bytes are in %s" % (
             restore.files, restore.bytes, shown(rest[1])))
     if repository.problems:
-        raise Bad("%d problems: not all is as it should be"
+        raise Bad("problems: %d; not all is as it should be"
                   % repository.problems)
 
 
