@@ -25,19 +25,16 @@ enum Way {
 
 const WAYS: [Way; 3] = [Way::Packages, Way::Libraries, Way::Alone];
 
-/// A PATH with nothing but openssl and zstd.
-fn two_programs() -> tempfile::TempDir {
+/// A PATH with nothing but zstd.
+fn one_program() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["openssl", "zstd"] {
-        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|d| d.join(name)).find(|p| p.exists());
-        symlink(found.unwrap_or_else(|| panic!("{name} is missing: run 'sh tests/install-tools.sh test' first")), dir.path().join(name))
-            .unwrap();
-    }
+    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|d| d.join("zstd")).find(|p| p.exists());
+    symlink(found.expect("zstd is missing: run 'sh tests/install-tools.sh test' first"), dir.path().join("zstd")).unwrap();
     dir
 }
 
 fn decode_with(program: &Path, way: Way, directory: &Path, arguments: &[&str]) -> Output {
-    let path = two_programs();
+    let path = one_program();
     let mut command = match way {
         Way::Packages => Command::new(python()),
         // The interpreter that the environment was made of, without it.

