@@ -279,6 +279,9 @@ pub enum Command {
         #[command(flatten)]
         keys: KeyArguments,
     },
+    /// The keys that destinations open with
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Remove what no backup needs
     Prune {
         destination: String,
@@ -378,6 +381,24 @@ pub enum DestinationCommand {
     Test { destination: String },
     /// Make this machine the one that writes there: the other is gone, or shall stop
     TakeOver { destination: String },
+}
+
+#[derive(Subcommand)]
+pub enum KeyCommand {
+    /// Give a destination a new master key and seal everything there anew: the old key opens nothing of it then
+    ReEncrypt {
+        destination: String,
+        /// Also when key slots that no configured profile opens (of a recovery kit, of somebody else) open it no more
+        #[arg(long)]
+        drop_slots: bool,
+        #[arg(long)]
+        yes: bool,
+        /// Return at once; the run goes on
+        #[arg(long)]
+        detach: bool,
+        #[command(flatten)]
+        keys: KeyArguments,
+    },
 }
 
 #[derive(Subcommand)]

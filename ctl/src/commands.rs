@@ -14,7 +14,7 @@ use keepd_protocol::methods::*;
 use keepd_protocol::model::{Backup, BackupType, BytesPath, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState};
 use serde::Serialize;
 
-use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
+use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, KeyCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::keys::Keys;
 use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
@@ -133,6 +133,15 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             let call = start_prune::In { destination: destination.clone(), dry_run: *dry_run, private_keys: keys.places(0) };
             let started = context.client()?.call_lending::<StartPrune>(&call, &keys)?;
             context.work(&started.run, true)
+        }
+        Command::Key(KeyCommand::ReEncrypt { destination, drop_slots, yes, detach, keys }) => {
+            let keys = keys.open()?;
+            if !*yes {
+                context.ask(&format!("Everything at {destination} is read and sealed anew with a new key, which may take hours, and what is there now is removed. Go on?"))?;
+            }
+            let call = start_re_encrypt::In { destination: destination.clone(), drop_slots: *drop_slots, private_keys: keys.places(0) };
+            let started = context.client()?.call_lending::<StartReEncrypt>(&call, &keys)?;
+            if *detach { context.done(&started, &format!("run {}", started.run)) } else { context.work(&started.run, true) }
         }
         Command::Accept(of) => context.mark(of, Mark::Accept),
         Command::Pin(of) => context.mark(of, Mark::Pin),
