@@ -511,7 +511,16 @@ fn drills_of_what_is_all_write_only_are_left_to_people() {
 
 #[test]
 fn killed_on_its_way_a_restore_in_place_is_settled_without_the_key() {
-    let mut world = World::started(&["local"], "");
+    let mut world = World::prepared(&["local"], "");
+    let d = world.keepd.dir.path().display().to_string();
+    let config = fs::read_to_string(world.keepd.path("keepd.toml")).unwrap();
+    let command = format!(
+        "[[job.shop.source]]\nname = \"cache\"\ncommand = [\"/bin/cat\", \"{d}/cache\"]\n\
+         restore_command = [\"/bin/sh\", \"-c\", \"cat >{d}/cache.new && mv {d}/cache.new {d}/cache\"]\n"
+    );
+    fs::write(world.keepd.path("keepd.toml"), config + &command).unwrap();
+    fs::write(world.keepd.path("cache"), "a note").unwrap();
+    world.keepd.start();
     world.keepd.ok(&["backup", "shop"]);
     let id = world.keepd.backups().remove(0);
     world.keepd.stop();
@@ -519,11 +528,12 @@ fn killed_on_its_way_a_restore_in_place_is_settled_without_the_key() {
         let db = rusqlite::Connection::open(world.keepd.path("shop.db")).unwrap();
         db.query_row("SELECT count(*) FROM account", [], |r| r.get(0)).unwrap()
     };
-    let note = |world: &World| fs::read_to_string(world.keepd.path("files/deep/note.txt")).unwrap();
+    let read = |world: &World, name: &str| fs::read_to_string(world.keepd.path(name)).unwrap();
     let (mut undone, mut kept, mut point) = (0, 0, 1u64);
     loop {
         world.insert(5000..5003);
         fs::write(world.keepd.path("files/deep/note.txt"), "now").unwrap();
+        fs::write(world.keepd.path("cache"), "now").unwrap();
         world.keepd.environment = vec![("KEEPD_TEST_DIES_AT".into(), point.to_string())];
         world.keepd.start();
         let out = world.keepd.ctl(&["restore", &id, "--in-place", "--yes", "--key", &world.private("read")]);
@@ -534,17 +544,19 @@ fn killed_on_its_way_a_restore_in_place_is_settled_without_the_key() {
             world.keepd.start();
             world.keepd.settled(point);
         }
-        match (rows(&world), note(&world).as_str()) {
-            (503, "now") => undone += 1,
-            (500, "a note") => kept += 1,
+        match (rows(&world), read(&world, "files/deep/note.txt").as_str(), read(&world, "cache").as_str()) {
+            (503, "now", "now") => undone += 1,
+            (500, "a note", "a note") => kept += 1,
             other => panic!("killed at point {point} it is neither old nor new: {other:?}\n{}\n{}", text(&out), world.keepd.log()),
         }
+        let left: Vec<PathBuf> = files_below(&world.keepd.path("state/in-place"));
+        assert!(left.is_empty(), "{left:?}");
         world.keepd.stop();
         if finished {
             break;
         }
         rusqlite::Connection::open(world.keepd.path("shop.db")).unwrap().execute("DELETE FROM account WHERE id >= 5000", []).unwrap();
-        point += 1 + point / 4;
+        point += 1 + point / 12;
     }
     assert!(undone > 3 && kept > 0, "{undone} undone, {kept} kept");
 }
