@@ -90,6 +90,8 @@ pub enum KeyFileError {
         .0.display(), shell_word(.0)
     )]
     Missing(PathBuf),
+    #[error("there is no public key file {}; copy it here from where its pair was made ('keepd key generate --pair')", .0.display())]
+    MissingPublic(PathBuf),
     #[error("the key file {} cannot be read: {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
     #[error(
@@ -280,7 +282,11 @@ pub fn load_private_keys(path: &Path, file: &File) -> Result<Vec<PrivateKey>> {
 
 /// Reads a public key file. Everybody may read it, but nobody else change it: they could have the next backups written for themselves.
 pub fn load_public(path: &Path) -> Result<PublicKey> {
-    let key = read(path, &open(path)?, Kind::Public)?;
+    let file = open(path).map_err(|e| match e {
+        KeyFileError::Missing(path) => KeyFileError::MissingPublic(path),
+        other => other,
+    })?;
+    let key = read(path, &file, Kind::Public)?;
     PublicKey::new(*key.bytes()).map_err(|_| KeyFileError::NotAKeyFile { path: path.to_owned(), why: "nothing can be sealed to it" })
 }
 
