@@ -22,6 +22,7 @@ pub mod payload;
 pub mod prune;
 pub mod reader;
 pub mod same;
+pub mod slots;
 pub mod source_writer;
 pub mod spool;
 #[cfg(test)]
