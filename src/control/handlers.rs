@@ -28,7 +28,7 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 /// Without `more` a list must fit into one reply.
 const MAX_SINGLE: usize = 1 << 20;
 
-type Result<T, E = Fault> = std::result::Result<T, E>;
+pub(super) type Result<T, E = Fault> = std::result::Result<T, E>;
 
 fn failed(message: impl std::fmt::Display) -> Fault {
     Fault::new(errors::FAILED, json!({ "message": message.to_string() }))
@@ -64,7 +64,7 @@ impl Control {
     }
 
     /// Runs a question to the registry that may block.
-    async fn ask_runs<T: Send + 'static>(
+    pub(super) async fn ask_runs<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Arc<crate::run::Runs>) -> std::result::Result<T, Error> + Send + 'static,
     ) -> Result<T> {
@@ -444,7 +444,7 @@ impl Control {
 }
 
 /// The one descriptor of a call that writes into it: a pipe, socket or file open for writing.
-fn writable(fds: Vec<OwnedFd>) -> Result<OwnedFd> {
+pub(super) fn writable(fds: Vec<OwnedFd>) -> Result<OwnedFd> {
     let wrong = |text: &str| Fault::new(errors::DESCRIPTOR, json!({ "message": text }));
     let [fd]: [OwnedFd; 1] =
         fds.try_into().map_err(|_| wrong("the call wants exactly one descriptor passed along: the write end of a pipe"))?;
