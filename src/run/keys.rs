@@ -169,6 +169,17 @@ fn remove_from(env: &Environment, target: &Destination, ids: &[String], profile:
     Ok(())
 }
 
+/// Removes what a key opens there.
+pub fn remove_of(env: &Environment, target: &Destination, key: &ProfileKey, live: &LiveRun) -> Result<(), Failure> {
+    let found = slots_of(env, target, &[Some(key)])?.map(|(_, slots)| slots).unwrap_or_default();
+    let ids: Vec<String> = found.into_iter().filter(|s| s.opens == Opens::With(0)).map(|s| s.id).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let profile = destination::profile(&env.config, target)?;
+    remove_from(env, target, &ids, profile.as_ref(), &live.uncancelled())
+}
+
 /// What a profile's key is exchanged from and to.
 struct Rotation<'a> {
     profile: &'a Profile,

@@ -1,5 +1,6 @@
 //! Keys: which there are, and the runs that add, remove and exchange them.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,9 +8,10 @@ use keepd_protocol::model::{DestinationKeys, KeyProfile, KeyStep, RunKind};
 
 use super::{Error, Result, Runs, Work};
 use crate::config::{Config, Destination, Encryption};
-use crate::crypto::{Key, Profile, ProfileKey, key_file};
+use crate::crypto::{Key, PrivateKey, Profile, ProfileKey, key_file};
 use crate::profile;
 use crate::run::keys::{self, NewKey};
+use crate::run::kit::{self, Wanted};
 
 /// A step of a rotation that was started.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,17 +131,32 @@ impl Runs {
         })?;
         Ok(RotationStarted { run, fingerprint: fingerprint.to_string(), configured })
     }
-}
 
-impl Runs {
+    /// Queues a run that writes the recovery kit of a profile into `out`; the run, and the fingerprint of the key in it.
     pub fn start_kit(
         self: &Arc<Self>,
-        _name: &str,
-        _include_secrets: bool,
-        _private: Option<crate::crypto::PrivateKey>,
-        _out: std::os::fd::OwnedFd,
-        _by: &str,
+        name: &str,
+        include_secrets: bool,
+        private: Option<PrivateKey>,
+        out: OwnedFd,
+        by: &str,
     ) -> Result<(String, Option<String>)> {
-        Err(Error::Failed("not built yet".into()))
+        let env = self.environment();
+        let targets = Self::destinations_of(&env.config, name);
+        let wanted = Wanted::new(self.profile(&env.config, name)?, targets, include_secrets, private).map_err(Error::Failed)?;
+        let fingerprint = wanted.fingerprint();
+        // Where a key can be written down nothing is changed at any destination.
+        let changed = wanted.targets.iter().filter(|_| wanted.fresh.is_some());
+        let work = Work {
+            kind: RunKind::Key,
+            job: None,
+            destinations: changed.map(|t| t.name.clone()).collect(),
+            backup: None,
+            by: by.into(),
+            attempt: 1,
+            alone: Vec::new(),
+        };
+        let run = self.start(work, move |live| kit::make(&env, &wanted, out, live))?;
+        Ok((run, fingerprint))
     }
 }

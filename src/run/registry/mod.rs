@@ -16,7 +16,6 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, broadcast, watch};
 
 pub use self::drills::DrillStarted;
-pub use self::keys::RotationStarted;
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
 use super::restore::Place;
