@@ -16,6 +16,9 @@ use crate::{Exit, Failure};
 /// A reply longer than this is no reply of keepd.
 const MAX_REPLY: usize = 8 << 20;
 
+/// Descriptors that go with a call at most.
+const MAX_DESCRIPTORS: usize = 4;
+
 /// A connection to the daemon.
 pub struct Client {
     stream: UnixStream,
@@ -58,16 +61,17 @@ impl Client {
         Failure::new(Exit::Unreachable, format!("the connection to keepd at {} was lost: {e}", self.socket.display()))
     }
 
-    fn send(&mut self, method: &str, parameters: Value, more: bool, descriptor: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    fn send(&mut self, method: &str, parameters: Value, more: bool, descriptors: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let call = Call { method: method.to_owned(), parameters: Some(parameters), more, oneway: false, upgrade: false };
         let mut bytes = serde_json::to_vec(&call).map_err(Failure::failed)?;
         bytes.push(0);
         let mut rest = bytes.as_slice();
-        if let Some(fd) = descriptor {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        if !descriptors.is_empty() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            let fds = [fd];
-            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+            if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+                return Err(Failure::failed("too many descriptors for one call"));
+            }
             let sent = sendmsg(self.stream.as_fd(), &[IoSlice::new(rest)], &mut ancillary, SendFlags::NOSIGNAL)
                 .map_err(|e| self.lost(e.into()))?;
             rest = rest.get(sent..).unwrap_or_default();
@@ -100,19 +104,24 @@ impl Client {
 
     /// One call, one reply.
     pub fn call<M: Method>(&mut self, parameters: &M::In) -> Result<M::Out, Failure> {
-        self.call_with::<M>(parameters, None)
+        self.call_with_all::<M>(parameters, &[])
     }
 
     /// One call with a descriptor passed along.
     pub fn call_with<M: Method>(&mut self, parameters: &M::In, descriptor: Option<BorrowedFd<'_>>) -> Result<M::Out, Failure> {
-        self.send(M::NAME, to_value(parameters)?, false, descriptor)?;
+        self.call_with_all::<M>(parameters, descriptor.as_slice())
+    }
+
+    /// One call with several descriptors, at most [`MAX_DESCRIPTORS`].
+    pub fn call_with_all<M: Method>(&mut self, parameters: &M::In, descriptors: &[BorrowedFd<'_>]) -> Result<M::Out, Failure> {
+        self.send(M::NAME, to_value(parameters)?, false, descriptors)?;
         let reply = self.receive()?;
         out::<M>(reply)
     }
 
     /// One call, any number of replies; `each` gets every one.
     pub fn call_more<M: Method>(&mut self, parameters: &M::In, mut each: impl FnMut(M::Out) -> Result<(), Failure>) -> Result<(), Failure> {
-        self.send(M::NAME, to_value(parameters)?, true, None)?;
+        self.send(M::NAME, to_value(parameters)?, true, &[])?;
         loop {
             let reply = self.receive()?;
             let more = reply.continues;

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
-use crate::{Exit, Failure, compare, coverage, drill, follow, in_place};
+use crate::{Exit, Failure, compare, coverage, drill, follow, in_place, key};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -148,6 +148,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             let out = context.client()?.call::<Reload>(&reload::In {})?;
             context.done(&out, &format!("configuration reloaded: {}", escape(&out.message)))
         }
+        Command::Key(command) => key::run(&context, command),
         Command::Compare { of, paths, deep } => compare::compare(arguments, &socket, of, paths, *deep),
         Command::Coverage(options) => coverage::coverage(arguments, &socket, options),
         Command::Drill { backup, job, detach } => {
@@ -248,7 +249,7 @@ impl Context<'_> {
         Ok(if failed { Exit::Failed } else { Exit::Good })
     }
 
-    fn ended(&self, run: &Run, tell: bool) -> Result<Exit> {
+    pub fn ended(&self, run: &Run, tell: bool) -> Result<Exit> {
         if self.json() {
             print_json(run)?;
         } else if tell && !self.arguments.quiet && matches!(run.state, RunState::Good | RunState::Partial | RunState::Suspect) {
@@ -773,7 +774,7 @@ fn destinations(list: &[DestinationStatus]) -> Result<()> {
         vec![
             escape(&d.name),
             escape(&d.location),
-            escape(&d.encryption),
+            d.fingerprint.as_ref().map_or_else(|| escape(&d.encryption), |f| format!("{} ({})", escape(&d.encryption), escape(f))),
             d.backups.to_string(),
             time_or(d.last_good.as_ref(), "never"),
             state,
