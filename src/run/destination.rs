@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use keepd_protocol::model::{Backup, Traffic};
+use tokio::runtime::Handle;
 
 use super::backup::Environment;
 use super::live::{Failure, LiveRun};
 use super::names;
 use crate::config::{Config, Destination};
-use crate::crypto;
+use crate::crypto::{self, Profile};
 use crate::ledger::Ledger;
 use crate::profile;
 use crate::repository::lease::{Holder, Lease, TERM};
@@ -22,18 +23,46 @@ pub fn location(destination: &Destination) -> String {
     storage::location(destination)
 }
 
+/// The profile that a destination names, with its keys; None where nothing is encrypted.
+pub fn profile(config: &Config, destination: &Destination) -> Result<Option<Profile>, Failure> {
+    let Some(name) = &destination.encryption else { return Ok(None) };
+    let failed = |text: String| Failure::Failed(format!("destination {}: {text}", destination.name));
+    let known = config.encryption.get(name).ok_or_else(|| failed(format!("there is no encryption profile '{name}'")))?;
+    profile::load(known).map(Some).map_err(|(_, e)| failed(format!("encryption profile {name}: {e}")))
+}
+
+/// ` (fingerprint …)`, where the key has one.
+fn told_fingerprint(profile: &Profile) -> String {
+    let fingerprint = profile.key.fingerprint().ok().flatten();
+    fingerprint.map(|f| format!(" (its key's fingerprint is {f})")).unwrap_or_default()
+}
+
+fn storage(destination: &Destination, runtime: &Handle) -> Result<Storage, Failure> {
+    Storage::open(destination, runtime.clone()).map_err(|e| Failure::Failed(format!("destination {}: {e}", destination.name)))
+}
+
+/// An error of a repository with the name of its destination.
+pub fn at(destination: &Destination, error: RepositoryError) -> Failure {
+    match error {
+        RepositoryError::Cancelled => Failure::Cancelled,
+        e @ RepositoryError::Storage(_) => Failure::Storage(format!("destination {}: {e}", destination.name)),
+        other => Failure::Failed(format!("destination {}: {other}", destination.name)),
+    }
+}
+
+/// The storage of a destination and the id of its repository, without opening it; None where there never was one.
+pub fn identify(env: &Environment, destination: &Destination) -> Result<Option<(Storage, [u8; 16])>, Failure> {
+    let storage = storage(destination, &env.runtime)?;
+    let known = env.ledger.note(&id_note(storage.location()))?;
+    let id = crate::repository::open::identify(&storage, known.as_deref()).map_err(|e| at(destination, e))?;
+    Ok(id.map(|id| (storage, id)))
+}
+
 /// Opens the repository of a destination; with `create` makes one where none ever was.
 pub fn open(env: &Environment, destination: &Destination, create: bool) -> Result<Arc<Repository>, Failure> {
     let Environment { config, ledger, runtime, lent } = env;
-    let failed = |text: String| Failure::Failed(format!("destination {}: {text}", destination.name));
-    let profile = match &destination.encryption {
-        None => None,
-        Some(name) => {
-            let known = config.encryption.get(name).ok_or_else(|| failed(format!("there is no encryption profile '{name}'")))?;
-            Some(profile::load(known).map_err(|(_, e)| failed(format!("encryption profile {name}: {e}")))?)
-        }
-    };
-    let storage = Storage::open(destination, runtime.clone()).map_err(|e| failed(e.to_string()))?;
+    let profile = profile(config, destination)?;
+    let storage = storage(destination, runtime)?;
     let note = id_note(storage.location());
     let known_id = ledger.note(&note)?;
     let options = OpenOptions {
@@ -45,10 +74,15 @@ pub fn open(env: &Environment, destination: &Destination, create: bool) -> Resul
         memory: config.daemon.memory / config.daemon.max_parallel_runs.max(1) as u64,
     };
     let repository = Repository::open(storage, &options).map_err(|e| match e {
-        RepositoryError::Storage(e) => Failure::Storage(format!("destination {}: {e}", destination.name)),
-        other => failed(other.to_string()),
+        RepositoryError::Storage(_) => at(destination, e),
+        // A name says little of a key: another machine may call another one so.
+        RepositoryError::Object { .. } => {
+            let of = profile.as_ref().map(|p| format!("encryption profile {}{}: ", p.name, told_fingerprint(p))).unwrap_or_default();
+            Failure::Failed(format!("destination {}: {of}{e}", destination.name))
+        }
+        other => Failure::Failed(format!("destination {}: {other}", destination.name)),
     })?;
-    is_not_older(ledger, &repository).map_err(failed)?;
+    is_not_older(ledger, &repository).map_err(|text| Failure::Failed(format!("destination {}: {text}", destination.name)))?;
     repository.lend(lent);
     if known_id.is_none() && !repository.may_be_another() {
         remember(ledger, &repository)?;

@@ -1,6 +1,7 @@
 //! The registry of runs: starts them, knows which live, and keeps them out of each other's way.
 
 mod drills;
+mod keys;
 mod questions;
 mod starts;
 
@@ -323,7 +324,7 @@ impl Runs {
         body: impl FnOnce(&LiveRun) -> Result<Finish, Failure> + Send + 'static,
     ) {
         // A backup waits for the destination it goes to itself.
-        let writes = matches!(work.kind, RunKind::Copy | RunKind::Prune | RunKind::Delete | RunKind::Retention);
+        let writes = matches!(work.kind, RunKind::Copy | RunKind::Prune | RunKind::Delete | RunKind::Retention | RunKind::Key);
         let prepare = async {
             // Always in the order of the names, so that two runs never wait for each other.
             let mut names = work.destinations.clone();
@@ -408,6 +409,8 @@ impl Runs {
             // Damage is forgotten when a check found none, other trouble when anything went well.
             let damaged = problems.get(destination).is_some_and(|(kind, _)| *kind == RunKind::Check);
             match (&run.error, run.state) {
+                // That a key is not removed says nothing of the destination.
+                (Some(_), RunState::Failed) if run.kind == RunKind::Key => {}
                 (Some(error), RunState::Failed) if run.kind == RunKind::Check || error.contains(destination.as_str()) => {
                     drop(problems.insert(destination.clone(), (run.kind, error.clone())))
                 }

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{Error, Result, Runs, lock};
 use crate::config::{Config, Destination, Job, Retention};
+use crate::profile;
 use crate::repository::{Manifest, Repository};
 use crate::run::backup::{Environment, short};
 use crate::run::live::Failure;
@@ -213,6 +214,7 @@ impl Runs {
                 service: target.service.clone(),
                 location: destination::location(target),
                 encryption: target.encryption.clone().unwrap_or_else(|| "none".into()),
+                fingerprint: target.encryption.as_ref().and_then(|name| profile::fingerprint(config.encryption.get(name)?)),
                 compression: format!("{:?}", target.compression).to_lowercase(),
                 backups: self.ledger.count_backups(name).unwrap_or_default(),
                 last_good: self.ledger.last_good(None, Some(name)).ok().flatten().map(|t| t.to_string()),
