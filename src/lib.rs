@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod crypto;
 pub mod daemon;
+pub mod kit;
 pub mod ledger;
 pub mod process;
 pub mod profile;

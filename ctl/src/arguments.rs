@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::keys::KeyArguments;
+
 #[derive(Parser)]
 #[command(name = "keepctl", version, about = "Talks to keepd, the backup daemon, over its local socket")]
 #[command(
@@ -186,6 +188,8 @@ pub enum Command {
         #[command(flatten)]
         of: BackupArgument,
         path: OsString,
+        #[command(flatten)]
+        keys: KeyArguments,
     },
     /// What differs between two backups
     Diff {
@@ -235,6 +239,8 @@ pub enum Command {
         /// Return at once
         #[arg(long, conflicts_with = "to")]
         detach: bool,
+        #[command(flatten)]
+        keys: KeyArguments,
     },
     /// Bring back what a restore in place replaced
     Undo {
@@ -249,6 +255,8 @@ pub enum Command {
         /// Return at once
         #[arg(long)]
         detach: bool,
+        #[command(flatten)]
+        keys: KeyArguments,
     },
     /// Bring a backup to another destination
     Copy {
@@ -256,6 +264,8 @@ pub enum Command {
         of: BackupArgument,
         #[arg(long, value_name = "DESTINATION")]
         to: String,
+        #[command(flatten)]
+        keys: KeyArguments,
     },
     /// Prove that a destination's backups are whole
     Check {
@@ -266,12 +276,19 @@ pub enum Command {
         /// What no other destination has whole: read its sources again, and check once more
         #[arg(long)]
         repair: bool,
+        #[command(flatten)]
+        keys: KeyArguments,
     },
+    /// The keys that destinations open with
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Remove what no backup needs
     Prune {
         destination: String,
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        keys: KeyArguments,
     },
     /// Make a suspect backup a good one: what was told of it is all right
     Accept(BackupArgument),
@@ -329,6 +346,8 @@ pub enum Command {
         /// The contents of SQLite's tables, too: how many rows came, went and changed
         #[arg(long)]
         deep: bool,
+        #[command(flatten)]
+        keys: KeyArguments,
     },
     /// What on this machine is in no job: databases, directories of services, mounts
     ///
@@ -344,6 +363,8 @@ pub enum Command {
         /// Return at once
         #[arg(long)]
         detach: bool,
+        #[command(flatten)]
+        keys: KeyArguments,
     },
     /// The manual page, for make install
     #[command(hide = true)]
@@ -360,6 +381,24 @@ pub enum DestinationCommand {
     Test { destination: String },
     /// Make this machine the one that writes there: the other is gone, or shall stop
     TakeOver { destination: String },
+}
+
+#[derive(Subcommand)]
+pub enum KeyCommand {
+    /// Give a destination a new master key and seal everything there anew: the old key opens nothing of it then
+    ReEncrypt {
+        destination: String,
+        /// Also when key slots that no configured profile opens (of a recovery kit, of somebody else) open it no more
+        #[arg(long)]
+        drop_slots: bool,
+        #[arg(long)]
+        yes: bool,
+        /// Return at once; the run goes on
+        #[arg(long)]
+        detach: bool,
+        #[command(flatten)]
+        keys: KeyArguments,
+    },
 }
 
 #[derive(Subcommand)]

@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use keepd_protocol::MAX_DESCRIPTORS;
 use keepd_protocol::call::{Call, Reply, errors};
 use keepd_protocol::methods::Method;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
 
+use crate::keys::Keys;
 use crate::{Exit, Failure};
 
 /// A reply longer than this is no reply of keepd.
@@ -58,16 +60,17 @@ impl Client {
         Failure::new(Exit::Unreachable, format!("the connection to keepd at {} was lost: {e}", self.socket.display()))
     }
 
-    fn send(&mut self, method: &str, parameters: Value, more: bool, descriptor: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    fn send(&mut self, method: &str, parameters: Value, more: bool, descriptors: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let call = Call { method: method.to_owned(), parameters: Some(parameters), more, oneway: false, upgrade: false };
         let mut bytes = serde_json::to_vec(&call).map_err(Failure::failed)?;
         bytes.push(0);
         let mut rest = bytes.as_slice();
-        if let Some(fd) = descriptor {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        if !descriptors.is_empty() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            let fds = [fd];
-            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+            if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+                return Err(Failure::failed("more descriptors than one call takes"));
+            }
             let sent = sendmsg(self.stream.as_fd(), &[IoSlice::new(rest)], &mut ancillary, SendFlags::NOSIGNAL)
                 .map_err(|e| self.lost(e.into()))?;
             rest = rest.get(sent..).unwrap_or_default();
@@ -100,19 +103,29 @@ impl Client {
 
     /// One call, one reply.
     pub fn call<M: Method>(&mut self, parameters: &M::In) -> Result<M::Out, Failure> {
-        self.call_with::<M>(parameters, None)
+        self.call_with::<M>(parameters, &[])
     }
 
-    /// One call with a descriptor passed along.
-    pub fn call_with<M: Method>(&mut self, parameters: &M::In, descriptor: Option<BorrowedFd<'_>>) -> Result<M::Out, Failure> {
-        self.send(M::NAME, to_value(parameters)?, false, descriptor)?;
+    /// One call with descriptors passed along.
+    fn call_with<M: Method>(&mut self, parameters: &M::In, descriptors: &[BorrowedFd<'_>]) -> Result<M::Out, Failure> {
+        self.send(M::NAME, to_value(parameters)?, false, descriptors)?;
         let reply = self.receive()?;
         out::<M>(reply)
     }
 
+    /// One call with keys lent to it, whose places stand in its parameters.
+    pub fn call_lending<M: Method>(&mut self, parameters: &M::In, keys: &Keys) -> Result<M::Out, Failure> {
+        self.call_with::<M>(parameters, &keys.descriptors().collect::<Vec<_>>())
+    }
+
+    /// The same with a descriptor to write into, which comes first.
+    pub fn call_writing<M: Method>(&mut self, parameters: &M::In, out: BorrowedFd<'_>, keys: &Keys) -> Result<M::Out, Failure> {
+        self.call_with::<M>(parameters, &std::iter::once(out).chain(keys.descriptors()).collect::<Vec<_>>())
+    }
+
     /// One call, any number of replies; `each` gets every one.
     pub fn call_more<M: Method>(&mut self, parameters: &M::In, mut each: impl FnMut(M::Out) -> Result<(), Failure>) -> Result<(), Failure> {
-        self.send(M::NAME, to_value(parameters)?, true, None)?;
+        self.send(M::NAME, to_value(parameters)?, true, &[])?;
         loop {
             let reply = self.receive()?;
             let more = reply.continues;

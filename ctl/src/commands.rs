@@ -14,8 +14,9 @@ use keepd_protocol::methods::*;
 use keepd_protocol::model::{Backup, BackupType, BytesPath, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState};
 use serde::Serialize;
 
-use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
+use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, KeyCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
+use crate::keys::Keys;
 use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
 use crate::{Exit, Failure, compare, coverage, drill, follow, in_place};
 use keepd_protocol::model::escape;
@@ -56,11 +57,12 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         }),
         Command::Show(of) => context.show(of),
         Command::Ls { of, path, recursive } => context.ls(of, path.as_deref(), *recursive),
-        Command::Cat { of, path } => context.cat(of, path),
+        Command::Cat { of, path, keys } => context.cat(of, path, &keys.open()?),
         Command::Diff { a, b, job } => context.diff(a, b, job.clone()),
-        Command::Restore { of, target: RestoreTarget { to: Some(to), .. }, paths, overwrite, numeric_owner, .. } => {
+        Command::Restore { of, target: RestoreTarget { to: Some(to), .. }, paths, overwrite, numeric_owner, keys, .. } => {
             let paths = paths.iter().map(|p| bytes_path(p)).collect();
-            context.restore(of, to, paths, keepd_writer::Options { overwrite: *overwrite, numeric_owner: *numeric_owner })
+            let options = keepd_writer::Options { overwrite: *overwrite, numeric_owner: *numeric_owner };
+            context.restore(of, to, paths, options, &keys.open()?)
         }
         Command::Restore {
             of,
@@ -73,8 +75,10 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             no_owner,
             yes,
             detach,
+            keys,
             ..
         } => {
+            let keys = keys.open()?;
             if !paths.is_empty() || source.len() > 1 {
                 return Err(Failure::new(Exit::Usage, "one database is loaded at a time: name it by --source and --database"));
             }
@@ -87,10 +91,12 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
                 tables: table.clone(),
                 replace: *replace,
                 no_owner: *no_owner,
+                private_keys: keys.places(0),
             };
-            context.load(call, *yes, *detach)
+            context.load(call, &keys, *yes, *detach)
         }
-        Command::Restore { of, paths, source, database, table, no_owner, dry_run, no_safety_backup, yes, detach, .. } => {
+        Command::Restore { of, paths, source, database, table, no_owner, dry_run, no_safety_backup, yes, detach, keys, .. } => {
+            let keys = keys.open()?;
             let call = start_in_place::In {
                 backup: of.backup.clone(),
                 job: of.job.clone(),
@@ -101,24 +107,41 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
                 no_owner: *no_owner,
                 no_safety: *no_safety_backup,
                 dry_run: *dry_run,
+                private_keys: keys.places(0),
             };
-            in_place::restore(&context, call, *yes, *detach)
+            in_place::restore(&context, call, &keys, *yes, *detach)
         }
-        Command::Undo { run, dry_run, yes, detach } => {
-            in_place::undo(&context, start_undo::In { run: run.clone(), dry_run: *dry_run }, *yes, *detach)
+        Command::Undo { run, dry_run, yes, detach, keys } => {
+            let keys = keys.open()?;
+            let call = start_undo::In { run: run.clone(), dry_run: *dry_run, private_keys: keys.places(0) };
+            in_place::undo(&context, call, &keys, *yes, *detach)
         }
-        Command::Copy { of, to } => context.copy(of, to.clone()),
-        Command::Check { destination, read_data, repair } => {
-            let started = context.client()?.call::<StartCheck>(&start_check::In {
+        Command::Copy { of, to, keys } => context.copy(of, to.clone(), &keys.open()?),
+        Command::Check { destination, read_data, repair, keys } => {
+            let keys = keys.open()?;
+            let call = start_check::In {
                 destination: destination.clone(),
                 read_data: read_data.unwrap_or(0),
                 repair: *repair,
-            })?;
+                private_keys: keys.places(0),
+            };
+            let started = context.client()?.call_lending::<StartCheck>(&call, &keys)?;
             context.work(&started.run, true)
         }
-        Command::Prune { destination, dry_run } => {
-            let started = context.client()?.call::<StartPrune>(&start_prune::In { destination: destination.clone(), dry_run: *dry_run })?;
+        Command::Prune { destination, dry_run, keys } => {
+            let keys = keys.open()?;
+            let call = start_prune::In { destination: destination.clone(), dry_run: *dry_run, private_keys: keys.places(0) };
+            let started = context.client()?.call_lending::<StartPrune>(&call, &keys)?;
             context.work(&started.run, true)
+        }
+        Command::Key(KeyCommand::ReEncrypt { destination, drop_slots, yes, detach, keys }) => {
+            let keys = keys.open()?;
+            if !*yes {
+                context.ask(&format!("Everything at {destination} is read and sealed anew with a new key, which may take hours, and what is there now is removed. Go on?"))?;
+            }
+            let call = start_re_encrypt::In { destination: destination.clone(), drop_slots: *drop_slots, private_keys: keys.places(0) };
+            let started = context.client()?.call_lending::<StartReEncrypt>(&call, &keys)?;
+            if *detach { context.done(&started, &format!("run {}", started.run)) } else { context.work(&started.run, true) }
         }
         Command::Accept(of) => context.mark(of, Mark::Accept),
         Command::Pin(of) => context.mark(of, Mark::Pin),
@@ -148,10 +171,10 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             let out = context.client()?.call::<Reload>(&reload::In {})?;
             context.done(&out, &format!("configuration reloaded: {}", escape(&out.message)))
         }
-        Command::Compare { of, paths, deep } => compare::compare(arguments, &socket, of, paths, *deep),
+        Command::Compare { of, paths, deep, keys } => compare::compare(arguments, &socket, of, paths, *deep, &keys.open()?),
         Command::Coverage(options) => coverage::coverage(arguments, &socket, options),
-        Command::Drill { backup, job, detach } => {
-            let started = drill::start(&mut context.client()?, backup.clone(), job.clone())?;
+        Command::Drill { backup, job, detach, keys } => {
+            let started = drill::start(&mut context.client()?, backup.clone(), job.clone(), &keys.open()?)?;
             match detach {
                 true => context.done(&started, &format!("run {}", started.run)),
                 false => context.work(&started.run, true),
@@ -230,9 +253,9 @@ impl Context<'_> {
         Ok(exit)
     }
 
-    fn copy(&self, of: &BackupArgument, destination: String) -> Result<Exit> {
-        let call = start_copy::In { backup: of.backup.clone(), job: of.job.clone(), destination };
-        let run = self.client()?.call::<StartCopy>(&call)?.run;
+    fn copy(&self, of: &BackupArgument, destination: String, keys: &Keys) -> Result<Exit> {
+        let call = start_copy::In { backup: of.backup.clone(), job: of.job.clone(), destination, private_keys: keys.places(0) };
+        let run = self.client()?.call_lending::<StartCopy>(&call, keys)?.run;
         self.work(&run, true)
     }
 
@@ -324,11 +347,11 @@ impl Context<'_> {
     }
 
     /// Brings a database back into its server.
-    fn load(&self, call: start_load::In, yes: bool, detach: bool) -> Result<Exit> {
+    fn load(&self, call: start_load::In, keys: &Keys, yes: bool, detach: bool) -> Result<Exit> {
         if call.replace && !yes {
             self.ask(&format!("Replace database {} if it is there (it is kept under another name)?", escape(&call.target)))?;
         }
-        let started = self.client()?.call::<StartLoad>(&call)?;
+        let started = self.client()?.call_lending::<StartLoad>(&call, keys)?;
         if detach {
             return self.done(&started, &format!("run {}", started.run));
         }
@@ -465,11 +488,10 @@ impl Context<'_> {
         Ok(Exit::Good)
     }
 
-    fn cat(&self, of: &BackupArgument, file: &OsStr) -> Result<Exit> {
+    fn cat(&self, of: &BackupArgument, file: &OsStr, keys: &Keys) -> Result<Exit> {
         let (mut reader, writer) = pipe()?;
-        let call = start_cat::In { backup: of.backup.clone(), job: of.job.clone(), path: bytes_path(file) };
-        let mut client = self.client()?;
-        let started = client.call_with::<StartCat>(&call, Some(writer.as_fd()))?;
+        let call = start_cat::In { backup: of.backup.clone(), job: of.job.clone(), path: bytes_path(file), private_keys: keys.places(1) };
+        let started = self.client()?.call_writing::<StartCat>(&call, writer.as_fd(), keys)?;
         drop(writer);
         let guard = follow::interrupt(self.socket, &started.run)?;
         let copied = io::copy(&mut reader, &mut io::stdout().lock());
@@ -506,10 +528,10 @@ impl Context<'_> {
         Ok(Exit::Good)
     }
 
-    fn restore(&self, of: &BackupArgument, to: &Path, paths: Vec<BytesPath>, options: keepd_writer::Options) -> Result<Exit> {
+    fn restore(&self, of: &BackupArgument, to: &Path, paths: Vec<BytesPath>, options: keepd_writer::Options, keys: &Keys) -> Result<Exit> {
         let (reader, writer) = pipe()?;
-        let call = start_restore::In { backup: of.backup.clone(), job: of.job.clone(), paths };
-        let started = self.client()?.call_with::<StartRestore>(&call, Some(writer.as_fd()))?;
+        let call = start_restore::In { backup: of.backup.clone(), job: of.job.clone(), paths, private_keys: keys.places(1) };
+        let started = self.client()?.call_writing::<StartRestore>(&call, writer.as_fd(), keys)?;
         drop(writer);
         let guard = follow::interrupt(self.socket, &started.run)?;
         let bar = match self.arguments.quiet || self.arguments.no_progress || self.json() || !io::stderr().is_terminal() {

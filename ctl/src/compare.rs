@@ -11,15 +11,28 @@ use keepd_protocol::model::{CompareLine, CompareSummary, Difference, RunState, e
 use crate::arguments::{Arguments, BackupArgument};
 use crate::client::Client;
 use crate::commands::{bytes_path, pipe, quiet_end};
+use crate::keys::Keys;
 use crate::render::{path, short, sign, sizes};
 use crate::{Exit, Failure, follow};
 
 /// Prints each difference as it comes, then the counts.
-pub fn compare(arguments: &Arguments, socket: &Path, of: &BackupArgument, paths: &[OsString], deep: bool) -> Result<Exit, Failure> {
+pub fn compare(
+    arguments: &Arguments,
+    socket: &Path,
+    of: &BackupArgument,
+    paths: &[OsString],
+    deep: bool,
+    keys: &Keys,
+) -> Result<Exit, Failure> {
     let (reader, writer) = pipe()?;
-    let call =
-        start_compare::In { backup: of.backup.clone(), job: of.job.clone(), paths: paths.iter().map(|p| bytes_path(p)).collect(), deep };
-    let started = Client::connect(socket)?.call_with::<StartCompare>(&call, Some(writer.as_fd()))?;
+    let call = start_compare::In {
+        backup: of.backup.clone(),
+        job: of.job.clone(),
+        paths: paths.iter().map(|p| bytes_path(p)).collect(),
+        deep,
+        private_keys: keys.places(1),
+    };
+    let started = Client::connect(socket)?.call_writing::<StartCompare>(&call, writer.as_fd(), keys)?;
     drop(writer);
     let guard = follow::interrupt(socket, &started.run)?;
     let mut out = BufWriter::new(io::stdout().lock());

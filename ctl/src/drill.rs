@@ -4,10 +4,11 @@ use keepd_protocol::methods::{ListJobs, StartDrill, list_jobs, start_drill};
 use keepd_protocol::model::escape;
 
 use crate::client::Client;
+use crate::keys::Keys;
 use crate::{Exit, Failure};
 
 /// Starts the drill of a backup, of a job's newest good one, or of the only job's.
-pub fn start(client: &mut Client, backup: Option<String>, mut job: Option<String>) -> Result<start_drill::Out, Failure> {
+pub fn start(client: &mut Client, backup: Option<String>, mut job: Option<String>, keys: &Keys) -> Result<start_drill::Out, Failure> {
     if backup.is_none() && job.is_none() {
         let jobs = client.call::<ListJobs>(&list_jobs::In {})?.jobs;
         job = match jobs.as_slice() {
@@ -18,7 +19,7 @@ pub fn start(client: &mut Client, backup: Option<String>, mut job: Option<String
             }
         };
     }
-    client.call::<StartDrill>(&start_drill::In { backup, job })
+    client.call_lending::<StartDrill>(&start_drill::In { backup, job, private_keys: keys.places(0) }, keys)
 }
 
 /// Seconds as people say them.

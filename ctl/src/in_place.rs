@@ -6,22 +6,26 @@ use keepd_protocol::methods::*;
 use keepd_protocol::model::{ChangeKind, PlannedSource, RestorePlan, RunState, escape};
 
 use crate::commands::{Context, print_json};
+use crate::keys::Keys;
 use crate::render::{bytes, path, short, time};
 use crate::{Exit, Failure, follow};
 
 type Result<T> = std::result::Result<T, Failure>;
 
-pub fn restore(context: &Context<'_>, call: start_in_place::In, yes: bool, detach: bool) -> Result<Exit> {
+pub fn restore(context: &Context<'_>, call: start_in_place::In, keys: &Keys, yes: bool, detach: bool) -> Result<Exit> {
     let dry_run = call.dry_run;
     let start = |dry_run: bool| {
         let call = start_in_place::In { dry_run, ..call.clone() };
-        Ok(context.client()?.call::<StartInPlace>(&call)?.run)
+        Ok(context.client()?.call_lending::<StartInPlace>(&call, keys)?.run)
     };
     carry_out(context, &start, dry_run, yes, detach)
 }
 
-pub fn undo(context: &Context<'_>, call: start_undo::In, yes: bool, detach: bool) -> Result<Exit> {
-    let start = |dry_run: bool| Ok(context.client()?.call::<StartUndo>(&start_undo::In { run: call.run.clone(), dry_run })?.run);
+pub fn undo(context: &Context<'_>, call: start_undo::In, keys: &Keys, yes: bool, detach: bool) -> Result<Exit> {
+    let start = |dry_run: bool| {
+        let call = start_undo::In { dry_run, ..call.clone() };
+        Ok(context.client()?.call_lending::<StartUndo>(&call, keys)?.run)
+    };
     carry_out(context, &start, call.dry_run, yes, detach)
 }
 

@@ -8,6 +8,7 @@ mod coverage;
 mod drill;
 mod follow;
 mod in_place;
+mod keys;
 mod render;
 
 use std::process::ExitCode;

@@ -15,5 +15,7 @@ pub const INTERFACE: &str = include_str!("io.keepd.Control.varlink");
 pub const INTERFACE_NAME: &str = "io.keepd.Control";
 /// A request frame, NUL included, is at most this long.
 pub const MAX_REQUEST_BYTES: usize = 1 << 20;
+/// Descriptors with one message.
+pub const MAX_DESCRIPTORS: usize = 8;
 /// A reply frame is kept below this by splitting lists over several `continues` replies.
 pub const MAX_REPLY_BYTES: usize = 256 << 10;

@@ -1,4 +1,7 @@
 //! Parameters and replies of every method of `io.keepd.Control`. Unknown parameters are refused by name.
+//!
+//! `private_keys`: which of the descriptors passed along are private key files (or recovery kits), open for reading; they are lent for the time of the
+//! run.
 
 use std::collections::BTreeMap;
 
@@ -43,9 +46,12 @@ method!(/// Starts a backup of a job and returns at once with the run's id; foll
     start_backup { job: String, #[serde(default)] r#type: Option<BackupType>, #[serde(default)] name: Option<String>, #[serde(default)] description: Option<String>, #[serde(default)] labels: BTreeMap<String, String> } -> { run: String });
 method!(/// Starts a check of a destination's repository. `read_data`: percentage of the packs to read whole, 0 for the structure only. `repair`: what
     /// no other destination has is read from its sources again, and checked once more.
-    start_check { destination: String, #[serde(default)] read_data: u32, #[serde(default)] repair: bool } -> { run: String });
+    start_check { destination: String, #[serde(default)] read_data: u32, #[serde(default)] repair: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String });
 method!(/// Starts a prune of a destination's repository.
-    start_prune { destination: String, #[serde(default)] dry_run: bool } -> { run: String });
+    start_prune { destination: String, #[serde(default)] dry_run: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String });
+method!(/// Gives a destination's repository a new master key and seals everything with it, or goes on with that. `drop_slots`: key slots that no
+    /// configured profile opens are dropped.
+    start_re_encrypt { destination: String, #[serde(default)] drop_slots: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String });
 method!(/// Starts the deletion of a backup on every destination (or the one named).
     start_delete { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] destination: Option<String> } -> { run: String });
 method!(/// Says something of a backup on every destination that has it: `pin` keeps it whatever the rules say, `unpin` takes that back, `accept`
@@ -56,25 +62,25 @@ method!(/// What the job's retention, or the `policy` given, would do at each de
 method!(/// Starts a run that confirms the job's configured retention and removes what it removes.
     start_retention { job: String, #[serde(default)] destination: Option<String> } -> { run: String });
 method!(/// Starts a run that copies a backup to a destination.
-    start_copy { backup: String, #[serde(default)] job: Option<String>, destination: String } -> { run: String });
+    start_copy { backup: String, #[serde(default)] job: Option<String>, destination: String, #[serde(default)] private_keys: Vec<u32> } -> { run: String });
 method!(/// Tries what a destination can do, and leaves nothing behind.
     test_destination { destination: String } -> { findings: Vec<Finding> });
 method!(/// Makes this machine the writer of a destination's repository, whoever was it before.
     take_over { destination: String } -> { message: String });
 method!(/// Streams a backup's entries into the write end of a pipe passed along with the call (see `restore`). `paths` are
     /// `<source>` or `<source>/<path>`; none means all.
-    start_restore { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath> } -> { run: String, backup: String, entries: u64, bytes: u64 });
+    start_restore { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] private_keys: Vec<u32> } -> { run: String, backup: String, entries: u64, bytes: u64 });
 method!(/// Starts a run that loads a database into the server it came from under the name `target`, through a scratch database. `replace`: a database of
     /// that name may be there, and is kept under another. `tables`: only these. `no_owner`: objects belong to who loads them.
-    start_load { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] source: Option<String>, #[serde(default)] database: Option<String>, target: String, #[serde(default)] tables: Vec<String>, #[serde(default)] replace: bool, #[serde(default)] no_owner: bool } -> { run: String });
+    start_load { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] source: Option<String>, #[serde(default)] database: Option<String>, target: String, #[serde(default)] tables: Vec<String>, #[serde(default)] replace: bool, #[serde(default)] no_owner: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String });
 method!(/// Starts a restore to where a job's sources are, as one transaction: what is there is backed up first, all is staged and checked beside it, the
     /// services are stopped, and all of it is exchanged or none. `sources`, `paths`, `database`, `tables` (of SQLite): only these. `dry_run`: the run ends with its plan.
     /// `no_safety`: what is there is not backed up.
-    start_in_place { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] sources: Vec<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] database: Option<String>, #[serde(default)] tables: Vec<String>, #[serde(default)] no_owner: bool, #[serde(default)] no_safety: bool, #[serde(default)] dry_run: bool } -> { run: String });
+    start_in_place { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] sources: Vec<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] database: Option<String>, #[serde(default)] tables: Vec<String>, #[serde(default)] no_owner: bool, #[serde(default)] no_safety: bool, #[serde(default)] dry_run: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String });
 method!(/// Starts a restore in place of what was there before a restore in place, from its safety backup.
-    start_undo { run: String, #[serde(default)] dry_run: bool } -> { run: String, backup: String });
+    start_undo { run: String, #[serde(default)] dry_run: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String, backup: String });
 method!(/// Writes one file's contents into the descriptor passed along with the call.
-    start_cat { backup: String, #[serde(default)] job: Option<String>, path: BytesPath } -> { run: String, bytes: u64 });
+    start_cat { backup: String, #[serde(default)] job: Option<String>, path: BytesPath, #[serde(default)] private_keys: Vec<u32> } -> { run: String, bytes: u64 });
 method!(/// A run's progress as `more` replies: the present state first, then each change (at most ten a second), the last
     /// one with `state` other than queued or running. Without `more`: the present state.
     follow_run { run: String } -> { run: Run });
@@ -96,7 +102,7 @@ method!(/// Events as they happen, until the client hangs up.
     watch {} -> { event: Event });
 method!(/// Compares a backup with what is live now, changing nothing, and streams what differs into the descriptor passed along with the call: one JSON
     /// object a line, `{"difference": …}`, the last one `{"summary": …}`. `paths` as for StartRestore; `deep`: also the rows of SQLite's tables.
-    start_compare { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] deep: bool } -> { run: String, backup: String });
+    start_compare { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] deep: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String, backup: String });
 method!(/// Reads the configuration again; a wrong one is refused and the old one stays.
     reload {} -> { jobs: u32, message: String });
 method!(/// Starts a run that looks for what on this machine is in no job. `all`: in caches and the like, too.
@@ -109,7 +115,7 @@ method!(/// Says of gaps (all, or those named by their `what`; a path that ends 
 
 method!(/// Starts a run that restores a backup (without one the newest good of `job`, or of the only job) into a scratch place, checks it there, and marks
     /// it as proven or as suspect.
-    start_drill { #[serde(default)] backup: Option<String>, #[serde(default)] job: Option<String> } -> { run: String, backup: String });
+    start_drill { #[serde(default)] backup: Option<String>, #[serde(default)] job: Option<String>, #[serde(default)] private_keys: Vec<u32> } -> { run: String, backup: String });
 
 names! {
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
@@ -122,4 +128,5 @@ names! {
     start_compare as StartCompare = "StartCompare",
     start_coverage as StartCoverage = "StartCoverage", get_coverage as GetCoverage = "GetCoverage", acknowledge_coverage as AcknowledgeCoverage = "AcknowledgeCoverage",
     start_drill as StartDrill = "StartDrill",
+    start_re_encrypt as StartReEncrypt = "StartReEncrypt",
 }

@@ -39,7 +39,7 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", ReEncrypt = "re-encrypt" });
 word_enum!(/// What is said of a backup.
     Mark { #[default] Pin = "pin", Unpin = "unpin", Accept = "accept" });
 word_enum!(/// Where a run is. `partial`: done, but something was left out and is listed in the messages.

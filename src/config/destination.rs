@@ -8,8 +8,8 @@ use super::load::Known;
 use super::problem::{did_you_mean, looks_like_key, quoted};
 use super::reader::{Item, Table};
 use super::{
-    Bandwidth, Compression, Destination, Encryption, Hours, KeySource, OptionValue, Rates, Retention, SecretSource, TokenSource, Transfer, service,
-    value,
+    Bandwidth, Compression, Destination, Encryption, Hours, KeySource, OptionValue, Rates, Retention, SecretSource, TokenSource, Transfer,
+    service, value,
 };
 
 /// The directory of a destination on this machine.
@@ -71,7 +71,8 @@ fn key_source(item: &Item<'_>, way: &str, known: &Known) -> Option<KeySource> {
 
 /// `{ module = "/usr/lib/….so", token = "label", key = "label", pin = { file = … } }`
 fn token(item: &Item<'_>, known: &Known) -> Option<TokenSource> {
-    let table = item.table("a table such as { module = \"/usr/lib/module.so\", token = \"label\", key = \"label\", pin = { file = \"/path\" } }")?;
+    let table =
+        item.table("a table such as { module = \"/usr/lib/module.so\", token = \"label\", key = \"label\", pin = { file = \"/path\" } }")?;
     table.check_keys(&["module", "token", "key", "pin"], &[]);
     let module = table.require("module", "the path of the PKCS#11 library that the token's maker gives").and_then(|i| i.absolute_path());
     let label = |key: &str, why: &str| {

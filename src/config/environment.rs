@@ -11,7 +11,7 @@ use super::overlap::is_excluded;
 use super::problem::{Problem, Severity, quoted};
 use super::source_text::reason;
 use super::value::show_duration;
-use super::{Config, FilesSource, Job, Schedule, SourceKind};
+use super::{Config, Encryption, FilesSource, Job, Schedule, SourceKind};
 use crate::crypto::key_file::shell_word;
 
 /// What is wrong (errors: what needs it will fail; a check or a reload refuses it) or doubtful (warnings) about what the
@@ -20,6 +20,7 @@ pub fn check_files(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     config.files.iter().for_each(|file| config_file(file, &mut problems));
     destinations(config, &mut problems);
+    config.encryption.values().for_each(|profile| private_key_beside(profile, &mut problems));
     config.jobs.values().for_each(|job| self::job(config, job, &mut problems));
     problems
 }
@@ -35,6 +36,19 @@ fn config_file(file: &Path, problems: &mut Vec<Problem>) {
     }
     if found.uid() != me && found.uid() != 0 {
         warn(format!("{shown} belongs to another user (uid {}), who can change what keepd does", found.uid()));
+    }
+}
+
+/// A machine that has the private key can read its backups, and so can whoever gets into it.
+fn private_key_beside(profile: &Encryption, problems: &mut Vec<Problem>) {
+    let Some(public) = profile.public_key.as_ref().filter(|p| p.extension().is_some_and(|e| e == "pub")) else { return };
+    let private = public.with_extension("");
+    if private.symlink_metadata().is_ok() {
+        let text = format!(
+            "the private key seems to be on this machine, as {}; move it to where nobody who gets in here reaches it",
+            quoted(&private.to_string_lossy())
+        );
+        problems.push(Problem::of_key(Severity::Warning, format!("encryption.{}.public_key", profile.name), text));
     }
 }
 
@@ -72,6 +86,14 @@ fn job(config: &Config, job: &Job, problems: &mut Vec<Problem>) {
     {
         let text = format!("is shorter than the {} between runs, so the job will be overdue before each of them", show_duration(*every));
         warn(format!("job.{}.max_age", job.name), text);
+    }
+    if job.drill.every.is_some() && config.is_write_only(job) {
+        let text = format!(
+            "is not kept to: all destinations of the job are write-only (public_key), so drills need the private key; run them by hand with \
+             'keepctl drill --job {} --key FILE', or add a destination without public_key",
+            job.name
+        );
+        warn(format!("job.{}.drill.every", job.name), text);
     }
     for source in &job.sources {
         let key = format!("job.{} source {}", job.name, quoted(&source.name));

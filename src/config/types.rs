@@ -44,6 +44,14 @@ pub struct Daemon {
     pub memory: u64,
 }
 
+impl Config {
+    /// Whether all that a job backs up opens with a private key alone.
+    pub fn is_write_only(&self, job: &Job) -> bool {
+        let profile = |name: &String| self.destinations.get(name).and_then(|d| self.encryption.get(d.encryption.as_ref()?));
+        !job.destinations.is_empty() && job.destinations.iter().all(|d| profile(d).is_some_and(|p| p.public_key.is_some()))
+    }
+}
+
 /// An encryption profile.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encryption {

@@ -9,13 +9,13 @@ use keepd_protocol::MAX_REPLY_BYTES;
 use keepd_protocol::call::errors;
 use keepd_protocol::methods::*;
 use keepd_protocol::model::*;
-use rustix::fs::{FileType, OFlags};
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use super::passed::{lent, lent_alone, writable};
 use super::service::Control;
 use super::transport::{Fault, Replies};
 use crate::config::{Job, Retention};
@@ -164,17 +164,25 @@ impl Control {
         Ok(start_backup::Out { run })
     }
 
-    pub(super) async fn start_check(&self, p: start_check::In, by: String) -> Result<start_check::Out> {
+    pub(super) async fn start_check(&self, p: start_check::In, fds: Vec<OwnedFd>, by: String) -> Result<start_check::Out> {
         if p.read_data > 100 {
             return Err(Fault::invalid_parameter("read_data"));
         }
-        let run = self.ask_runs(move |runs| runs.start_check(&p.destination, p.read_data, p.repair, &by)).await?;
+        let lent = lent_alone(fds, &p.private_keys).await?;
+        let run = self.ask_runs(move |runs| runs.start_check(&p.destination, p.read_data, p.repair, lent, &by)).await?;
         Ok(start_check::Out { run })
     }
 
-    pub(super) async fn start_prune(&self, p: start_prune::In, by: String) -> Result<start_prune::Out> {
-        let run = self.ask_runs(move |runs| runs.start_prune(&p.destination, p.dry_run, &by)).await?;
+    pub(super) async fn start_prune(&self, p: start_prune::In, fds: Vec<OwnedFd>, by: String) -> Result<start_prune::Out> {
+        let lent = lent_alone(fds, &p.private_keys).await?;
+        let run = self.ask_runs(move |runs| runs.start_prune(&p.destination, p.dry_run, lent, &by)).await?;
         Ok(start_prune::Out { run })
+    }
+
+    pub(super) async fn start_re_encrypt(&self, p: start_re_encrypt::In, fds: Vec<OwnedFd>, by: String) -> Result<start_re_encrypt::Out> {
+        let lent = lent_alone(fds, &p.private_keys).await?;
+        let run = self.ask_runs(move |runs| runs.start_reencrypt(&p.destination, p.drop_slots, lent, &by)).await?;
+        Ok(start_re_encrypt::Out { run })
     }
 
     pub(super) async fn start_delete(&self, p: start_delete::In, by: String) -> Result<start_delete::Out> {
@@ -203,8 +211,9 @@ impl Control {
         Ok(take_over::Out { message })
     }
 
-    pub(super) async fn start_copy(&self, p: start_copy::In, by: String) -> Result<start_copy::Out> {
-        let run = self.ask_runs(move |runs| runs.start_copy(&p.backup, p.job.as_deref(), &p.destination, &by)).await?;
+    pub(super) async fn start_copy(&self, p: start_copy::In, fds: Vec<OwnedFd>, by: String) -> Result<start_copy::Out> {
+        let lent = lent_alone(fds, &p.private_keys).await?;
+        let run = self.ask_runs(move |runs| runs.start_copy(&p.backup, p.job.as_deref(), &p.destination, lent, &by)).await?;
         Ok(start_copy::Out { run })
     }
 
@@ -219,14 +228,15 @@ impl Control {
     }
 
     pub(super) async fn start_restore(&self, p: start_restore::In, fds: Vec<OwnedFd>, by: String) -> Result<start_restore::Out> {
-        let out = writable(fds)?;
+        let (lent, left) = lent(fds, &p.private_keys).await?;
+        let out = writable(left)?;
         let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<Vec<_>, _>>();
         let paths = paths.map_err(|_| Fault::invalid_parameter("paths"))?;
-        let started = self.app.runs.start_restore(&p.backup, p.job.as_deref(), paths, out, &by).await?;
+        let started = self.app.runs.start_restore(&p.backup, p.job.as_deref(), paths, out, lent, &by).await?;
         Ok(start_restore::Out { run: started.run, backup: started.backup, entries: started.entries, bytes: started.bytes })
     }
 
-    pub(super) async fn start_load(&self, p: start_load::In, by: String) -> Result<start_load::Out> {
+    pub(super) async fn start_load(&self, p: start_load::In, fds: Vec<OwnedFd>, by: String) -> Result<start_load::Out> {
         let request = LoadRequest {
             source: p.source,
             database: p.database,
@@ -235,11 +245,12 @@ impl Control {
             replace: p.replace,
             owners: !p.no_owner,
         };
-        let run = self.app.runs.start_load(&p.backup, p.job.as_deref(), request, &by).await?;
+        let lent = lent_alone(fds, &p.private_keys).await?;
+        let run = self.app.runs.start_load(&p.backup, p.job.as_deref(), request, lent, &by).await?;
         Ok(start_load::Out { run })
     }
 
-    pub(super) async fn start_in_place(&self, p: start_in_place::In, by: String) -> Result<start_in_place::Out> {
+    pub(super) async fn start_in_place(&self, p: start_in_place::In, fds: Vec<OwnedFd>, by: String) -> Result<start_in_place::Out> {
         let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<_, _>>();
         let request = InPlaceRequest {
             sources: p.sources,
@@ -252,28 +263,32 @@ impl Control {
             is_undo: false,
             notes: Vec::new(),
         };
-        let run = self.ask_runs(move |runs| runs.start_in_place(&p.backup, p.job.as_deref(), request, &by)).await?;
+        let lent = lent_alone(fds, &p.private_keys).await?;
+        let run = self.ask_runs(move |runs| runs.start_in_place(&p.backup, p.job.as_deref(), request, lent, &by)).await?;
         Ok(start_in_place::Out { run })
     }
 
-    pub(super) async fn start_undo(&self, p: start_undo::In, by: String) -> Result<start_undo::Out> {
-        let (run, backup) = self.ask_runs(move |runs| runs.start_undo(&p.run, p.dry_run, &by)).await?;
+    pub(super) async fn start_undo(&self, p: start_undo::In, fds: Vec<OwnedFd>, by: String) -> Result<start_undo::Out> {
+        let lent = lent_alone(fds, &p.private_keys).await?;
+        let (run, backup) = self.ask_runs(move |runs| runs.start_undo(&p.run, p.dry_run, lent, &by)).await?;
         Ok(start_undo::Out { run, backup })
     }
 
     pub(super) async fn start_cat(&self, p: start_cat::In, fds: Vec<OwnedFd>, by: String) -> Result<start_cat::Out> {
-        let out = writable(fds)?;
+        let (lent, left) = lent(fds, &p.private_keys).await?;
+        let out = writable(left)?;
         let path = p.path.to_bytes().map_err(|_| Fault::invalid_parameter("path"))?;
-        let (run, bytes) = self.app.runs.start_cat(&p.backup, p.job.as_deref(), path, out, &by).await?;
+        let (run, bytes) = self.app.runs.start_cat(&p.backup, p.job.as_deref(), path, out, lent, &by).await?;
         Ok(start_cat::Out { run, bytes })
     }
 
     pub(super) async fn start_compare(&self, p: start_compare::In, fds: Vec<OwnedFd>, by: String) -> Result<start_compare::Out> {
-        let out = writable(fds)?;
+        let (lent, left) = lent(fds, &p.private_keys).await?;
+        let out = writable(left)?;
         let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<Vec<_>, _>>();
         let paths = paths.map_err(|_| Fault::invalid_parameter("paths"))?;
         let request = CompareRequest { paths, deep: p.deep };
-        let (run, backup) = self.app.runs.start_compare(&p.backup, p.job.as_deref(), request, out, &by).await?;
+        let (run, backup) = self.app.runs.start_compare(&p.backup, p.job.as_deref(), request, out, lent, &by).await?;
         Ok(start_compare::Out { run, backup })
     }
 
@@ -437,23 +452,10 @@ impl Control {
         Ok(acknowledge_coverage::Out { acknowledged })
     }
 
-    pub(super) async fn start_drill(&self, p: start_drill::In, by: String) -> Result<start_drill::Out> {
-        let started = self.ask_runs(move |runs| runs.start_drill(p.backup.as_deref(), p.job.as_deref(), &by)).await?;
+    pub(super) async fn start_drill(&self, p: start_drill::In, fds: Vec<OwnedFd>, by: String) -> Result<start_drill::Out> {
+        let lent = lent_alone(fds, &p.private_keys).await?;
+        let started = self.ask_runs(move |runs| runs.start_drill(p.backup.as_deref(), p.job.as_deref(), lent, &by)).await?;
         Ok(start_drill::Out { run: started.run, backup: started.backup })
-    }
-}
-
-/// The one descriptor of a call that writes into it: a pipe, socket or file open for writing.
-fn writable(fds: Vec<OwnedFd>) -> Result<OwnedFd> {
-    let wrong = |text: &str| Fault::new(errors::DESCRIPTOR, json!({ "message": text }));
-    let [fd]: [OwnedFd; 1] =
-        fds.try_into().map_err(|_| wrong("the call wants exactly one descriptor passed along: the write end of a pipe"))?;
-    let kind = rustix::fs::fstat(&fd).map(|s| FileType::from_raw_mode(s.st_mode)).map_err(|e| wrong(&e.to_string()))?;
-    let flags = rustix::fs::fcntl_getfl(&fd).map_err(|e| wrong(&e.to_string()))?;
-    let fit = matches!(kind, FileType::Fifo | FileType::Socket | FileType::RegularFile);
-    match fit && (flags & OFlags::ACCMODE) != OFlags::RDONLY {
-        true => Ok(fd),
-        false => Err(wrong("the descriptor must be a pipe, a socket or a file, open for writing")),
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod frames;
 mod handlers;
 pub mod listener;
+mod passed;
 mod service;
 pub mod transport;
 

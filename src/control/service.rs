@@ -71,19 +71,19 @@ impl Control {
             m::ListJobs::NAME => out::<m::ListJobs>(self.list_jobs(input::<m::ListJobs>(p)?).await?),
             m::ShowJob::NAME => out::<m::ShowJob>(self.show_job(input::<m::ShowJob>(p)?).await?),
             m::StartBackup::NAME => out::<m::StartBackup>(self.start_backup(input::<m::StartBackup>(p)?, by).await?),
-            m::StartCheck::NAME => out::<m::StartCheck>(self.start_check(input::<m::StartCheck>(p)?, by).await?),
-            m::StartPrune::NAME => out::<m::StartPrune>(self.start_prune(input::<m::StartPrune>(p)?, by).await?),
+            m::StartCheck::NAME => out::<m::StartCheck>(self.start_check(input::<m::StartCheck>(p)?, descriptors, by).await?),
+            m::StartPrune::NAME => out::<m::StartPrune>(self.start_prune(input::<m::StartPrune>(p)?, descriptors, by).await?),
             m::StartDelete::NAME => out::<m::StartDelete>(self.start_delete(input::<m::StartDelete>(p)?, by).await?),
             m::MarkBackup::NAME => out::<m::MarkBackup>(self.mark_backup(input::<m::MarkBackup>(p)?, by).await?),
             m::ShowRetention::NAME => out::<m::ShowRetention>(self.show_retention(input::<m::ShowRetention>(p)?).await?),
             m::StartRetention::NAME => out::<m::StartRetention>(self.start_retention(input::<m::StartRetention>(p)?, by).await?),
-            m::StartCopy::NAME => out::<m::StartCopy>(self.start_copy(input::<m::StartCopy>(p)?, by).await?),
+            m::StartCopy::NAME => out::<m::StartCopy>(self.start_copy(input::<m::StartCopy>(p)?, descriptors, by).await?),
             m::TestDestination::NAME => out::<m::TestDestination>(self.test_destination(input::<m::TestDestination>(p)?).await?),
             m::TakeOver::NAME => out::<m::TakeOver>(self.take_over(input::<m::TakeOver>(p)?, by).await?),
             m::StartRestore::NAME => out::<m::StartRestore>(self.start_restore(input::<m::StartRestore>(p)?, descriptors, by).await?),
-            m::StartLoad::NAME => out::<m::StartLoad>(self.start_load(input::<m::StartLoad>(p)?, by).await?),
-            m::StartInPlace::NAME => out::<m::StartInPlace>(self.start_in_place(input::<m::StartInPlace>(p)?, by).await?),
-            m::StartUndo::NAME => out::<m::StartUndo>(self.start_undo(input::<m::StartUndo>(p)?, by).await?),
+            m::StartLoad::NAME => out::<m::StartLoad>(self.start_load(input::<m::StartLoad>(p)?, descriptors, by).await?),
+            m::StartInPlace::NAME => out::<m::StartInPlace>(self.start_in_place(input::<m::StartInPlace>(p)?, descriptors, by).await?),
+            m::StartUndo::NAME => out::<m::StartUndo>(self.start_undo(input::<m::StartUndo>(p)?, descriptors, by).await?),
             m::StartCat::NAME => out::<m::StartCat>(self.start_cat(input::<m::StartCat>(p)?, descriptors, by).await?),
             m::FollowRun::NAME => out::<m::FollowRun>(self.follow_run(input::<m::FollowRun>(p)?, replies).await?),
             m::CancelRun::NAME => out::<m::CancelRun>(self.cancel_run(input::<m::CancelRun>(p)?).await?),
@@ -101,7 +101,10 @@ impl Control {
             m::AcknowledgeCoverage::NAME => {
                 out::<m::AcknowledgeCoverage>(self.acknowledge_coverage(input::<m::AcknowledgeCoverage>(p)?, by).await?)
             }
-            m::StartDrill::NAME => out::<m::StartDrill>(self.start_drill(input::<m::StartDrill>(p)?, by).await?),
+            m::StartReEncrypt::NAME => {
+                out::<m::StartReEncrypt>(self.start_re_encrypt(input::<m::StartReEncrypt>(p)?, descriptors, by).await?)
+            }
+            m::StartDrill::NAME => out::<m::StartDrill>(self.start_drill(input::<m::StartDrill>(p)?, descriptors, by).await?),
             other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
         };
         value.map_err(|e| Fault::new(errors::FAILED, json!({ "message": format!("the reply cannot be written: {e}") })))

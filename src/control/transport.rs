@@ -30,7 +30,7 @@ const FRAME_DEADLINE: Duration = Duration::from_secs(5);
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: usize = 1024;
 const MAX_PER_USER: u32 = 32;
-const MAX_DESCRIPTORS: usize = 4;
+const MAX_DESCRIPTORS: usize = keepd_protocol::MAX_DESCRIPTORS;
 
 /// Who is on the other side, as the kernel says; read before the first byte.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
@@ -261,6 +261,23 @@ pub fn load_all(path: &Path, file: &File) -> Result<(Vec<Key>, Vec<PrivateKey>)>
     Ok((keys, private_keys))
 }
 
+/// Reads the private keys of an open file: of a private key file, or all those of a recovery kit. `path` is for messages. Mode and owner count as
+/// ever.
+pub fn load_private_keys(path: &Path, file: &File) -> Result<Vec<PrivateKey>> {
+    // A public key file, which everybody may read, is told for what it is.
+    let bytes = read_bytes(path, file, Kind::Public)?;
+    if parse(path, &bytes, Kind::Public).is_ok() {
+        return Err(KeyFileError::OtherKind { path: path.to_owned(), found: Kind::Public.what(), wanted: Kind::Private.what() });
+    }
+    check_rights(path, file, Kind::Private)?;
+    let keys = kit_lines(path, &bytes, Kind::Private)?.into_iter().map(|k| private(path, k)).collect::<Result<Vec<_>>>()?;
+    if keys.is_empty() {
+        // Says best what is wrong with it.
+        return Ok(vec![private(path, parse(path, &bytes, Kind::Private)?)?]);
+    }
+    Ok(keys)
+}
+
 /// Reads a public key file. Everybody may read it, but nobody else change it: they could have the next backups written for themselves.
 pub fn load_public(path: &Path) -> Result<PublicKey> {
     let key = read(path, &open(path)?, Kind::Public)?;
@@ -287,10 +304,13 @@ fn read(path: &Path, file: &File, kind: Kind) -> Result<Locked> {
     parse(path, &read_bytes(path, file, kind)?, kind)
 }
 
-/// Reads a file that nobody else may read, or, where it holds a public key, change.
-fn read_bytes(path: &Path, file: &File, kind: Kind) -> Result<Zeroizing<Vec<u8>>> {
-    let unreadable = |error: &io::Error| KeyFileError::Unreadable { path: path.to_owned(), reason: reason(error) };
-    let found = file.metadata().map_err(|e| unreadable(&e))?;
+fn unreadable(path: &Path, error: &io::Error) -> KeyFileError {
+    KeyFileError::Unreadable { path: path.to_owned(), reason: reason(error) }
+}
+
+/// Refuses a file that others may read, or, where it holds a public key, change; how long it is.
+fn check_rights(path: &Path, file: &File, kind: Kind) -> Result<u64> {
+    let found = file.metadata().map_err(|e| unreadable(path, &e))?;
     if !found.is_file() {
         return Err(KeyFileError::NotAKeyFile { path: path.to_owned(), why: "it is not a regular file" });
     }
@@ -302,8 +322,25 @@ fn read_bytes(path: &Path, file: &File, kind: Kind) -> Result<Zeroizing<Vec<u8>>
     if found.uid() != 0 && found.uid() != me {
         return Err(KeyFileError::ForeignOwner { path: path.to_owned(), owner: found.uid(), me });
     }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(found.len()).unwrap_or(0).min(MAX_KIT_BYTES) + 1));
-    file.take(MAX_KIT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|e| unreadable(&e))?;
+    Ok(found.len())
+}
+
+/// Reads from the start, wherever an open file stands that somebody passed along.
+struct FromStart<'f>(&'f File, u64);
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let n = self.0.read_at(into, self.1)?;
+        self.1 += n as u64;
+        Ok(n)
+    }
+}
+
+/// Reads a file that nobody else may read, or, where it holds a public key, change.
+fn read_bytes(path: &Path, file: &File, kind: Kind) -> Result<Zeroizing<Vec<u8>>> {
+    let len = check_rights(path, file, kind)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(len).unwrap_or(0).min(MAX_KIT_BYTES) + 1));
+    FromStart(file, 0).take(MAX_KIT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, &e))?;
     if bytes.len() > MAX_KIT_BYTES {
         return Err(KeyFileError::NotAKeyFile { path: path.to_owned(), why: "it is longer than any" });
     }

@@ -5,6 +5,7 @@
 use std::ptr::NonNull;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use zeroize::Zeroize;
 
 /// 32 secret bytes in a page of their own: mlock(2), MADV_DONTDUMP, MADV_WIPEONFORK; zeroed on drop. It has no `Debug`.
@@ -82,9 +83,29 @@ impl Drop for Locked {
     }
 }
 
+/// Keeps this process's memory from core dumps, and from other processes of its user (ptrace, /proc/PID/mem); what it starts is not touched
+/// but for the core dumps. To be called first of all. Returns what the system refused.
+pub fn guard_process() -> Vec<String> {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let limited = setrlimit(Resource::Core, none).map_err(|e| format!("core dumps cannot be turned off: {e}"));
+    let hidden =
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| format!("its memory cannot be hidden from other processes: {e}"));
+    [limited, hidden].into_iter().filter_map(Result::err).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guarded_process_leaves_no_core() {
+        assert_eq!(guard_process(), Vec::<String>::new());
+        assert_eq!(rustix::process::dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        assert_eq!(rustix::process::getrlimit(Resource::Core).current, Some(0));
+        // A child that runs another program is as any other.
+        let status = std::process::Command::new("sh").args(["-c", "test -r /proc/self/environ"]).status().unwrap();
+        assert!(status.success());
+    }
 
     /// What the kernel says of the mapping that holds an address.
     fn flags_at(address: usize) -> String {

@@ -111,6 +111,11 @@ impl Keyring {
         self.masters.last().map_or(0, |(epoch, _)| *epoch)
     }
 
+    /// Of two keyrings of a repository the newer one is greater.
+    pub fn age(&self) -> (u16, usize) {
+        (self.epoch(), self.masters.len())
+    }
+
     /// Whether a re-encryption is under way: two master keys are in force.
     pub fn is_changing(&self) -> bool {
         self.masters.len() > 1

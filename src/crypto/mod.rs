@@ -5,6 +5,7 @@
 
 pub mod hpke;
 pub mod key_file;
+mod lent;
 pub mod locked;
 pub mod master;
 pub mod object;
@@ -16,6 +17,7 @@ mod written;
 
 pub use hpke::{PrivateKey, PublicKey};
 pub use key_file::{Fingerprint, Key};
+pub use lent::Lent;
 pub use master::{Keyring, MasterKey};
 pub use object::{HEADER_BYTES, ObjectCipher, ObjectHeader, ObjectKind, TAG_BYTES};
 pub use profile::{Profile, ProfileKey};
@@ -57,7 +59,7 @@ pub enum CryptoError {
     Epoch { found: u16, known: u16 },
     #[error("it is no public key that anything can be sealed to")]
     PublicKey,
-    #[error("its contents can only be read with the private key {0}, which this machine does not have; give it with --key FILE")]
+    #[error("its contents open with the private key {0} alone; give it with --key FILE")]
     NeedsPrivateKey(Fingerprint),
 }
 

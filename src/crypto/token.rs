@@ -113,10 +113,7 @@ impl Token for TokenKey {
             opened.map(Zeroizing::new).map_err(|e| match &e {
                 // SoftHSM says of a wrong tag that something general is wrong.
                 Error::Pkcs11(
-                    RvError::EncryptedDataInvalid
-                    | RvError::EncryptedDataLenRange
-                    | RvError::DataInvalid
-                    | RvError::GeneralError,
+                    RvError::EncryptedDataInvalid | RvError::EncryptedDataLenRange | RvError::DataInvalid | RvError::GeneralError,
                     _,
                 ) => CryptoError::Open,
                 _ => refused("unwrap", &e),
@@ -187,7 +184,9 @@ impl Place {
         let refused = self.refusal(info);
         if let Some(refused) = refused {
             if refused_pins().contains(&refused) {
-                return error("its PIN was refused before and is not tried again, so that it does not get locked; mend it and restart keepd");
+                return error(
+                    "its PIN was refused before and is not tried again, so that it does not get locked; mend it and restart keepd",
+                );
             }
             if info.user_pin_final_try() {
                 return error("only one try of its PIN is left, which keepd does not use up; log in once by hand with the right one");
@@ -339,7 +338,9 @@ fn on_thread_of<T: Send + 'static>(
     send(path, job).map_err(failed)?;
     match answered.recv_timeout(patience) {
         Ok(result) => result,
-        Err(RecvTimeoutError::Timeout) => Err(failed(format!("no answer within {} s; is the token asking for something?", patience.as_secs()))),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(failed(format!("no answer within {} s; is the token asking for something?", patience.as_secs())))
+        }
         Err(RecvTimeoutError::Disconnected) => Err(failed("it broke down while it was asked".into())),
     }
 }

@@ -9,7 +9,7 @@ use rustix::fs::Mode;
 
 use super::wiring;
 use crate::config;
-use crate::crypto::key_file;
+use crate::crypto::{key_file, locked};
 
 /// How keepd ends. Services and scripts rely on these numbers (docs/operations.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,12 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum KeyCommand {
     /// Write a new random key to FILE, readable by you alone; an existing file is never overwritten
-    Generate { file: PathBuf },
+    Generate {
+        file: PathBuf,
+        /// A key pair for write-only backups: the private key to FILE, the public one to FILE.pub
+        #[arg(long)]
+        pair: bool,
+    },
 }
 
 /// Parses and hands over.
@@ -74,8 +79,10 @@ pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     // Before any thread and any file: what keepd makes is its own user's alone.
     rustix::process::umask(Mode::from_raw_mode(0o077));
+    locked::guard_process().iter().for_each(|text| complain(&format!("warning: {text}")));
     let exit = match arguments.command {
-        Some(Command::Key { command: KeyCommand::Generate { file } }) => generate_key(&file),
+        Some(Command::Key { command: KeyCommand::Generate { file, pair: true } }) => generate_pair(&file),
+        Some(Command::Key { command: KeyCommand::Generate { file, pair: false } }) => generate_key(&file),
         Some(Command::Manual) => manual(),
         None => {
             let path = arguments.config.unwrap_or_else(config::default_path);
@@ -118,6 +125,26 @@ fn generate_key(file: &Path) -> Exit {
             say(&format!(
                 "made the key {} (fingerprint {fingerprint})\nKeep a copy of it where a fire here does not reach: without it nobody, you included, can read the backups.",
                 file.display()
+            ));
+            Exit::Good
+        }
+        Err(error) => {
+            complain(&error.to_string());
+            Exit::Failed
+        }
+    }
+}
+
+fn generate_pair(file: &Path) -> Exit {
+    match key_file::generate_pair(file) {
+        Ok((fingerprint, public)) => {
+            say(&format!(
+                "made the private key {} and its public key {} (fingerprint {fingerprint})\n\
+                 The public key goes to the machine that is backed up: name it as public_key of an encryption profile there.\n\
+                 The private key stays away from that machine. Keep copies of it where a fire does not reach them all: without it nobody, you \
+                 included, can read what is in the backups. Restores are given it with 'keepctl … --key FILE'.",
+                file.display(),
+                public.display()
             ));
             Exit::Good
         }

@@ -24,6 +24,8 @@ pub struct CheckReport {
     pub backups: u64,
     pub packs: u64,
     pub packs_read: u64,
+    /// Of those read: write-only ones that no key opened, so that they were compared with their names alone.
+    pub packs_closed: u64,
     pub bytes_read: u64,
     /// Damaged or missing objects, each with what is wrong.
     pub problems: Vec<String>,
@@ -82,8 +84,13 @@ pub fn check(repository: &Arc<Repository>, reading: Reading, progress: Progress<
         }
     }
     report.backups = manifests.len() as u64 + report.hurt.len() as u64;
-    let mut sequences = HashSet::new();
-    report.forked = manifests.iter().map(|(_, m)| m.sequence).filter(|s| !sequences.insert(*s)).collect();
+    // One that is just being sealed anew is there twice, under one name.
+    let mut sequences: HashMap<u64, [u8; 32]> = HashMap::new();
+    for (id, m) in &manifests {
+        if *sequences.entry(m.sequence).or_insert_with(|| m.known_as(id)) != m.known_as(id) {
+            report.forked.push(m.sequence);
+        }
+    }
     let mut walker = Walker { repository, bad, pages: HashMap::new(), cancel };
     for (id, manifest) in &manifests {
         let paths = walker.hurt_paths(manifest)?;
@@ -122,6 +129,7 @@ struct Found {
     problems: Vec<String>,
     bytes: u64,
     good: Vec<[u8; 32]>,
+    closed: u64,
     /// With the chunks that do not open.
     damaged: Vec<([u8; 32], Vec<ChunkId>)>,
 }
@@ -148,7 +156,7 @@ fn read_packs(
                         return;
                     }
                     match read_pack(repository, id, &mut tools) {
-                        Ok(verdict) => {
+                        Ok((verdict, is_closed)) => {
                             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                             match verdict {
                                 Ok(()) => found.good.push(*id),
@@ -158,6 +166,7 @@ fn read_packs(
                                 }
                             }
                             found.bytes += size;
+                            found.closed += u64::from(is_closed);
                             progress(found.good.len() + found.damaged.len(), sample.len(), found.bytes);
                         }
                         Err(e) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e),
@@ -172,8 +181,9 @@ fn read_packs(
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);
     }
-    let Found { problems, bytes, good, damaged } = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Found { problems, bytes, good, closed, damaged } = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     report.packs_read = (good.len() + damaged.len()) as u64;
+    report.packs_closed = closed;
     repository.local.mark_read(&good, jiff::Timestamp::now().as_second())?;
     for pack in good {
         if repository.local.unmark_lost(&pack)? {
@@ -203,8 +213,8 @@ struct Tools {
 
 type Verdict = std::result::Result<(), (String, Vec<ChunkId>)>;
 
-/// Proves one pack. The outer error is a storage that does not answer; the inner one damage, with the chunks lost.
-fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut Tools) -> Result<Verdict> {
+/// Proves one pack; true when no key opens it. The outer error is a storage that does not answer; the inner one damage, with the chunks lost.
+fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut Tools) -> Result<(Verdict, bool)> {
     let name = pack_name(id);
     // What should be in it; empty when the local index cannot tell.
     let promised: Vec<PackedChunk> = repository.local.pack(id)?.map(|p| p.chunks).unwrap_or_default();
@@ -212,7 +222,8 @@ fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut Tools) -> Resul
     match repository.storage.get_into(&name, MAX_PACK_BYTES, buffer) {
         Ok(()) => {}
         Err(crate::storage::StorageError::NotFound { .. }) => {
-            return Ok(Err((format!("{}: {name}: it is missing", repository.location()), promised.iter().map(|c| c.id).collect())));
+            let missing = format!("{}: {name}: it is missing", repository.location());
+            return Ok((Err((missing, promised.iter().map(|c| c.id).collect())), false));
         }
         Err(e) => return Err(e.into()),
     }
@@ -240,7 +251,7 @@ fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut Tools) -> Resul
     // Header, every chunk, footer and its place are authenticated: when all of it opened, and it is what was promised under this
     // name, then no byte is another one, and the slower SHA-256 would say nothing new.
     if !is_closed && lost.is_empty() && found.as_ref().is_some_and(|found| !found.is_empty() && *found == promised) {
-        return Ok(Ok(()));
+        return Ok((Ok(()), is_closed));
     }
     let whole = <[u8; 32]>::from(Sha256::digest(bytes)) == *id;
     // An exchanged pack is whole in itself, but not the one that was promised here.
@@ -249,11 +260,12 @@ fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut Tools) -> Resul
         lost.extend(promised.iter().map(|c| c.id).filter(|c| !present.contains(c)));
     }
     if whole && lost.is_empty() {
-        return Ok(Ok(()));
+        return Ok((Ok(()), is_closed));
     }
     let what =
         if whole { "it holds chunks that do not open" } else { "its SHA-256 is not its name: the bytes are damaged, cut off or exchanged" };
-    Ok(Err((format!("{}: {name}: {what} ({} of {} chunks lost)", repository.location(), lost.len(), chunks.len()), lost)))
+    let problem = format!("{}: {name}: {what} ({} of {} chunks lost)", repository.location(), lost.len(), chunks.len());
+    Ok((Err((problem, lost)), is_closed))
 }
 
 /// Finds out which entries of a backup cannot be had. Pages that several backups share are looked at once.

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::index::IndexedPack;
-use super::pack::{PackedChunk, is_tail};
+use super::pack::{PackedChunk, is_tail, is_write_only};
 use crate::crypto::ObjectKind;
 
 /// Where a chunk lies.
@@ -33,11 +33,12 @@ pub struct LocalIndex {
 }
 
 /// Of the layout; a cache of another one is thrown away.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// `lost`: chunks that do not open any more, and where that was. `listed`: the index object that a pack stands in. `condemned`: nothing needs it, and new backups must not build upon it. `read`: when it was
-/// read whole and found good, in seconds since 1970. `translation`: what chunks of other repositories became here.
+/// read whole and found good, in seconds since 1970. `closed`: a write-only pack. `translation`: what chunks of other repositories became here.
 const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0);
+    CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0, closed INTEGER NOT NULL DEFAULT 0);
+    CREATE INDEX IF NOT EXISTS pack_closed ON pack (closed) WHERE closed;
     CREATE INDEX IF NOT EXISTS pack_listed ON pack (listed);
     CREATE TABLE IF NOT EXISTS lost (id BLOB NOT NULL, pack BLOB NOT NULL, mark INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (id, pack)) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS lost_pack ON lost (pack);
@@ -119,7 +120,7 @@ impl LocalIndex {
             let tx = db.transaction()?;
             {
                 let mut add_pack = tx.prepare_cached(
-                    "INSERT INTO pack (id, size, kind, listed, condemned) VALUES (?1, ?2, ?3, ?4, EXISTS (SELECT 1 FROM condemned WHERE id = ?1))
+                    "INSERT INTO pack (id, size, kind, listed, condemned, closed) VALUES (?1, ?2, ?3, ?4, EXISTS (SELECT 1 FROM condemned WHERE id = ?1), ?5)
                      ON CONFLICT (id) DO UPDATE SET listed = coalesce(excluded.listed, listed) RETURNING n",
                 )?;
                 let mut add_chunk = tx.prepare_cached(
@@ -130,7 +131,8 @@ impl LocalIndex {
                 )?;
                 for pack in packs {
                     let kind = i64::from(pack.kind == ObjectKind::MetaPack) + 1;
-                    let n: i64 = add_pack.query_row(params![pack.id, pack.size as i64, kind, index_id], |r| r.get(0))?;
+                    let n: i64 =
+                        add_pack.query_row(params![pack.id, pack.size as i64, kind, index_id, is_write_only(pack)], |r| r.get(0))?;
                     for (ordinal, c) in pack.chunks.iter().enumerate() {
                         add_chunk.execute(params![c.id.0, n, ordinal as i64, c.offset, c.sealed_len, c.len, pack.id])?;
                     }
@@ -181,6 +183,22 @@ impl LocalIndex {
             let mut look =
                 tx.prepare_cached("SELECT c.len FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1 AND NOT p.condemned")?;
             ids.iter().map(|id| look.query_row([id.0], |r| r.get(0)).optional()).collect()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Whether there is any write-only pack.
+    pub fn has_write_only(&self) -> Result<bool> {
+        self.db().query_row("SELECT EXISTS (SELECT 1 FROM pack WHERE closed)", [], |r| r.get(0)).map_err(|e| self.fail(e))
+    }
+
+    /// The write-only packs among those that chunks lie in. All in one transaction.
+    pub fn write_only_packs(&self, ids: &[ChunkId]) -> Result<HashSet<[u8; 32]>> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<HashSet<[u8; 32]>> {
+            let tx = db.transaction()?;
+            let mut look = tx.prepare_cached("SELECT p.id FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1 AND p.closed")?;
+            ids.iter().filter_map(|id| look.query_row([id.0], |r| r.get(0)).optional().transpose()).collect()
         };
         work().map_err(|e| self.fail(e))
     }

@@ -165,6 +165,11 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// What people know the backup by: the id of the one that was captured, where it is a copy or was sealed anew. `id` is its own.
+    pub fn known_as(&self, id: &[u8; 32]) -> [u8; 32] {
+        self.origin.as_ref().map_or(*id, |origin| **origin)
+    }
+
     /// Bytes of all sources' contents.
     pub fn bytes(&self) -> u64 {
         self.sources.iter().map(|s| s.bytes).sum()

@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod chunker;
+mod closed;
 pub mod condemned;
 pub mod copy;
 pub mod entry;
@@ -21,6 +22,7 @@ pub mod page;
 pub mod payload;
 pub mod prune;
 pub mod reader;
+pub mod reencrypt;
 pub mod same;
 pub mod source_writer;
 pub mod spool;

@@ -145,6 +145,16 @@ impl Repository {
         HEXLOWER.encode(&self.id)
     }
 
+    /// How often it was re-encrypted.
+    pub fn epoch(&self) -> u16 {
+        self.keys.epoch()
+    }
+
+    /// Whether a re-encryption was begun and not finished.
+    pub fn is_changing_keys(&self) -> bool {
+        self.keys.is_changing()
+    }
+
     pub fn raw_id(&self) -> [u8; 16] {
         self.id
     }
@@ -516,7 +526,7 @@ fn is_still(storage: &Storage, id: &str) -> Result<()> {
     }
 }
 
-fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+pub(super) fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut json = serde_json::to_vec_pretty(value).map_err(|e| RepositoryError::Other(e.to_string()))?;
     json.push(b'\n');
     Ok(json)
@@ -536,7 +546,7 @@ fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result
         let text = format!("{} key slots are there, more than the {MAX_SLOTS} that are tried", names.len());
         return Err(RepositoryError::NoRepository { location, text });
     }
-    let mut found: Vec<(CryptoError, String)> = Vec::new();
+    let (mut found, mut opened): (Vec<(CryptoError, String)>, Option<Keyring>) = Default::default();
     for name in names {
         let bytes = storage.get(&name, MAX_SMALL_OBJECT)?;
         let slot = match serde_json::from_slice::<Slot>(&bytes) {
@@ -549,12 +559,16 @@ fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result
         let keys: Vec<_> = options.profile.map_or_else(|| vec![None], |p| p.keys().map(Some).collect());
         for key in keys {
             match slot.unwrap(id, key) {
-                Ok(keys) => return Ok(keys.sealing_to(options.profile.and_then(|p| p.recipient))),
+                // While a repository is re-encrypted, and after a crash then, slots of several ages may be there.
+                Ok(keys) => opened = opened.filter(|best| best.age() >= keys.age()).or(Some(keys)),
                 // Left by an interrupted start of another repository here.
                 Err(CryptoError::OtherRepository) => {}
                 Err(source) => found.push((source, name.clone())),
             }
         }
+    }
+    if let Some(keys) = opened {
+        return Ok(keys.sealing_to(options.profile.and_then(|p| p.recipient)));
     }
     // What is wrong with a slot, or with a token, says more than that another key is wanted.
     let rank = |e: &CryptoError| match e {

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use minicbor::{Decoder, Encoder};
 
 use super::entry::{ChunkId, MAX_CHUNK_BYTES};
+use super::index::IndexedPack;
 use super::payload;
 use crate::crypto::hpke::SEALED_BYTES;
 use crate::crypto::object::FOOTER_ORDINAL;
@@ -313,8 +314,19 @@ pub fn chunk_id(key: &[u8; 32], raw: &[u8]) -> ChunkId {
 
 /// Whether so many bytes can follow the chunks of a pack: the sealed footer and its length, and before them perhaps the sealed key.
 pub(super) fn is_tail(bytes: u64, chunks: &[PackedChunk]) -> bool {
-    let footer = (encode_footer(chunks).len() + TAG_BYTES + 4) as u64;
+    let footer = footer_len(chunks);
     bytes == footer || bytes == footer + SEALED_BYTES as u64
+}
+
+/// Whether a pack is a write-only one, which its length tells: the sealed key stands before its footer.
+pub(super) fn is_write_only(pack: &IndexedPack) -> bool {
+    let tail = pack.size.saturating_sub(chunks_end(&pack.chunks));
+    pack.kind == ObjectKind::DataPack && tail == footer_len(&pack.chunks) + SEALED_BYTES as u64
+}
+
+/// Of the sealed footer and its length behind it.
+fn footer_len(chunks: &[PackedChunk]) -> u64 {
+    (encode_footer(chunks).len() + TAG_BYTES + 4) as u64
 }
 
 fn encode_footer(chunks: &[PackedChunk]) -> Vec<u8> {

@@ -60,6 +60,8 @@ pub struct PruneReport {
     /// Condemned before and needed again.
     pub taken_back: Amount,
     pub deleted: Amount,
+    /// Mostly dead, but they open with a private key alone; the bytes are what is dead.
+    pub closed: Amount,
     /// Their grace period is over, but a restore is reading.
     pub held: Amount,
     pub temporaries_deleted: u64,
@@ -195,8 +197,9 @@ impl Plan {
         let is_sparse = |u: &&PackUsage| !u.condemned && (damaged(u) || u.used_bytes * 100 < u.size * REPACK_BELOW_PERCENT);
         let mut sparse: Vec<PackUsage> = Vec::new();
         for usage in alive.into_iter().filter(is_sparse) {
-            if can_open(usage)? {
-                sparse.push(usage.clone());
+            match can_open(usage)? {
+                true => sparse.push(usage.clone()),
+                false => plan.report.closed.add(usage.size - usage.used_bytes.min(usage.size)),
             }
         }
         // One small pack left over is not worth rewriting by itself.

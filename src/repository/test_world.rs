@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use minicbor::bytes::ByteArray;
 
-use super::{Manifest, ManifestSource, OpenOptions, Repository};
+use super::{Manifest, ManifestSource, OpenOptions, Repository, RepositoryError};
 use crate::config::{Compression, Destination};
+use crate::crypto::Profile;
 use crate::storage::Storage;
 
 pub struct World {
@@ -24,6 +25,15 @@ impl World {
 
     /// The repository through a daemon's own cache.
     pub fn seen_by(&self, daemon: &str, told: Option<Told>) -> Arc<Repository> {
+        self.opened_by(daemon, told, None)
+    }
+
+    /// The same, with the key of a profile.
+    pub fn opened_by(&self, daemon: &str, told: Option<Told>, profile: Option<&Profile>) -> Arc<Repository> {
+        self.try_open(daemon, told, profile).unwrap()
+    }
+
+    pub fn try_open(&self, daemon: &str, told: Option<Told>, profile: Option<&Profile>) -> Result<Arc<Repository>, RepositoryError> {
         let destination = Destination::plain(
             "local",
             "fs",
@@ -32,14 +42,14 @@ impl World {
         let mut storage = Storage::open(&destination, self.runtime.handle().clone()).unwrap();
         storage.before_each = told;
         let options = OpenOptions {
-            profile: None,
+            profile,
             compression: Compression::None,
             cache_root: &self.path().join(daemon),
             known_id: None,
             create: true,
             memory: 1 << 26,
         };
-        Repository::open(storage, &options).unwrap()
+        Repository::open(storage, &options)
     }
 
     pub fn path(&self) -> &Path {

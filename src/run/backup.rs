@@ -11,6 +11,7 @@ use super::live::{Failure, Finish, LiveRun};
 use super::registry::BackupRequest;
 use super::{catalogue, destination, names, outcome, retain, set};
 use crate::config::{Config, Destination, Job};
+use crate::crypto::Lent;
 use crate::ledger::Ledger;
 use crate::repository::writer::{self, Writer};
 use crate::repository::{Manifest, Repository};
@@ -20,6 +21,8 @@ pub struct Environment {
     pub config: Arc<Config>,
     pub ledger: Arc<Ledger>,
     pub runtime: Handle,
+    /// Private keys that whoever started the run lends to it; every repository it opens gets them, and they go with it.
+    pub lent: Lent,
 }
 
 /// Keeps readers of a repository away while packs are removed; None when there are some just now.
@@ -146,10 +149,10 @@ fn to_destination(
         return Ok((detail.backup.outcome, id));
     }
     // The backup is committed: what comes now may fail without taking that back.
-    if let Err(Failure::Failed(text) | Failure::Storage(text) | Failure::Damaged(text)) =
-        retain::apply(env, job, target, &repository, &lease, live, gate)
+    if let Err(e) = retain::apply(env, job, target, &repository, &lease, live, gate)
+        && !matches!(e, Failure::Cancelled)
     {
-        live.message(Level::Error, format!("the backup is made, but cleaning up after it failed: {text}"));
+        live.message(Level::Error, format!("the backup is made, but cleaning up after it failed: {e}"));
     }
     Ok((detail.backup.outcome, id))
 }

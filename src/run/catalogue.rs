@@ -36,7 +36,9 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
         present.insert(hex);
     }
     set_unreadable(destination, &unreadable, ledger)?;
-    let gone: Vec<&String> = known.iter().filter(|(object, _)| !present.contains(*object)).map(|(_, id)| id).collect();
+    // One that was sealed anew is here under another name.
+    let is_gone = |(object, id): &(&String, &String)| !present.contains(*object) && !touched.contains(*id);
+    let gone: Vec<&String> = known.iter().filter(is_gone).map(|(_, id)| id).collect();
     if !gone.is_empty() {
         problems.extend(set_back(destination, &gone, ledger)?);
     }

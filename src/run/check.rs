@@ -42,7 +42,7 @@ pub fn check_destination(
     hurt_jobs: &mut BTreeSet<String>,
 ) -> Result<Finish, Failure> {
     live.step("opening the repository");
-    let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
+    let repository = destination::open(env, target, false)?;
     let what = match wanted {
         Wanted::Percent(percent) => check::Reading::Percent(percent),
         Wanted::Rolling(period) => {
@@ -84,6 +84,14 @@ pub fn check_destination(
         }
     }
     let read = format!("{} of {} packs read, {} bytes", report.packs_read, report.packs, report.bytes_read);
+    if report.packs_closed > 0 {
+        let text = format!(
+            "{} packs could only be compared with their names (SHA-256): what is in them opens with a private key alone, 'keepctl check {} \
+             --read-data --key FILE' reads it too",
+            report.packs_closed, target.name
+        );
+        live.message(Level::Info, text);
+    }
     if report.problems.is_empty() && report.hurt.is_empty() && lost.is_empty() {
         let backups = if matches!(wanted, Wanted::Rolling(_)) { String::new() } else { format!("{} backups, ", report.backups) };
         live.message(Level::Info, format!("no damage found: {backups}{read}"));
@@ -116,7 +124,7 @@ fn missing_from_storage(env: &Environment, repository: &Repository, name: &str) 
 
 /// Makes this machine the writer of a destination's repository.
 pub fn take_over(env: &Environment, target: &Destination) -> Result<String, Failure> {
-    let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
+    let repository = destination::open(env, target, false)?;
     let holder = destination::holder(&env.config.daemon.state_dir)?;
     let before = Lease::take_over(&repository, &holder)?;
     for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
@@ -133,7 +141,7 @@ pub fn grace(target: &Destination) -> Duration {
     target.prune_grace.max(target.object_lock.unwrap_or_default())
 }
 
-fn may_delete(target: &Destination) -> Result<(), Failure> {
+pub fn may_delete(target: &Destination) -> Result<(), Failure> {
     match target.append_only {
         true => Err(Failure::Failed(format!("destination {} is append_only: keepd deletes nothing there", target.name))),
         false => Ok(()),
@@ -153,7 +161,7 @@ pub fn prune_destination(
         may_delete(target)?;
     }
     if dry_run {
-        let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
+        let repository = destination::open(env, target, false)?;
         prune(env, target, &repository, true, live, gate)?;
         return Ok(Finish::Good);
     }
@@ -196,6 +204,11 @@ fn tell_prune(report: &PruneReport, options: &PruneOptions<'_>, live: &LiveRun) 
     let grace = crate::config::show_duration(options.grace);
     tell(report.condemned, &format!("{verb} condemned: nothing needs them; they are deleted after {grace}"));
     tell(report.rewritten, &format!("{verb} rewritten: most of them is needed by nothing (the bytes are what that saves)"));
+    if report.closed.packs > 0 {
+        let Amount { packs, bytes } = report.closed;
+        let text = format!("{packs} packs are dead in part, {bytes} bytes, and wait: they open with a private key alone (--key FILE)");
+        live.message(Level::Info, text);
+    }
     tell(report.taken_back, &format!("{verb} condemned and are needed again"));
     tell(report.waiting, &format!("are condemned and wait until {grace} are over"));
     tell(report.held, "are to be deleted when the restore that is reading has ended, by the next prune");

@@ -66,13 +66,20 @@ pub fn to_destination(
         (None, None) => Vec::new(),
     };
     let mut copier = Copier { env, target, repository: &repository, lease: &lease, live, sources: BTreeMap::new() };
-    let (mut done, mut errors) = (0, Vec::new());
+    let (mut done, mut errors, mut closed) = (0, Vec::new(), 0);
     for backup in &wanted {
         match copier.with_best(backup, reading, |copier, place| copier.copy_from(place, backup)) {
             Ok(_) => done += 1,
             Err(Failure::Cancelled) => return Err(Failure::Cancelled),
             Err(e) => {
-                errors.push(format!("backup {}: {e}", short(&backup.id)));
+                let advice = match &e {
+                    Failure::NeedsKey(_) => {
+                        closed += 1;
+                        format!("; 'keepctl copy {} --to {} --key FILE' brings it there", short(&backup.id), target.name)
+                    }
+                    _ => String::new(),
+                };
+                errors.push(format!("backup {}: {e}{advice}", short(&backup.id)));
                 // One that is damaged everywhere must not keep the others from being copied; a destination that is gone ends it.
                 if lease.check().is_err() {
                     break;
@@ -82,13 +89,14 @@ pub fn to_destination(
     }
     live.message(Level::Info, format!("{done} of {} backups copied to {}", wanted.len(), target.name));
     if !errors.is_empty() {
-        return Err(Failure::Failed(format!("destination {}: {}", target.name, errors.join("; "))));
+        let text = format!("destination {}: {}", target.name, errors.join("; "));
+        return Err(if closed == errors.len() { Failure::NeedsKey(text) } else { Failure::Failed(text) });
     }
     if let Some(job) = job
-        && let Err(Failure::Failed(text) | Failure::Storage(text) | Failure::Damaged(text)) =
-            retain::apply(env, job, target, &repository, &lease, live, gate)
+        && let Err(e) = retain::apply(env, job, target, &repository, &lease, live, gate)
+        && !matches!(e, Failure::Cancelled)
     {
-        live.message(Level::Error, format!("the copies are made, but cleaning up after them failed: {text}"));
+        live.message(Level::Error, format!("the copies are made, but cleaning up after them failed: {e}"));
     }
     Ok(Finish::Good)
 }
@@ -111,26 +119,30 @@ impl Copier<'_> {
         reading: Reading<'_>,
         mut work: impl FnMut(&mut Self, &Destination) -> Result<(), Failure>,
     ) -> Result<String, Failure> {
-        let mut errors = Vec::new();
+        let (mut errors, mut closed) = (Vec::new(), 0);
         for place in destination::best_first(&self.env.config, backup).into_iter().filter(|p| p.name != self.target.name) {
             let _reading = reading(&place.name);
             match work(self, place) {
                 Ok(()) => return Ok(place.name.clone()),
                 Err(Failure::Cancelled) => return Err(Failure::Cancelled),
-                Err(e) => errors.push(e.to_string()),
+                Err(e) => {
+                    closed += usize::from(matches!(e, Failure::NeedsKey(_)));
+                    errors.push(e.to_string());
+                }
             }
         }
-        match errors.is_empty() {
-            true => Err(Failure::Failed("no configured destination has it".into())),
-            false => Err(Failure::Failed(errors.join("; "))),
-        }
+        Err(match errors.len() {
+            0 => Failure::Failed("no configured destination has it".into()),
+            all if all == closed => Failure::NeedsKey(errors.join("; ")),
+            _ => Failure::Failed(errors.join("; ")),
+        })
     }
 
     fn source(&mut self, place: &Destination) -> Result<Arc<Repository>, Failure> {
         if let Some(open) = self.sources.get(&place.name) {
             return Ok(open.clone());
         }
-        let open = destination::open(&self.env.config, place, &self.env.ledger, &self.env.runtime, false)?;
+        let open = destination::open(self.env, place, false)?;
         for problem in open.sync_index()? {
             tracing::warn!(destination = %place.name, "{problem}");
         }

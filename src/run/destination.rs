@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use keepd_protocol::model::{Backup, Traffic};
-use tokio::runtime::Handle;
 
 use super::backup::Environment;
 use super::live::{Failure, LiveRun};
@@ -24,13 +23,8 @@ pub fn location(destination: &Destination) -> String {
 }
 
 /// Opens the repository of a destination; with `create` makes one where none ever was.
-pub fn open(
-    config: &Config,
-    destination: &Destination,
-    ledger: &Ledger,
-    runtime: &Handle,
-    create: bool,
-) -> Result<Arc<Repository>, Failure> {
+pub fn open(env: &Environment, destination: &Destination, create: bool) -> Result<Arc<Repository>, Failure> {
+    let Environment { config, ledger, runtime, lent } = env;
     let failed = |text: String| Failure::Failed(format!("destination {}: {text}", destination.name));
     let profile = match &destination.encryption {
         None => None,
@@ -54,10 +48,27 @@ pub fn open(
         RepositoryError::Storage(e) => Failure::Storage(format!("destination {}: {e}", destination.name)),
         other => failed(other.to_string()),
     })?;
+    is_not_older(ledger, &repository).map_err(failed)?;
+    repository.lend(lent);
     if known_id.is_none() && !repository.may_be_another() {
         remember(ledger, &repository)?;
     }
     Ok(repository)
+}
+
+/// Refuses a repository whose key slots are from before its last re-encryption: whoever has the old key, and can write to the storage, may have put
+/// them back to read the next backups.
+fn is_not_older(ledger: &Ledger, repository: &Repository) -> Result<(), String> {
+    let note = format!("master key of {}", repository.id());
+    let known: u16 = ledger.note(&note).map_err(|e| e.to_string())?.and_then(|n| n.parse().ok()).unwrap_or(0);
+    match repository.epoch().cmp(&known) {
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Greater => ledger.set_note(&note, &repository.epoch().to_string()).map_err(|e| e.to_string()),
+        std::cmp::Ordering::Less => Err(format!(
+            "its key slots are from before a re-encryption (master key {}, and it was at {known}): somebody put older ones into keys/ back, or the whole storage; nothing is written with a key that was given up",
+            repository.epoch()
+        )),
+    }
 }
 
 /// Opens the repository of a destination and becomes its writer; with `create` makes one where none ever was.
@@ -67,7 +78,7 @@ pub fn open_for_writing(
     live: &LiveRun,
     create: bool,
 ) -> Result<(Arc<Repository>, Lease), Failure> {
-    let repository = open(&env.config, destination, &env.ledger, &env.runtime, create)?;
+    let repository = open(env, destination, create)?;
     let lease = lease(env, &repository, live)?;
     Ok((repository, lease))
 }

@@ -9,6 +9,7 @@ use keepd_protocol::model::{Event, EventKind, Level, Message, Run, RunState, Ste
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::crypto::CryptoError;
 use crate::source::Report;
 
 /// Messages kept with a run; all are counted.
@@ -53,6 +54,9 @@ pub enum Failure {
     /// What the repository holds is not what was stored in it.
     #[error("{0}")]
     Damaged(String),
+    /// The repository's contents open with a private key that was not lent.
+    #[error("{0}")]
+    NeedsKey(String),
 }
 
 impl From<crate::repository::RepositoryError> for Failure {
@@ -61,6 +65,7 @@ impl From<crate::repository::RepositoryError> for Failure {
         match error {
             E::Cancelled => Failure::Cancelled,
             e @ E::Storage(_) => Failure::Storage(e.to_string()),
+            e @ E::Object { source: CryptoError::NeedsPrivateKey(_), .. } => Failure::NeedsKey(e.to_string()),
             e @ (E::Object { .. } | E::Payload { .. } | E::Damaged { .. }) => Failure::Damaged(e.to_string()),
             other => Failure::Failed(other.to_string()),
         }
@@ -226,7 +231,7 @@ impl LiveRun {
                     }
                 }
                 Err(Failure::Cancelled) => run.state = RunState::Cancelled,
-                Err(Failure::Failed(text) | Failure::Storage(text) | Failure::Damaged(text)) => {
+                Err(Failure::Failed(text) | Failure::Storage(text) | Failure::Damaged(text) | Failure::NeedsKey(text)) => {
                     run.state = RunState::Failed;
                     run.error = Some(text);
                 }

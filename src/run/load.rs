@@ -205,7 +205,7 @@ fn feed(
     ended.good().map_err(|e| e.about(&format!("source {}", source.name)))?;
     // A program that is content with less may not have put back what it should.
     fed.map_err(|e| match e {
-        Failure::Failed(text) | Failure::Damaged(text) => {
+        Failure::Failed(text) | Failure::Damaged(text) | Failure::NeedsKey(text) => {
             Failure::Failed(format!("source {}: {} ended well, but did not take all of it: {text}", source.name, ended.name()))
         }
         other => other,

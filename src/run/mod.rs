@@ -23,6 +23,8 @@ pub mod memory;
 mod names;
 mod outcome;
 mod quiesce;
+mod readable;
+mod reencrypt;
 mod references;
 mod registry;
 mod restore;

@@ -28,7 +28,7 @@ pub fn keepctl_binary() -> PathBuf {
     path
 }
 
-/// The Python of the project's own environment, with the packages of the second reader and the foreign client.
+/// The Python of the project's own environment, with the packages of the decoder and the foreign client.
 pub fn python() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     assert!(path.exists(), "{} is missing: run 'sh tests/install-tools.sh test' first", path.display());

@@ -165,6 +165,7 @@ fn untried(id: &str, failure: Failure) -> Failure {
         Failure::Cancelled => Failure::Cancelled,
         Failure::Storage(text) => Failure::Storage(told(text)),
         Failure::Failed(text) | Failure::Damaged(text) => Failure::Failed(told(text)),
+        Failure::NeedsKey(text) => Failure::NeedsKey(told(text)),
     }
 }
 
@@ -179,7 +180,7 @@ fn tell(env: &Environment, backup: &Backup, said: impl Fn([u8; 32]) -> repositor
         let told = || -> Result<(), Failure> {
             let target = env.config.destinations.get(&place.name);
             let target = target.ok_or_else(|| Failure::Failed(format!("there is no destination '{}' any more", place.name)))?;
-            let repository = destination::open(&env.config, target, &env.ledger, &env.runtime, false)?;
+            let repository = destination::open(env, target, false)?;
             let object = catalogue::object(&env.ledger, &place.name, &backup.id)?;
             catalogue::mark(&repository, &place.name, &env.ledger, &said(object))
         };

@@ -74,6 +74,13 @@ pub struct Request {
     pub notes: Vec<String>,
 }
 
+impl Request {
+    /// What it may read of a backup: `<source>[/<path>]`, none means all.
+    pub fn selected(&self) -> Vec<Vec<u8>> {
+        self.sources.iter().map(|s| s.clone().into_bytes()).chain(self.paths.iter().cloned()).collect()
+    }
+}
+
 /// What a transaction needs of the registry.
 pub struct Transaction<'a> {
     pub env: &'a Environment,

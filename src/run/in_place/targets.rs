@@ -63,9 +63,7 @@ pub fn restore_command(source: &Source) -> Option<&crate::config::Program> {
 /// What is wanted of a backup, with its places; what has none is a problem of the plan.
 pub fn find<'j>(job: &'j Job, place: &Place, request: &Request, plan: &mut RestorePlan) -> Result<Vec<Target<'j>>, Failure> {
     let manifest = &place.manifest;
-    let mut wanted = request.paths.clone();
-    wanted.extend(request.sources.iter().map(|name| name.as_bytes().to_vec()));
-    let selection = Selection::new(manifest, &wanted).map_err(Failure::Failed)?;
+    let selection = Selection::new(manifest, &request.selected()).map_err(Failure::Failed)?;
     let mut targets = Vec::new();
     for selected in selection.sources {
         let name = &selected.shown.source.name;

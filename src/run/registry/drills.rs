@@ -9,9 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Error, Result, Runs, Work, job_named, lock};
 use crate::config::Job;
-use crate::crypto;
+use crate::crypto::{self, Lent};
 use crate::run::backup::short;
 use crate::run::drill::{self, Request};
+use crate::run::readable::Reading;
 
 /// Of so many scheduled drills one is of an older backup.
 const OLDER_EVERY: u64 = 4;
@@ -25,7 +26,7 @@ pub struct DrillStarted {
 
 impl Runs {
     /// Queues a drill of a backup, or of the newest good one of a job; without either, of the only job there is. Blocks.
-    pub fn start_drill(self: &Arc<Self>, backup: Option<&str>, job: Option<&str>, by: &str) -> Result<DrillStarted> {
+    pub fn start_drill(self: &Arc<Self>, backup: Option<&str>, job: Option<&str>, lent: Lent, by: &str) -> Result<DrillStarted> {
         let config = self.config.get();
         let only = || match config.jobs.keys().collect::<Vec<_>>().as_slice() {
             [one] => Ok((*one).clone()),
@@ -42,12 +43,12 @@ impl Runs {
             }
             (None, None) => self.resolve("latest", Some(&only()?))?,
         };
-        self.drill(found, by, None)
+        self.drill(found, lent, by, None)
     }
 
     /// Queues a drill. `calendar`: how many the job's calendar had before this one.
-    fn drill(self: &Arc<Self>, found: Backup, by: &str, calendar: Option<u64>) -> Result<DrillStarted> {
-        let env = self.environment();
+    fn drill(self: &Arc<Self>, found: Backup, lent: Lent, by: &str, calendar: Option<u64>) -> Result<DrillStarted> {
+        let env = self.environment_with(lent);
         let job = job_named(&env.config, &found.job)
             .map_err(|_| {
                 let text = format!(
@@ -73,12 +74,13 @@ impl Runs {
         let (runs, id, began) = (self.clone(), found.id.clone(), Timestamp::now());
         let run = self.start(work, move |live| {
             let mut tried = Vec::new();
-            let open = || Ok(runs.place(runs.open_beside(&found, &[])?));
+            let reading = Reading::Contents(Vec::new());
+            let open = || Ok(runs.place(runs.open_beside(&env, &found, &[], &reading)?));
             let another = &mut || {
                 if tried.is_empty() {
                     tried.extend(live.snapshot().destination);
                 }
-                runs.another_place(&found, &mut tried)
+                runs.another_place(&env, &found, &mut tried, &reading)
             };
             let name = job.name.clone();
             let request = Request { job, backup: found.clone(), planned };
@@ -102,7 +104,8 @@ impl Runs {
     pub fn start_due_drills(self: &Arc<Self>) -> Result<()> {
         let config = self.config.get();
         for job in config.jobs.values().filter(|j| j.enabled) {
-            let Some(every) = job.drill.every else { continue };
+            // What is all written for a private key is drilled by hand (the check of the configuration says so).
+            let Some(every) = job.drill.every.filter(|_| !config.is_write_only(job)) else { continue };
             let works =
                 |r: &keepd_protocol::model::Run| r.job.as_ref() == Some(&job.name) && matches!(r.kind, RunKind::Drill | RunKind::Backup);
             if lock(&self.live).values().any(|l| works(&l.snapshot())) || !self.is_due(&due_note(&job.name), every)? {
@@ -110,7 +113,7 @@ impl Runs {
             }
             let count = self.ledger.note(&count_note(&job.name))?.and_then(|n| n.parse().ok()).unwrap_or(0u64);
             let Some(backup) = self.whose_turn(job, count)? else { continue };
-            match self.drill(backup, "schedule", Some(count)) {
+            match self.drill(backup, Lent::default(), "schedule", Some(count)) {
                 Ok(started) => tracing::info!(job = %job.name, run = %started.run, "a drill was started by the schedule"),
                 Err(Error::Busy(_)) => {}
                 Err(Error::ShuttingDown) => return Ok(()),

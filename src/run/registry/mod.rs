@@ -19,7 +19,7 @@ use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
 use super::restore::Place;
 use crate::config::{self, Config, Destination, Job};
-use crate::crypto;
+use crate::crypto::{self, Lent};
 use crate::ledger::Ledger;
 use crate::repository::{Manifest, Repository};
 
@@ -154,7 +154,12 @@ impl Runs {
     }
 
     fn environment(&self) -> Environment {
-        Environment { config: self.config.get(), ledger: self.ledger.clone(), runtime: self.runtime.clone() }
+        self.environment_with(Lent::default())
+    }
+
+    /// For a run that private keys are lent to.
+    fn environment_with(&self, lent: Lent) -> Environment {
+        Environment { config: self.config.get(), ledger: self.ledger.clone(), runtime: self.runtime.clone(), lent }
     }
 
     fn locks(&self, destination: &str) -> Locks {

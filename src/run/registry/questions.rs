@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 use super::{Error, Result, Runs, lock};
 use crate::config::{Config, Destination, Job, Retention};
 use crate::repository::{Manifest, Repository};
-use crate::run::backup::short;
+use crate::run::backup::{Environment, short};
 use crate::run::live::Failure;
+use crate::run::readable::{self, Reading};
 use crate::run::{browse, catalogue, copy, coverage, destination, restore, retain};
 
 impl Runs {
@@ -127,40 +128,49 @@ impl Runs {
         Ok(detail)
     }
 
+    /// Opens a backup for what its entries say alone, without its contents.
     pub(super) fn open_backup(&self, backup: &Backup) -> Result<(Arc<Repository>, Manifest, String)> {
-        self.open_backup_beside(backup, &[])
+        Ok(self.open_beside(&self.environment(), backup, &[], &Reading::Entries)?)
     }
 
     /// A place of a backup that was not tried yet; it is noted as tried.
-    pub(super) fn another_place(&self, backup: &Backup, tried: &mut Vec<String>) -> Option<restore::Place> {
-        let opened = self.open_backup_beside(backup, tried);
+    pub(super) fn another_place(
+        &self,
+        env: &Environment,
+        backup: &Backup,
+        tried: &mut Vec<String>,
+        reading: &Reading,
+    ) -> Option<restore::Place> {
+        let opened = self.open_beside(env, backup, tried, reading);
         let (repository, manifest, destination) = opened.map_err(|e| tracing::warn!("no other copy can be read: {e}")).ok()?;
         tried.push(destination.clone());
         Some(self.place((repository, manifest, destination)))
     }
 
-    /// Opens a backup at the best place that is not among `tried`.
-    fn open_backup_beside(&self, backup: &Backup, tried: &[String]) -> Result<(Arc<Repository>, Manifest, String)> {
-        Ok(self.open_beside(backup, tried)?)
-    }
-
-    /// The same; what every place lacks is damage.
-    pub(super) fn open_beside(&self, backup: &Backup, tried: &[String]) -> Result<(Arc<Repository>, Manifest, String), Failure> {
-        let env = self.environment();
-        let (mut errors, mut is_damage) = (Vec::new(), true);
+    /// Opens a backup at the best place that is not among `tried` and from which all can be read that is wanted; what every place lacks is damage.
+    pub(super) fn open_beside(
+        &self,
+        env: &Environment,
+        backup: &Backup,
+        tried: &[String],
+        reading: &Reading,
+    ) -> Result<(Arc<Repository>, Manifest, String), Failure> {
+        let (mut errors, mut is_damage, mut needs_key) = (Vec::new(), true, false);
         for target in destination::best_first(&env.config, backup).into_iter().filter(|d| !tried.contains(&d.name)) {
-            let opened = destination::open(&env.config, target, &env.ledger, &self.runtime, false).and_then(|repository| {
+            let opened = destination::open(env, target, false).and_then(|repository| {
                 for problem in repository.sync_index()? {
                     tracing::warn!("{problem}");
                 }
                 let object = catalogue::object(&env.ledger, &target.name, &backup.id)?;
                 let manifest = repository.read_manifest(&object).map_err(restore::unreadable)?;
+                readable::check(&repository, &manifest, reading, &target.name)?;
                 Ok((repository, manifest))
             });
             match opened {
                 Ok((repository, manifest)) => return Ok((repository, manifest, target.name.clone())),
                 Err(e) => {
                     is_damage &= matches!(e, Failure::Damaged(_));
+                    needs_key |= matches!(e, Failure::NeedsKey(_));
                     errors.push(e.to_string());
                 }
             }
@@ -174,12 +184,23 @@ impl Runs {
             });
         }
         let text = format!("backup {} cannot be opened: {}", short(&backup.id), errors.join("; "));
-        Err(if is_damage { Failure::Damaged(text) } else { Failure::Failed(text) })
+        Err(match () {
+            () if needs_key => Failure::NeedsKey(text),
+            () if is_damage => Failure::Damaged(text),
+            () => Failure::Failed(text),
+        })
     }
 
-    pub(super) async fn open_backup_async(self: &Arc<Self>, backup: Backup) -> Result<(Arc<Repository>, Manifest, String)> {
-        let runs = self.clone();
-        tokio::task::spawn_blocking(move || runs.open_backup(&backup)).await.map_err(|e| Error::Failed(e.to_string()))?
+    /// The same from an async caller.
+    pub(super) async fn open_for(
+        self: &Arc<Self>,
+        env: &Arc<Environment>,
+        backup: Backup,
+        reading: Reading,
+    ) -> Result<(Arc<Repository>, Manifest, String)> {
+        let (runs, env) = (self.clone(), env.clone());
+        let opened = tokio::task::spawn_blocking(move || runs.open_beside(&env, &backup, &[], &reading)).await;
+        Ok(opened.map_err(|e| Error::Failed(e.to_string()))??)
     }
 
     pub fn destinations(&self) -> Vec<DestinationStatus> {

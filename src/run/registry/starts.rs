@@ -6,18 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, RunKind, RunState};
+use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, Run, RunKind, RunState};
 
 use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named, lock};
 use crate::config::{Destination, Job};
+use crate::crypto::Lent;
 use crate::repository::{self, Entry, Manifest, Repository};
 use crate::run::LoadRequest;
 use crate::run::backup::{Environment, short};
 use crate::run::live::{Failure, Finish, LiveRun};
+use crate::run::readable::Reading;
 use crate::run::selection::Selection;
 use crate::run::{
     CompareRequest, backup, catalogue, check, compare, contents, copy, coverage, destination, hooks, housekeeping, in_place, load, quiesce,
-    restore, retain,
+    reencrypt, restore, retain,
 };
 use crate::storage::Storage;
 use crate::storage::probe::{self, Verdict};
@@ -85,6 +87,7 @@ impl Runs {
         self.start(work, move |live| {
             let reading = |name: &str| runs.keep_readable(name);
             let copied = copy::to_destination(&env, Some(&job), &target, None, live, &|name| runs.readers_gone(name), &reading);
+            // What wants a key that is not here would want it again: it is tried again after the next backup.
             if matches!(copied, Err(Failure::Failed(_) | Failure::Storage(_) | Failure::Damaged(_))) {
                 runs.copy_again(&job, &target.name, attempt);
             }
@@ -93,8 +96,8 @@ impl Runs {
     }
 
     /// Queues a run that copies one backup to a destination, which need not be one of its job's.
-    pub fn start_copy(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: &str, by: &str) -> Result<String> {
-        let env = self.environment();
+    pub fn start_copy(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: &str, lent: Lent, by: &str) -> Result<String> {
+        let env = self.environment_with(lent);
         let found = self.resolve(backup, job)?;
         let target = self.destination(&env.config, destination)?.clone();
         if found.destinations.iter().any(|p| p.name == destination) {
@@ -123,8 +126,8 @@ impl Runs {
     }
 
     /// Queues a check; `read_data` is the percentage of packs to read whole.
-    pub fn start_check(self: &Arc<Self>, destination: &str, read_data: u32, repair: bool, by: &str) -> Result<String> {
-        let env = self.environment();
+    pub fn start_check(self: &Arc<Self>, destination: &str, read_data: u32, repair: bool, lent: Lent, by: &str) -> Result<String> {
+        let env = self.environment_with(lent);
         let target = self.destination(&env.config, destination)?.clone();
         let runs = self.clone();
         self.start(Work::on(RunKind::Check, destination, by), move |live| {
@@ -171,7 +174,7 @@ impl Runs {
                     Err(e) => tracing::warn!(job, "what {destination} lost could not be read from its sources again: {e}"),
                 }
             }
-            if let Err(e) = runs.start_check(&destination, 0, false, &by) {
+            if let Err(e) = runs.start_check(&destination, 0, false, Lent::default(), &by) {
                 tracing::warn!(destination, "the repair could not be checked: {e}");
             }
         });
@@ -194,13 +197,43 @@ impl Runs {
         })
     }
 
-    pub fn start_prune(self: &Arc<Self>, destination: &str, dry_run: bool, by: &str) -> Result<String> {
-        let env = self.environment();
+    pub fn start_prune(self: &Arc<Self>, destination: &str, dry_run: bool, lent: Lent, by: &str) -> Result<String> {
+        let env = self.environment_with(lent);
         let target = self.destination(&env.config, destination)?.clone();
         let runs = self.clone();
         self.start(Work::on(RunKind::Prune, destination, by), move |live| {
             check::prune_destination(&env, &target, dry_run, live, &|name| runs.readers_gone(name))
         })
+    }
+
+    /// Queues a re-encryption: a new master key, and everything sealed with it.
+    pub fn start_reencrypt(self: &Arc<Self>, destination: &str, drop_slots: bool, lent: Lent, by: &str) -> Result<String> {
+        let env = self.environment_with(lent);
+        let target = self.destination(&env.config, destination)?.clone();
+        let is_it = |r: &Run| r.kind == RunKind::ReEncrypt && r.destination.as_deref() == Some(destination) && !r.state.is_finished();
+        if let Some(other) = lock(&self.live).values().map(|l| l.snapshot()).find(is_it) {
+            return Err(Error::Busy(format!("{destination} is being re-encrypted already (run {})", other.id)));
+        }
+        let runs = self.clone();
+        self.start(Work::on(RunKind::ReEncrypt, destination, by), move |live| {
+            let writing = |name: &str| runs.wait_to_write(name, live);
+            reencrypt::destination_anew(&env, &target, drop_slots, live, &writing, &|name| runs.readers_gone(name))
+        })
+    }
+
+    /// Goes on with re-encryptions that the last stop interrupted.
+    pub fn resume_reencryptions(self: &Arc<Self>) {
+        for name in self.config.get().destinations.keys() {
+            let started = match reencrypt::unfinished(&self.ledger, name) {
+                Ok(None) => continue,
+                Ok(Some(drop_slots)) => self.start_reencrypt(name, drop_slots, Lent::default(), "schedule").map(drop),
+                Err(e) => Err(e.into()),
+            };
+            match started {
+                Ok(()) | Err(Error::Busy(_) | Error::ShuttingDown) => {}
+                Err(e) => tracing::error!(destination = %name, "its re-encryption could not go on: {e}"),
+            }
+        }
     }
 
     pub fn start_delete(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: Option<&str>, by: &str) -> Result<String> {
@@ -251,7 +284,7 @@ impl Runs {
         let (mut done, mut errors) = (Vec::new(), Vec::new());
         for place in &found.destinations {
             let written = self.destination(&env.config, &place.name).map_err(|e| Failure::Failed(e.to_string())).and_then(|target| {
-                let repository = destination::open(&env.config, target, &env.ledger, &self.runtime, false)?;
+                let repository = destination::open(&env, target, false)?;
                 let object = catalogue::object(&env.ledger, &place.name, &found.id)?;
                 let said = repository::Mark::new(object, mark.as_str(), time.clone(), by.to_owned());
                 catalogue::mark(&repository, &place.name, &env.ledger, &said)
@@ -352,10 +385,13 @@ impl Runs {
         job: Option<&str>,
         paths: Vec<Vec<u8>>,
         out: OwnedFd,
+        lent: Lent,
         by: &str,
     ) -> Result<RestoreStarted> {
+        let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
-        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        let reading = Reading::Contents(paths.clone());
+        let (repository, manifest, destination) = self.open_for(&env, found.clone(), reading.clone()).await?;
         let (entries, bytes) = (manifest.entries(), manifest.bytes());
         Selection::new(&manifest, &paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
         let whole = paths.is_empty();
@@ -368,21 +404,29 @@ impl Runs {
             live.step("restoring");
             let mut tried = vec![destination.clone()];
             let place = runs.place((repository, manifest, destination));
-            restore::stream(place, &mut || runs.another_place(&found, &mut tried), &paths, None, out, live)
+            restore::stream(place, &mut || runs.another_place(&env, &found, &mut tried, &reading), &paths, None, out, live)
         })?;
         Ok(RestoreStarted { run, backup: id, entries, bytes })
     }
 
     /// Queues a run that brings a dump back into the server it came from, or through a command.
-    pub async fn start_load(self: &Arc<Self>, backup: &str, job: Option<&str>, request: LoadRequest, by: &str) -> Result<String> {
-        let env = self.environment();
+    pub async fn start_load(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        request: LoadRequest,
+        lent: Lent,
+        by: &str,
+    ) -> Result<String> {
+        let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
         let job = job_named(&env.config, &found.job)?.clone();
         let (source, file) = request.find(&job).map_err(Error::Failed)?;
         let path = [source.name.as_bytes(), b"/", file.as_bytes()].concat();
         let lock = source.kind.lock();
         let name = source.name.clone();
-        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        let reading = Reading::Contents(vec![path.clone()]);
+        let (repository, manifest, destination) = self.open_for(&env, found.clone(), reading.clone()).await?;
         let looked = self.look_for_file(&repository, &manifest, &path).await?;
         let facts = manifest.sources.iter().find(|s| s.name == name).and_then(|s| serde_json::from_str(&s.facts).ok()).unwrap_or_default();
         let work = Work {
@@ -395,14 +439,21 @@ impl Runs {
         self.start(work, move |live| {
             let mut tried = vec![destination.clone()];
             let place = runs.place((repository, manifest, destination));
-            let another = Box::new(|| runs.another_place(&found, &mut tried));
+            let another = Box::new(|| runs.another_place(&env, &found, &mut tried, &reading));
             load::load(&env, &job, &request, load::Dump { place, another, path, entry: looked }, facts, live)
         })
     }
 
     /// Queues a restore to where a job's sources are.
-    pub fn start_in_place(self: &Arc<Self>, backup: &str, job: Option<&str>, request: in_place::Request, by: &str) -> Result<String> {
-        let env = self.environment();
+    pub fn start_in_place(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        request: in_place::Request,
+        lent: Lent,
+        by: &str,
+    ) -> Result<String> {
+        let env = self.environment_with(lent);
         let found = self.resolve(backup, job)?;
         let job = job_named(&env.config, &found.job)?.clone();
         let services = job.services.iter().map(|s| format!("service {s}"));
@@ -420,8 +471,10 @@ impl Runs {
         };
         let (runs, by) = (self.clone(), by.to_owned());
         self.start(work, move |live| {
-            let open = |id: &str| runs.open_place(id);
-            let another = |id: &str, tried: &mut Vec<String>| runs.another_place(&runs.resolve(id, None).ok()?, tried);
+            // Of the safety backup nothing is known to be needed yet.
+            let reading = |id: &str| if id == found.id { Reading::Contents(request.selected()) } else { Reading::Entries };
+            let open = |id: &str| runs.open_place(&env, id, &reading(id));
+            let another = |id: &str, tried: &mut Vec<String>| runs.another_place(&env, &runs.resolve(id, None).ok()?, tried, &reading(id));
             let back_up = |job: &Job| -> Result<String, Failure> {
                 let request =
                     BackupRequest { job: job.name.clone(), r#type: BackupType::PreRestore, by: by.clone(), ..BackupRequest::default() };
@@ -446,7 +499,7 @@ impl Runs {
     }
 
     /// Queues a restore in place of what an earlier one replaced; the run, and the backup that is restored.
-    pub fn start_undo(self: &Arc<Self>, run: &str, dry_run: bool, by: &str) -> Result<(String, String)> {
+    pub fn start_undo(self: &Arc<Self>, run: &str, dry_run: bool, lent: Lent, by: &str) -> Result<(String, String)> {
         let absent = |text: String| Error::NotFound { what: "run", name: run.to_owned(), text };
         let done = self.ledger.run(run)?.ok_or_else(|| absent(format!("there is no run '{run}'; 'keepctl run list' shows them")))?;
         let plan = done.plan.ok_or_else(|| Error::Failed(format!("run {run} is no restore in place, so there is nothing to undo")))?;
@@ -477,13 +530,12 @@ impl Runs {
             is_undo: true,
             notes,
         };
-        Ok((self.start_in_place(&safety, None, request, by)?, safety))
+        Ok((self.start_in_place(&safety, None, request, lent, by)?, safety))
     }
 
-    fn open_place(&self, id: &str) -> Result<restore::Place, Failure> {
-        let failed = |e: Error| Failure::Failed(e.to_string());
-        let found = self.resolve(id, None).map_err(failed)?;
-        Ok(self.place(self.open_backup(&found).map_err(failed)?))
+    fn open_place(&self, env: &Environment, id: &str, reading: &Reading) -> Result<restore::Place, Failure> {
+        let found = self.resolve(id, None).map_err(|e| Failure::Failed(e.to_string()))?;
+        Ok(self.place(self.open_beside(env, &found, &[], reading)?))
     }
 
     /// Before anything else runs: restores in place that a keepd which died had begun are finished or undone, in the background; until then
@@ -520,8 +572,8 @@ impl Runs {
         tracing::warn!(job, run, "keepd died during a restore in place; it is finished or undone now");
         let known = self.ledger.run(&run).ok().flatten().unwrap_or_default();
         let live = LiveRun::new(known, tokio::sync::broadcast::Sender::new(1));
-        let open = |id: &str| self.open_place(id);
-        let another = |id: &str, tried: &mut Vec<String>| self.another_place(&self.resolve(id, None).ok()?, tried);
+        let open = |id: &str| self.open_place(env, id, &Reading::Entries);
+        let another = |id: &str, tried: &mut Vec<String>| self.another_place(env, &self.resolve(id, None).ok()?, tried, &Reading::Entries);
         let helper = in_place::Helper { env, job: env.config.jobs.get(&job), open: &open, another: &another, live: &live };
         let finished = pending.finish(&helper);
         let is_done = finished.is_ok();
@@ -561,10 +613,13 @@ impl Runs {
         job: Option<&str>,
         path: Vec<u8>,
         out: OwnedFd,
+        lent: Lent,
         by: &str,
     ) -> Result<(String, u64)> {
+        let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
-        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        let reading = Reading::Contents(vec![path.clone()]);
+        let (repository, manifest, destination) = self.open_for(&env, found.clone(), reading.clone()).await?;
         let looked = self.look_for_file(&repository, &manifest, &path).await?;
         let size = looked.size;
         let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Cat, &destination, by) };
@@ -574,7 +629,8 @@ impl Runs {
             live.step("reading");
             let mut tried = vec![destination.clone()];
             let place = runs.place((repository, manifest, destination));
-            contents::write(place, &mut || runs.another_place(&found, &mut tried), &path, &looked, (out, restore::PATIENCE), live)
+            let another = &mut || runs.another_place(&env, &found, &mut tried, &reading);
+            contents::write(place, another, &path, &looked, (out, restore::PATIENCE), live)
         })?;
         Ok((run, size))
     }
@@ -586,19 +642,22 @@ impl Runs {
         job: Option<&str>,
         request: CompareRequest,
         out: OwnedFd,
+        lent: Lent,
         by: &str,
     ) -> Result<(String, String)> {
-        let env = self.environment();
+        let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
         let job = job_named(&env.config, &found.job)?.clone();
-        let (repository, manifest, destination) = self.open_backup_async(found.clone()).await?;
+        // Mostly the hashes tell; contents are read where they do not.
+        let (repository, manifest, destination) = self.open_for(&env, found.clone(), Reading::Entries).await?;
         Selection::new(&manifest, &request.paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
         let work = Work { backup: Some(found.id.clone()), job: Some(job.name.clone()), ..Work::on(RunKind::Compare, &destination, by) };
         let (runs, id) = (self.clone(), found.id.clone());
         let run = self.start(work, move |live| {
             let mut tried = vec![destination.clone()];
             let place = runs.place((repository, manifest, destination));
-            compare::compare(&env, &job, &place, &mut || runs.another_place(&found, &mut tried), &request, out, live)
+            let another = &mut || runs.another_place(&env, &found, &mut tried, &Reading::Entries);
+            compare::compare(&env, &job, &place, another, &request, out, live)
         })?;
         Ok((run, id))
     }
@@ -609,8 +668,7 @@ impl Runs {
         self.runtime.spawn_blocking(move || {
             let env = runs.environment();
             for (name, target) in &env.config.destinations {
-                let synced = destination::open(&env.config, target, &env.ledger, &runs.runtime, false)
-                    .and_then(|repository| catalogue::sync(&repository, name, &env.ledger));
+                let synced = destination::open(&env, target, false).and_then(|repository| catalogue::sync(&repository, name, &env.ledger));
                 match synced {
                     Ok(problems) => problems.iter().for_each(|p| tracing::warn!(destination = %name, "{p}")),
                     // A destination that nothing was backed up to yet is no problem.
@@ -621,6 +679,7 @@ impl Runs {
                     }
                 }
             }
+            runs.resume_reencryptions();
             runs.start_all_missing_copies("schedule");
         });
     }
