@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod process;
 pub mod profile;
 pub mod repository;
+pub mod rescue;
 pub mod retention;
 pub mod run;
 pub mod schedule;

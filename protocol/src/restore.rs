@@ -11,6 +11,7 @@
 //! | 1 | Entry | `header length: u32 LE`, header as JSON ([`EntryHeader`]), then the whole contents if `inline` |
 //! | 2 | Data | `entry: u64 LE`, `offset: u64 LE`, bytes |
 //! | 3 | End | `entry: u64 LE` |
+//! | 4 | Lost | `entry: u64 LE`: in place of its End; it cannot be had whole, and what came of it is not kept (a rescue alone sends it) |
 //! | 8 | Error | text: the daemon could not go on |
 //! | 9 | Finish | JSON ([`Summary`]) |
 
@@ -28,6 +29,7 @@ pub const INLINE_BYTES: u64 = 512 << 10;
 const ENTRY: u8 = 1;
 const DATA: u8 = 2;
 const END: u8 = 3;
+const LOST: u8 = 4;
 const ERROR: u8 = 8;
 const FINISH: u8 = 9;
 
@@ -80,6 +82,9 @@ pub enum Frame {
     End {
         entry: u64,
     },
+    Lost {
+        entry: u64,
+    },
     Error(String),
     Finish(Summary),
 }
@@ -130,6 +135,10 @@ impl<W: Write> FrameWriter<W> {
 
     pub fn end(&mut self, entry: u64) -> io::Result<()> {
         self.small(END, &entry.to_le_bytes())
+    }
+
+    pub fn lost(&mut self, entry: u64) -> io::Result<()> {
+        self.small(LOST, &entry.to_le_bytes())
     }
 
     pub fn error(&mut self, text: &str) -> io::Result<()> {
@@ -207,6 +216,7 @@ impl<R: Read> FrameReader<R> {
                 Frame::Entry(Box::new(header), payload)
             }
             END => Frame::End { entry: number(0)? },
+            LOST => Frame::Lost { entry: number(0)? },
             ERROR => Frame::Error(String::from_utf8_lossy(&payload).into_owned()),
             FINISH => Frame::Finish(serde_json::from_slice(&payload)?),
             tag => return Err(bad(format!("frame tag {tag} is unknown"))),

@@ -298,9 +298,14 @@ fn exec(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
 /// What every destination has, whatever its service.
 fn common(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
     let plain = Destination::plain(name, "", BTreeMap::new());
-    let encryption = table
-        .require("encryption", "the name of an [encryption.*] table, or \"none\" to store everything readable by whoever has the files")
-        .and_then(|item| profile(&item, known));
+    let encryption = if known.is_rescue {
+        // It is given keys on the command line.
+        Some(None)
+    } else {
+        table
+            .require("encryption", "the name of an [encryption.*] table, or \"none\" to store everything readable by whoever has the files")
+            .and_then(|item| profile(&item, known))
+    };
     let words = [("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)];
     let compression = table.optional("compression", |item| item.word(&words), Compression::Zstd);
     let retention = table.optional("retention", |item| retention(item).map(Some), None);

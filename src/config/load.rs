@@ -11,7 +11,7 @@ use super::problem::{Place, Problem, Problems, Severity, quoted};
 use super::reader::{NOT_BUILT, Table};
 use super::source::FilesPlace;
 use super::source_text::{SourceText, reason};
-use super::{Config, Coverage, Daemon, coverage, daemon, destination, job, overlap, value};
+use super::{Config, Coverage, Daemon, Destination, coverage, daemon, destination, job, overlap, value};
 
 /// Reads `main`, then `conf.d/*.toml` beside it in the order of their names (those beginning with a dot are left out). Each
 /// file may add tables, none may repeat one. All problems are found in one go.
@@ -38,6 +38,30 @@ pub(super) fn load_in(main: &Path, here: &Surroundings<'_>) -> Result<Config, Pr
     }
 }
 
+/// The destinations of a configuration whose other tables may be missing, for a rescue.
+pub fn load_destinations(main: &Path) -> Result<BTreeMap<String, Destination>, Problems> {
+    let sources = read_all(main).map_err(|problem| Problems(vec![problem]))?;
+    let tables: Vec<DeTable<'_>> = sources.iter().map(SourceText::parse).collect();
+    let mut found = Collected::default();
+    for (source, table) in sources.iter().zip(&tables) {
+        found.add(&Table::root(source, table));
+    }
+    let known = Known {
+        encryption: BTreeSet::new(),
+        destinations: BTreeSet::new(),
+        whole: sources.iter().all(SourceText::is_whole),
+        directory: absolute(main).parent().map(Path::to_owned).unwrap_or_default(),
+        is_rescue: true,
+    };
+    let built =
+        found.destination.iter().filter_map(|(name, table)| Some(((*name).to_owned(), destination::destination(name, table, &known).0?)));
+    let built: BTreeMap<String, Destination> = built.collect();
+    drop(found);
+    drop(tables);
+    let problems: Vec<Problem> = sources.into_iter().flat_map(SourceText::into_problems).collect();
+    if problems.is_empty() { Ok(built) } else { Err(Problems(problems)) }
+}
+
 /// The names that other tables may refer to.
 pub(super) struct Known {
     pub encryption: BTreeSet<String>,
@@ -46,6 +70,8 @@ pub(super) struct Known {
     pub whole: bool,
     /// Where relative key files are looked for.
     pub directory: PathBuf,
+    /// Only destinations count, and not what they are encrypted with.
+    pub is_rescue: bool,
 }
 
 /// The tables of all files, each name once.
@@ -69,6 +95,7 @@ fn build<'a>(main: &Path, here: &Surroundings<'_>, sources: &'a [SourceText], ta
         destinations: found.destination.iter().map(|(n, _)| (*n).to_owned()).collect(),
         whole: sources.iter().all(SourceText::is_whole),
         directory: absolute(main).parent().map(Path::to_owned).unwrap_or_default(),
+        is_rescue: false,
     };
 
     // Every builder notes what is wrong and then gives None; all are asked, so that all is noted.

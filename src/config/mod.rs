@@ -28,7 +28,7 @@ mod value;
 use std::sync::{Arc, PoisonError, RwLock};
 
 pub use environment::check_files;
-pub use load::load;
+pub use load::{load, load_destinations};
 pub use paths::{default_path, default_socket};
 pub use problem::{Place, Problem, Problems, Severity};
 pub use service::operator;

@@ -10,6 +10,7 @@ use rustix::fs::Mode;
 use super::wiring;
 use crate::config;
 use crate::crypto::{key_file, locked};
+use crate::rescue;
 
 /// How keepd ends. Services and scripts rely on these numbers (docs/operations.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,9 @@ enum Command {
     /// The manual page, for make install
     #[command(hide = true)]
     Manual,
+    /// Bring backups back with nothing but the storage and a key: no daemon, no configuration
+    #[command(subcommand)]
+    Rescue(rescue::Command),
     /// Make keys
     Key {
         #[command(subcommand)]
@@ -84,6 +88,7 @@ pub fn run() -> ExitCode {
         Some(Command::Key { command: KeyCommand::Generate { file, pair: true } }) => generate_pair(&file),
         Some(Command::Key { command: KeyCommand::Generate { file, pair: false } }) => generate_key(&file),
         Some(Command::Manual) => manual(),
+        Some(Command::Rescue(command)) => return rescue::run(&command),
         None => {
             let path = arguments.config.unwrap_or_else(config::default_path);
             // A path relative to today's directory must still be right at the next reload, and in messages.

@@ -422,7 +422,7 @@ impl Repository {
     }
 
     /// Where a chunk lies; its absence is damage.
-    pub(super) fn locate(&self, id: &ChunkId) -> Result<Location> {
+    pub fn locate(&self, id: &ChunkId) -> Result<Location> {
         self.local.lookup(id)?.ok_or_else(|| self.damaged(&format!("chunk {id}"), "no pack of the repository holds it".into()))
     }
 

@@ -21,6 +21,10 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
         let hex = HEXLOWER.encode(id);
         if !known.contains_key(&hex) {
             match repository.read_manifest(id) {
+                Ok(manifest) if manifest.started.parse::<jiff::Timestamp>().is_err() => {
+                    problems.push(format!("{}: backups/{hex}: its time is none", repository.location()));
+                    unreadable.push(hex.clone());
+                }
                 Ok(manifest) => {
                     let detail = detail(&hex, &manifest);
                     ledger.put_backup(destination, &detail)?;

@@ -3,9 +3,9 @@
 //! `Runs` is the registry the schedule and the control socket start work through. A run is queued, waits for its job (a
 //! job never overlaps itself) and for a place (`max_parallel_runs`), works on blocking threads, and ends in the ledger.
 
-mod backup;
-mod browse;
-mod catalogue;
+pub(crate) mod backup;
+pub(crate) mod browse;
+pub(crate) mod catalogue;
 mod check;
 mod compare;
 mod contents;
@@ -19,19 +19,19 @@ pub mod housekeeping;
 mod in_place;
 mod keys;
 mod kit;
-mod live;
+pub(crate) mod live;
 mod load;
 pub mod memory;
 mod names;
 mod outcome;
 mod quiesce;
-mod readable;
+pub(crate) mod readable;
 mod reencrypt;
 mod references;
 mod registry;
-mod restore;
+pub(crate) mod restore;
 mod retain;
-mod selection;
+pub(crate) mod selection;
 mod set;
 mod to_directory;
 

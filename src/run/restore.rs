@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::live::{Failure, Finish, LiveRun};
 use super::selection::{Selection, Shown, is_at_or_below};
+use crate::crypto::CryptoError;
 use crate::repository::entry::{Extent, path_order};
 use crate::repository::fetch::{Fetcher, Slot};
+use crate::repository::reader::chunks_of;
 use crate::repository::{ChunkId, Entry, Kind, Manifest, Repository, RepositoryError, Segment, SourceReader};
 use crate::storage::StorageError;
 
@@ -32,7 +34,8 @@ const INLINE_SEGMENTS: usize = 2;
 /// A client that takes nothing for so long is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
-enum Op {
+/// What a stream is made of, in order.
+pub enum Op {
     /// An entry; its whole contents where they travel with it.
     Entry(Box<EntryHeader>, Vec<(Arc<Slot>, Extent)>),
     Data {
@@ -44,7 +47,14 @@ enum Op {
     End {
         entry: u64,
     },
+    /// What cannot be read, where that does not end the stream.
+    Hurt {
+        path: Vec<u8>,
+        text: String,
+    },
 }
+
+pub type Ops = Receiver<Result<Op, RepositoryError>>;
 
 /// A backup as one destination has it.
 #[derive(Clone)]
@@ -125,7 +135,7 @@ struct Done {
 }
 
 /// Why a stream from one place ended early.
-pub(super) enum Broken {
+pub enum Broken {
     /// It could not be read.
     Place(RepositoryError),
     End(Failure),
@@ -147,17 +157,51 @@ fn stream_from<W: Write>(
     done: &mut Done,
     live: &LiveRun,
 ) -> Result<(), Broken> {
-    let manifest = &place.manifest;
-    let selection = Selection::new(manifest, paths).map_err(|text| Broken::End(Failure::Failed(text)))?;
     // What is still on its way when a place fails is given up.
     let cancel = live.cancel.child_token();
+    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false };
+    with_ops(&place.repository, &place.manifest, &wanted, &cancel, |queue| write_out(queue, frames, done, live))
+}
+
+/// What of a backup is streamed, and how.
+pub struct Wanted<'a> {
+    /// `<source>[/<path>]`; none means all.
+    pub paths: &'a [Vec<u8>],
+    /// Of the entries at these paths exactly those.
+    pub only: Option<&'a HashSet<Vec<u8>>>,
+    /// Ops that another place gave already.
+    pub skip: u64,
+    /// Damage does not end the stream: it goes on with what is whole. Directories that were lost are made up.
+    pub is_patient: bool,
+}
+
+/// Has `consume` take what a backup consists of, while it is fetched.
+pub fn with_ops(
+    repository: &Arc<Repository>,
+    manifest: &Manifest,
+    wanted: &Wanted<'_>,
+    cancel: &CancellationToken,
+    consume: impl FnOnce(&Ops) -> Result<(), Broken>,
+) -> Result<(), Broken> {
+    let selection = Selection::new(manifest, wanted.paths).map_err(|text| Broken::End(Failure::Failed(text)))?;
     std::thread::scope(|scope| {
         let (ops, queue) = bounded::<Result<Op, RepositoryError>>(1024);
-        let (repository, selection, skip) = (place.repository.clone(), &selection, done.ops);
+        let (repository, selection) = (repository.clone(), &selection);
         let for_planner = cancel.clone();
         let planner = std::thread::Builder::new().name("plan".into()).spawn_scoped(scope, move || {
             let mut planner = match Fetcher::new(repository.clone(), repository.ahead_bytes(), for_planner) {
-                Ok(fetcher) => Planner { repository, manifest, only, fetcher, ops: ops.clone(), next: 0, skip },
+                Ok(fetcher) => Planner {
+                    repository,
+                    manifest,
+                    only: wanted.only,
+                    fetcher,
+                    ops: ops.clone(),
+                    next: 0,
+                    skip: wanted.skip,
+                    is_patient: wanted.is_patient,
+                    above: HashSet::new(),
+                    open: Vec::new(),
+                },
                 Err(e) => return drop(ops.send(Err(e))),
             };
             if let Err(e) = planner.plan(selection) {
@@ -165,21 +209,28 @@ fn stream_from<W: Write>(
             }
         });
         planner.map_err(|e| Broken::End(Failure::Failed(format!("cannot start a thread: {e}"))))?;
-        let written = write_out(&queue, frames, done, live);
-        if written.is_err() {
+        let consumed = consume(&queue);
+        if consumed.is_err() {
             cancel.cancel();
         }
         drop(queue);
-        written
+        consumed
     })
 }
 
-fn write_out<W: Write>(
-    queue: &Receiver<Result<Op, RepositoryError>>,
-    frames: &mut FrameWriter<W>,
-    done: &mut Done,
-    live: &LiveRun,
-) -> Result<(), Broken> {
+/// Whether a stream may go on without what could not be read: it is damaged or gone, and no more than that. A storage that does not answer may do
+/// so the next time; a disk of this machine that does not read something will not.
+pub fn is_bearable(error: &RepositoryError, repository: &Repository) -> bool {
+    match error {
+        RepositoryError::Object { source: CryptoError::NeedsPrivateKey(_), .. } => false,
+        RepositoryError::Object { .. } | RepositoryError::Payload { .. } | RepositoryError::Damaged { .. } => true,
+        RepositoryError::Storage(StorageError::NotFound { .. }) => true,
+        RepositoryError::Storage(_) => !repository.storage().is_remote(),
+        _ => false,
+    }
+}
+
+fn write_out<W: Write>(queue: &Ops, frames: &mut FrameWriter<W>, done: &mut Done, live: &LiveRun) -> Result<(), Broken> {
     let mut contents = Vec::new();
     for op in queue {
         let io = |e: io::Error| Broken::End(gone(&live.cancel, &e));
@@ -202,6 +253,7 @@ fn write_out<W: Write>(
                 live.report.bytes(u64::from(extent.len));
             }
             Op::End { entry } => frames.end(entry).map_err(io)?,
+            Op::Hurt { text, .. } => return Err(Broken::End(Failure::Damaged(text))),
         }
         done.ops += 1;
         if live.cancel.is_cancelled() {
@@ -211,7 +263,7 @@ fn write_out<W: Write>(
     Ok(())
 }
 
-pub(super) fn part<'b>(bytes: &'b [u8], extent: &Extent) -> Result<&'b [u8], Failure> {
+pub fn part<'b>(bytes: &'b [u8], extent: &Extent) -> Result<&'b [u8], Failure> {
     let end = extent.offset as usize + extent.len as usize;
     bytes
         .get(extent.offset as usize..end)
@@ -235,6 +287,11 @@ struct Planner<'a> {
     next: u64,
     /// Ops that another place gave already.
     skip: u64,
+    is_patient: bool,
+    /// Of the source at hand: directories above what is wanted, which were sent first.
+    above: HashSet<Vec<u8>>,
+    /// The directories sent that the next entry may stand in, each in the one before.
+    open: Vec<Vec<u8>>,
 }
 
 impl Planner<'_> {
@@ -248,24 +305,106 @@ impl Planner<'_> {
     fn plan(&mut self, selection: &Selection<'_>) -> Result<(), RepositoryError> {
         for selected in &selection.sources {
             let shown = &selected.shown;
-            let repository = self.repository.clone();
-            self.ancestors(shown, &selected.paths)?;
-            let found = walk(&repository, shown, &selected.paths, |entry| {
-                if self.only.is_some_and(|only| !only.contains(&entry.path)) {
-                    return Ok(());
-                }
-                if shown.is_one_file() {
-                    self.entry(shown, shown.source.name.clone().into_bytes(), shown.made_up_directory(&entry))?;
-                }
-                let entry = self.with_contents(shown, &selected.paths, entry)?;
-                self.entry(shown, shown.path(&entry.path), entry)
-            })?;
-            if let Some(path) = found {
-                let path = String::from_utf8_lossy(&shown.path(&path)).into_owned();
-                return Err(RepositoryError::Other(format!("'{path}' is not in the backup")));
+            self.above.clear();
+            self.open.clear();
+            match self.ancestors(shown, &selected.paths) {
+                Err(e) if self.is_patient && is_bearable(&e, &self.repository) => {}
+                other => other?,
+            }
+            for path in &selected.paths {
+                self.below(shown, &selected.paths, path)?;
             }
         }
         self.fetcher.flush();
+        Ok(())
+    }
+
+    /// All entries at or below one path.
+    fn below(&mut self, shown: &Shown<'_>, paths: &[Vec<u8>], path: &[u8]) -> Result<(), RepositoryError> {
+        let mut reader = SourceReader::starting_at(self.repository.clone(), shown.source, path);
+        let mut found = path.is_empty() && shown.source.entries == 0;
+        let mut last = path.to_vec();
+        loop {
+            let paged = match reader.next_paged() {
+                Ok(Some(paged)) => paged,
+                Ok(None) => break,
+                Err(e) => {
+                    // A page of entries is lost; the reader goes on with the next.
+                    found = true;
+                    let text = format!("'{}': entries behind it are lost: {e}", String::from_utf8_lossy(&shown.path(&last)));
+                    self.hurt(Vec::new(), text, e)?;
+                    continue;
+                }
+            };
+            if !is_at_or_below(&paged.entry.path, path) {
+                match path_order(&paged.entry.path, path).is_gt() {
+                    true => break,
+                    false => continue,
+                }
+            }
+            found = true;
+            last.clone_from(&paged.entry.path);
+            let read = reader.whole(paged).and_then(|entry| self.one(shown, paths, entry));
+            if let Err(e) = read {
+                let path = shown.path(&last);
+                let text = format!("'{}': {e}", String::from_utf8_lossy(&path));
+                self.hurt(path, text, e)?;
+            }
+        }
+        if found {
+            return Ok(());
+        }
+        let path = String::from_utf8_lossy(&shown.path(path)).into_owned();
+        Err(RepositoryError::Other(format!("'{path}' is not in the backup")))
+    }
+
+    fn one(&mut self, shown: &Shown<'_>, paths: &[Vec<u8>], entry: Entry) -> Result<(), RepositoryError> {
+        if self.only.is_some_and(|only| !only.contains(&entry.path)) {
+            return Ok(());
+        }
+        let entry = self.with_contents(shown, paths, entry)?;
+        if self.is_patient {
+            // Before anything of it is sent.
+            for chunk in chunks_of(&entry.content.segments) {
+                self.repository.locate(&chunk)?;
+            }
+            self.parents(shown, &entry)?;
+        }
+        if shown.is_one_file() {
+            self.entry(shown, shown.source.name.clone().into_bytes(), shown.made_up_directory(&entry))?;
+        }
+        self.entry(shown, shown.path(&entry.path), entry)
+    }
+
+    /// Sends on that something cannot be read, or gives up for it.
+    fn hurt(&mut self, path: Vec<u8>, text: String, error: RepositoryError) -> Result<(), RepositoryError> {
+        match self.is_patient && is_bearable(&error, &self.repository) {
+            true => self.send(Op::Hurt { path, text }),
+            false => Err(error),
+        }
+    }
+
+    /// Makes the directories up that an entry stands in and that were lost.
+    fn parents(&mut self, shown: &Shown<'_>, entry: &Entry) -> Result<(), RepositoryError> {
+        if shown.is_one_file() {
+            return Ok(());
+        }
+        while self.open.last().is_some_and(|directory| !is_at_or_below(&entry.path, directory)) {
+            self.open.pop();
+        }
+        let root = (!entry.path.is_empty()).then_some(0);
+        let ends = root.into_iter().chain(entry.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at));
+        for parent in ends.filter_map(|end| entry.path.get(..end)) {
+            let known = self.open.iter().any(|d| d == parent) || self.above.contains(parent);
+            if !known {
+                let made_up = shown.made_up_directory(entry);
+                self.entry(shown, shown.path(parent), made_up)?;
+                self.open.push(parent.to_vec());
+            }
+        }
+        if entry.kind == Kind::Directory {
+            self.open.push(entry.path.clone());
+        }
         Ok(())
     }
 
@@ -281,6 +420,7 @@ impl Planner<'_> {
         for directory in wanted {
             if let Some(entry) = find(&self.repository, shown.source, directory)? {
                 self.entry(shown, shown.path(directory), entry)?;
+                self.above.insert(directory.to_vec());
             }
         }
         Ok(())

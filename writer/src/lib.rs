@@ -103,6 +103,9 @@ enum Work {
     End {
         entry: u64,
     },
+    Lost {
+        entry: u64,
+    },
 }
 
 impl Work {
@@ -111,7 +114,7 @@ impl Work {
         match self {
             Work::Whole(_, path, contents) => path.len() + contents.len(),
             Work::Data { bytes, .. } => bytes.len(),
-            Work::Begin(..) | Work::Block { .. } | Work::End { .. } => 0,
+            Work::Begin(..) | Work::Block { .. } | Work::End { .. } | Work::Lost { .. } => 0,
         }
     }
 }
@@ -270,12 +273,12 @@ fn read_all(
                     }
                 }
             }
-            Some(Frame::End { entry }) => {
+            Some(frame @ (Frame::End { entry } | Frame::Lost { entry })) => {
                 let lane = lane_of.remove(&entry).ok_or_else(unannounced)?;
                 if let Some(block) = long.remove(&entry).and_then(|gathered| gathered.block) {
                     hand(lane, Work::Block { entry, block })?;
                 }
-                hand(lane, Work::End { entry })?;
+                hand(lane, if matches!(frame, Frame::End { .. }) { Work::End { entry } } else { Work::Lost { entry } })?;
             }
         }
         progress(entries, shared.bytes.load(Ordering::Relaxed));
@@ -459,11 +462,16 @@ impl Shared {
         }
         // What is not whole is not left under its name.
         for (_, unfinished) in open {
-            if let Ok(parent) = self.open_directory(split(&unfinished.path).0) {
-                let name = unfinished.temporary.as_deref().unwrap_or(split(&unfinished.path).1);
-                let _ = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
-            }
+            let _ = self.give_up(&unfinished);
         }
+    }
+
+    /// Removes what was begun of a file.
+    fn give_up(&self, unfinished: &Open) -> Result<()> {
+        let parent = self.open_directory(split(&unfinished.path).0)?;
+        let name = unfinished.temporary.as_deref().unwrap_or(split(&unfinished.path).1);
+        rustix::fs::unlinkat(&parent, name, AtFlags::empty())
+            .map_err(|e| format!("cannot remove {}, which is not whole: {e}", shown(&unfinished.path)).into())
     }
 
     fn step(&self, work: Work, open: &mut HashMap<u64, Open>, parent: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<()> {
@@ -498,6 +506,10 @@ impl Shared {
                     return Err(text.into());
                 }
                 self.close(file, parent)
+            }
+            Work::Lost { entry } => {
+                let file = open.remove(&entry).ok_or_else(|| RestoreError("a file ended that was not announced".into()))?;
+                self.give_up(&file)
             }
         }
     }

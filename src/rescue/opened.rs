@@ -1,0 +1,145 @@
+//! A repository opened for a rescue, with the list of its backups.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use keepd_protocol::model::Backup;
+use tokio_util::sync::CancellationToken;
+
+use super::arguments::{Of, Place};
+use super::{Failure, Result, keys, place, tell_some};
+use crate::config::Compression;
+use crate::ledger::Ledger;
+use crate::repository::{Manifest, OpenOptions, Repository};
+use crate::run::backup::unhex;
+use crate::run::catalogue;
+use crate::storage::Storage;
+
+/// What buffers may hold, in bytes.
+const MEMORY: u64 = 256 << 20;
+/// What the catalogue calls the place.
+const NAME: &str = "rescue";
+
+pub struct Opened {
+    pub repository: Arc<Repository>,
+    ledger: Ledger,
+    /// What of the index or of the list of backups is damaged; the rest is there.
+    pub problems: Vec<String>,
+    pub cancel: CancellationToken,
+    /// For what does not fit into memory.
+    pub scratch: PathBuf,
+    /// Gone when this is dropped.
+    _temporary: Option<tempfile::TempDir>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Opened {
+    pub fn open(arguments: &Place) -> Result<Self> {
+        let destination = place::destination(&arguments.destination, arguments.name.as_deref())?;
+        let cancel = CancellationToken::new();
+        cancel_by_signals(&cancel)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.map_err(|e| Failure::failed(format!("cannot start the async runtime: {e}")))?;
+        let storage = Storage::open(&destination, runtime.handle().clone()).map_err(Failure::failed)?;
+        let (profile, lent) = keys::keys(arguments, &storage)?;
+        let (scratch, temporary) = scratch(arguments.cache.as_deref())?;
+        let options = OpenOptions {
+            profile: profile.as_ref(),
+            compression: Compression::Zstd,
+            cache_root: &scratch,
+            known_id: None,
+            create: false,
+            memory: MEMORY,
+        };
+        let repository = Repository::open(storage, &options)?;
+        repository.lend(&lent);
+        let mut problems = repository.sync_index()?;
+        let ledger = Ledger::open(repository.cache_dir()).map_err(Failure::failed)?;
+        problems.extend(catalogue::sync(&repository, NAME, &ledger)?);
+        if cancel.is_cancelled() {
+            return Err(Failure::failed("cancelled"));
+        }
+        Ok(Self { repository, ledger, problems, cancel, scratch, _temporary: temporary, _runtime: runtime })
+    }
+
+    /// Tells what of the repository is damaged before anything is done with it.
+    pub fn tell_problems(&self) {
+        tell_some("damaged", &self.problems);
+    }
+
+    /// The backups, newest first.
+    pub fn backups(&self, job: Option<&str>) -> Result<Vec<Backup>> {
+        self.ledger.backups(job, None).map_err(Failure::failed)
+    }
+
+    /// The backup that is meant, with its manifest.
+    pub fn find(&self, of: &Of) -> Result<(Backup, Manifest)> {
+        let found = self.resolve(of)?;
+        let object = catalogue::object(&self.ledger, NAME, &found.id)?;
+        Ok((found, self.repository.read_manifest(&object)?))
+    }
+
+    fn resolve(&self, Of { backup, job }: &Of) -> Result<Backup> {
+        if backup == "latest" {
+            let of = job.as_deref().map(|j| format!(" of job {j}")).unwrap_or_default();
+            let found = self.ledger.latest(job.as_deref()).map_err(Failure::failed)?;
+            return found
+                .ok_or_else(|| Failure::failed(format!("there is no good backup{of} here; 'keepd rescue list' shows what there is")));
+        }
+        if backup.is_empty() || backup.len() > 64 || !backup.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Failure::usage(format!(
+                "'{backup}' is no backup: give an id as 'keepd rescue list' shows it, a unique start of one, or 'latest'"
+            )));
+        }
+        let prefix = backup.to_ascii_lowercase();
+        let mut found = self.ledger.backups_by_prefix(&prefix, job.as_deref()).map_err(Failure::failed)?;
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 if unhex(&prefix).is_some_and(|id| self.repository.listed_backups().is_ok_and(|all| all.contains(&id))) => {
+                Err(Failure::failed(format!("backup {prefix} is there, but its manifest cannot be read")))
+            }
+            0 => Err(Failure::failed(format!("there is no backup whose id starts with {backup}; 'keepd rescue list' shows what there is"))),
+            _ => Err(Failure::failed(format!("several backups' ids start with {backup}; give more of it"))),
+        }
+    }
+}
+
+/// Where the caches go, and the directory to be removed at the end.
+fn scratch(cache: Option<&Path>) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
+    let Some(cache) = cache else {
+        let made = tempfile::Builder::new().prefix("keepd-rescue-").tempdir();
+        let made = made.map_err(|e| Failure::failed(format!("cannot make a temporary directory ({e}); name one with --cache DIR")))?;
+        return Ok((made.path().to_owned(), Some(made)));
+    };
+    std::fs::create_dir_all(cache).map_err(|e| Failure::failed(format!("cannot make {}: {e}", cache.display())))?;
+    Ok((cache.to_owned(), None))
+}
+
+/// The first signal asks for an end at the next safe point.
+fn cancel_by_signals(cancel: &CancellationToken) -> Result<()> {
+    let failed = |e: std::io::Error| Failure::failed(format!("signals cannot be handled: {e}"));
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]).map_err(failed)?;
+    let cancel = cancel.clone();
+    let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        signals.forever().for_each(|_| cancel.cancel());
+    });
+    thread.map(drop).map_err(failed)
+}
+
+/// Paths as the repository's readers take them.
+pub fn bytes(paths: &[OsString]) -> Vec<Vec<u8>> {
+    paths.iter().map(|p| p.as_bytes().to_vec()).collect()
+}
+
+/// A bar on a terminal; nothing else.
+pub fn bar(place: &Place, what: &'static str, total: u64) -> ProgressBar {
+    if place.quiet || place.no_progress || place.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    ProgressBar::new(total).with_message(what).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
