@@ -1,6 +1,7 @@
 //! The methods about keys. Keys come and go through descriptors, never in a message.
 
 use std::fs::File;
+use std::io::Seek;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -30,9 +31,16 @@ fn one(fds: Vec<OwnedFd>) -> Result<File> {
     Ok(File::from(fd))
 }
 
+/// What an open key file holds, from its beginning: the caller may have read it, or passed it along before.
+fn read(name: &str, mut file: &File) -> std::result::Result<(Vec<Key>, Vec<PrivateKey>), Error> {
+    // What cannot be rewound is no regular file, and refused as such.
+    let _ = file.rewind();
+    key_file::load_all(Path::new(name), file).map_err(|e| Error::Failed(e.to_string()))
+}
+
 /// The one key of an open key file; `name` is for messages.
 fn one_key(name: &str, file: &File) -> std::result::Result<Key, Error> {
-    let (keys, private_keys) = key_file::load_all(Path::new(name), file).map_err(|e| Error::Failed(e.to_string()))?;
+    let (keys, private_keys) = read(name, file)?;
     let [key]: [Key; 1] = keys.try_into().map_err(|keys: Vec<Key>| {
         Error::Failed(match (keys.is_empty(), private_keys.is_empty()) {
             (true, false) => format!("{name} is a private key file: it opens contents that were written for it, not repositories"),
@@ -45,7 +53,7 @@ fn one_key(name: &str, file: &File) -> std::result::Result<Key, Error> {
 /// The one private key of an open private key file.
 fn one_private_key(file: &File) -> std::result::Result<PrivateKey, Error> {
     let name = "the private key file";
-    let (_, private_keys) = key_file::load_all(Path::new(name), file).map_err(|e| Error::Failed(e.to_string()))?;
+    let (_, private_keys) = read(name, file)?;
     let [key]: [PrivateKey; 1] =
         private_keys.try_into().map_err(|_| Error::Failed(format!("{name} does not hold a private key, or holds several")))?;
     Ok(key)
