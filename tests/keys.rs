@@ -245,7 +245,7 @@ fn a_passphrase_is_exchanged_for_a_key_file_and_a_file_that_is_not_ours_is_told(
 
     let text = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
     fs::write(keepd.path("keepd.toml"), text.replace("passphrase = { file = \"phrase\" }", &format!("key_file = \"{new}\""))).unwrap();
-    keepd.ok(&["reload"]);
+    // Changed and not read again, as if keepctl was killed in between.
     // The configuration has no word for the passphrase any more; which slots were its is known all the same.
     keepd.ok(&["key", "rotate", "main", "--to", &new]);
     let left = slots(&keepd, "local");
@@ -472,4 +472,41 @@ fn the_kit_of_a_passphrase_has_a_key_of_its_own() {
     let told = keepd.fails(1, &["key", "kit", "main", "-o", second.to_str().unwrap()]);
     assert!(told.contains("usb") && !second.exists(), "{told}");
     assert_eq!(slots(&keepd, "local").len(), 2);
+}
+
+#[test]
+fn secrets_and_a_private_key_come_into_a_kit_only_when_asked_for() {
+    let keepd = two_places();
+    let pair = keepd.path("read.key");
+    let (fingerprint, public) = keepd::crypto::key_file::generate_pair(&pair).unwrap();
+    fs::write(keepd.path("hush"), "s3cr3t-c4n4ry\n").unwrap();
+    let text = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
+    let text = text.replace("# since ever\n", &format!("# since ever\npublic_key = \"{}\"\n", public.display()));
+    let s3 = "[destination.far]\nservice = \"s3\"\nbucket = \"b\"\nendpoint = \"http://127.0.0.1:1\"\nregion = \"x\"\naccess_key_id = { file = \"hush\" }\n\
+              secret_access_key = { file = \"hush\" }\nencryption = \"main\"\n";
+    fs::write(keepd.path("keepd.toml"), format!("{text}{s3}")).unwrap();
+    keepd.ok(&["reload"]);
+    let profile = keepd.json(&["key", "list", "local"])["profiles"][0].clone();
+    assert_eq!(profile["public_key"].as_str(), Some(fingerprint.to_string().as_str()));
+    let made = |name: &str, more: &[&str]| {
+        let kit = keepd.path(name).display().to_string();
+        let out = keepd.ctl(&[&["key", "kit", "main", "-o", &kit], more].concat());
+        assert!(out.status.success(), "{}", text_of(&out));
+        (fs::read_to_string(kit).unwrap(), text_of(&out))
+    };
+    let (without, told) = made("without.py", &[]);
+    assert!(!without.contains("keepd-private-1 ") && !without.contains("c4n4ry"));
+    assert!(without.contains("export KEEPD_FAR_SECRET_ACCESS_KEY=..."), "what must be entered");
+    assert!(told.contains(&fingerprint.to_string()) && told.contains("cannot be read") && without.contains("cannot"), "{told}");
+    let private = pair.display().to_string();
+    let (with, told) = made("with.py", &["--include-secrets", "--private-key", &private]);
+    assert!(with.contains("\nkeepd-private-1 ") && with.contains("export KEEPD_FAR_SECRET_ACCESS_KEY='s3cr3t-c4n4ry'"));
+    assert!(!told.contains("c4n4ry") && !told.contains("cannot be read"), "{told}");
+    // That of another pair.
+    let other = keepd.path("other.key");
+    keepd::crypto::key_file::generate_pair(&other).unwrap();
+    let kit = keepd.path("wrong.py").display().to_string();
+    let told = keepd.fails(1, &["key", "kit", "main", "-o", &kit, "--private-key", other.to_str().unwrap()]);
+    assert!(told.contains("is not that of the public key"), "{told}");
+    assert!(!keepd.path("wrong.py").exists() && !keepd.log().contains("c4n4ry"));
 }
