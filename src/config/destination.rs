@@ -302,7 +302,8 @@ fn common(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
         // It is given keys on the command line.
         Some(None)
     } else {
-        table.require("encryption", "the name of an [encryption.*] table, or \"none\" to store everything readable by whoever has the files")
+        table
+            .require("encryption", "the name of an [encryption.*] table, or \"none\" to store everything readable by whoever has the files")
             .and_then(|item| profile(&item, known))
     };
     let words = [("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)];

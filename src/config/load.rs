@@ -53,7 +53,8 @@ pub fn load_destinations(main: &Path) -> Result<BTreeMap<String, Destination>, P
         directory: absolute(main).parent().map(Path::to_owned).unwrap_or_default(),
         is_rescue: true,
     };
-    let built = found.destination.iter().filter_map(|(name, table)| Some(((*name).to_owned(), destination::destination(name, table, &known).0?)));
+    let built =
+        found.destination.iter().filter_map(|(name, table)| Some(((*name).to_owned(), destination::destination(name, table, &known).0?)));
     let built: BTreeMap<String, Destination> = built.collect();
     drop(found);
     drop(tables);

@@ -39,8 +39,13 @@ pub fn export(place: &Place, of: &Of, output: &Path, paths: &[OsString]) -> Resu
         })?),
     };
     let bar = opened::bar(place, "exporting", manifest.bytes());
-    let mut archive =
-        Archive { out: Builder::new(BufWriter::with_capacity(1 << 20, out)), scratch: opened.scratch.clone(), open: None, done: 0, bar: &bar };
+    let mut archive = Archive {
+        out: Builder::new(BufWriter::with_capacity(1 << 20, out)),
+        scratch: opened.scratch.clone(),
+        open: None,
+        done: 0,
+        bar: &bar,
+    };
     let poured = pour(&opened, &manifest, &opened::bytes(paths), &mut archive).and_then(|poured| {
         let mut out = archive.out.into_inner()?;
         out.flush()?;
@@ -120,7 +125,8 @@ impl Archive<'_> {
             records.push(("mtime".into(), decimal(entry.mtime_seconds, entry.mtime_nanoseconds).into_bytes()));
         }
         for (name, value) in &entry.xattrs {
-            let (Some(name), Ok(value)) = (name.to_bytes().ok().and_then(|n| String::from_utf8(n).ok()), BASE64.decode(value.as_bytes())) else {
+            let (Some(name), Ok(value)) = (name.to_bytes().ok().and_then(|n| String::from_utf8(n).ok()), BASE64.decode(value.as_bytes()))
+            else {
                 continue;
             };
             records.push((format!("SCHILY.xattr.{name}"), value));
@@ -143,7 +149,9 @@ fn decimal(seconds: i64, nanoseconds: u32) -> String {
 impl Sink for Archive<'_> {
     fn entry(&mut self, header: &EntryHeader, contents: &[u8]) -> io::Result<()> {
         if header.kind == EntryKind::File && !header.inline {
-            let named = |e: io::Error| io::Error::new(e.kind(), format!("a temporary file in {}: {e}; name another with --cache DIR", self.scratch.display()));
+            let named = |e: io::Error| {
+                io::Error::new(e.kind(), format!("a temporary file in {}: {e}; name another with --cache DIR", self.scratch.display()))
+            };
             let file = tempfile::tempfile_in(&self.scratch).map_err(named)?;
             // Holes read as zeros.
             file.set_len(header.size).map_err(named)?;

@@ -102,7 +102,8 @@ pub fn check(place: &Place, percent: u32) -> Result<Exit> {
         print_json(&report)?;
     } else {
         tell_some("damaged", &report.problems);
-        let hurt: Vec<String> = report.hurt.iter().map(|(id, paths)| format!("backup {}: {}", render::short(id), paths.join(", "))).collect();
+        let hurt: Vec<String> =
+            report.hurt.iter().map(|(id, paths)| format!("backup {}: {}", render::short(id), paths.join(", "))).collect();
         tell_some("hurt", &hurt);
         if is_whole && !place.quiet {
             let read = format!("{} of {} packs read, {}", report.packs_read, report.packs, render::bytes(report.bytes_read));

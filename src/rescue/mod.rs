@@ -84,7 +84,8 @@ impl From<io::Error> for Failure {
 /// Carries a command out.
 pub fn run(command: &Command) -> ExitCode {
     // What storages have to say (that they try again, mostly).
-    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN).without_time().with_target(false).try_init();
+    let _ =
+        tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN).without_time().with_target(false).try_init();
     let done = match command {
         Command::List { place, job } => look::list(place, job.as_deref()),
         Command::Ls { place, of, path, recursive } => look::ls(place, of, path.as_deref(), *recursive),

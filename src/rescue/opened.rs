@@ -87,7 +87,8 @@ impl Opened {
         if backup == "latest" {
             let of = job.as_deref().map(|j| format!(" of job {j}")).unwrap_or_default();
             let found = self.ledger.latest(job.as_deref()).map_err(Failure::failed)?;
-            return found.ok_or_else(|| Failure::failed(format!("there is no good backup{of} here; 'keepd rescue list' shows what there is")));
+            return found
+                .ok_or_else(|| Failure::failed(format!("there is no good backup{of} here; 'keepd rescue list' shows what there is")));
         }
         if backup.is_empty() || backup.len() > 64 || !backup.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(Failure::usage(format!(
@@ -124,7 +125,13 @@ fn cancel_by_signals(cancel: &CancellationToken) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]).map_err(failed)?;
     let cancel = cancel.clone();
     let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
-        signals.forever().for_each(|_| cancel.cancel());
+        for signal in signals.forever() {
+            if cancel.is_cancelled() {
+                // Whoever asks twice does not want to wait.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+            cancel.cancel();
+        }
     });
     thread.map(drop).map_err(failed)
 }

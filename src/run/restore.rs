@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::live::{Failure, Finish, LiveRun};
 use super::selection::{Selection, Shown, is_at_or_below};
-use crate::repository::entry::{Extent, path_order};
 use crate::crypto::CryptoError;
+use crate::repository::entry::{Extent, path_order};
 use crate::repository::fetch::{Fetcher, Slot};
 use crate::repository::reader::chunks_of;
 use crate::repository::{ChunkId, Entry, Kind, Manifest, Repository, RepositoryError, Segment, SourceReader};
@@ -230,12 +230,7 @@ pub fn is_bearable(error: &RepositoryError, repository: &Repository) -> bool {
     }
 }
 
-fn write_out<W: Write>(
-    queue: &Ops,
-    frames: &mut FrameWriter<W>,
-    done: &mut Done,
-    live: &LiveRun,
-) -> Result<(), Broken> {
+fn write_out<W: Write>(queue: &Ops, frames: &mut FrameWriter<W>, done: &mut Done, live: &LiveRun) -> Result<(), Broken> {
     let mut contents = Vec::new();
     for op in queue {
         let io = |e: io::Error| Broken::End(gone(&live.cancel, &e));
