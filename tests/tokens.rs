@@ -140,6 +140,21 @@ fn a_token_wraps_the_keys_of_a_repository() {
     // Nonce, master key, tag.
     assert_eq!(first["wrapped"].as_str().unwrap().len(), 2 * (12 + 32 + 16));
 
+    // A rescue asks the token too.
+    let rescue = |token: &str, pin: &str| {
+        let mut command = Command::new(common::keepd_binary());
+        command.args(["rescue", "list", "--json", "--destination"]).arg(keepd.path("repository"));
+        command.arg("--pkcs11-module").arg(module()).args(["--token", token, "--token-key", "backup", "--pin-file"]).arg(keepd.path(pin));
+        command.envs([tokens.environment()]).stdin(std::process::Stdio::null()).output().unwrap()
+    };
+    write_secret(&keepd.path("wrong-pin"), WRONG_PIN);
+    let out = rescue("vault", "pin");
+    assert!(out.status.success() && text(&out).contains("\"shop\""), "{}", text(&out));
+    let out = rescue("vault", "wrong-pin");
+    assert!(out.status.code() == Some(1) && text(&out).contains("PIN is wrong") && !text(&out).contains(WRONG_PIN), "{}", text(&out));
+    let out = rescue("nobody", "pin");
+    assert!(out.status.code() == Some(1) && text(&out).contains("no token 'nobody'"), "{}", text(&out));
+
     // Its key file opens nothing here.
     configure_key(&keepd, "key_file = \"main.key\"");
     restart(&mut keepd);

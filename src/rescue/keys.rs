@@ -29,7 +29,11 @@ pub fn keys(place: &Place, storage: &Storage) -> Result<(Option<Profile>, Lent)>
     }
     let mut keys = keys.into_iter();
     match keys.next() {
-        Some(_) if is_plain => Err(Failure::failed(format!("{} is not encrypted; leave the keys out", storage.location()))),
+        // Whoever can write there could have put such a slot in place of the right one, and backups of their own beside it.
+        Some(_) if is_plain => Err(Failure::failed(format!(
+            "{} says that it is not encrypted, and keys were given; if it never was encrypted leave them out, else somebody exchanged its key slots",
+            storage.location()
+        ))),
         Some(key) => Ok((Some(Profile { retired: keys.collect(), ..Profile::of("rescue", key) }), lent)),
         // Without slots there is no repository, or none that is whole: whoever opens it tells.
         None if is_plain || slots.is_empty() => Ok((None, lent)),

@@ -125,7 +125,13 @@ fn cancel_by_signals(cancel: &CancellationToken) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]).map_err(failed)?;
     let cancel = cancel.clone();
     let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
-        signals.forever().for_each(|_| cancel.cancel());
+        for signal in signals.forever() {
+            if cancel.is_cancelled() {
+                // Whoever asks twice does not want to wait.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+            cancel.cancel();
+        }
     });
     thread.map(drop).map_err(failed)
 }

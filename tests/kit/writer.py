@@ -173,8 +173,8 @@ class Writer:
     def manifest(self, sources, sequence=1, **more):
         body = {0: 1, 1: self.id, 2: sequence, 3: None, 4: "job", 5: "run", 6: "2026-01-01T00:00:0%dZ" % sequence, 7: "2026-01-01T00:01:00Z",
                 8: "manual", 9: "good", 12: "host", 13: "test",
-                14: [{0: name, 1: "files", 2: b"/srv/" + name.encode(), 3: pages, 4: 1, 5: 1, 6: 1, 7: 1} for name, pages in sources], 15: [[0, "root"]],
-                16: [[0, "root"]]}
+                14: [{0: name, 1: "files", 2: b"/srv/" + name.encode(), 3: pages, 4: 3, 5: 2, 6: 1, 7: 1, 8: "{}"} for name, pages in sources],
+                11: [], 15: [[0, "root"]], 16: [[0, "root"]], 17: [], 18: 0, 19: 0}
         body.update({int(k[1:]): v for k, v in more.items()})
         return self.object(4, "backups", body)
 
