@@ -270,6 +270,12 @@ impl Repository {
         }
         for (id, size) in packs.into_iter().filter(|(id, _)| !known.contains_key(id)) {
             match self.read_footer(&id, size) {
+                // Who has the public key can put any contents beside a genuine footer.
+                Ok(contents) if !self.may_be_taken_up(&id, contents.kind) => problems.push(format!(
+                    "{}: {}: no index lists it, and without its private key it cannot be proven; what is in it is stored anew",
+                    self.location(),
+                    pack_name(&id)
+                )),
                 Ok(contents) => self.local.add_unindexed(&IndexedPack { id, size, kind: contents.kind, chunks: contents.chunks })?,
                 Err(e @ RepositoryError::Storage(_)) => return Err(e),
                 // One that nobody can read, and it is known.
@@ -278,6 +284,15 @@ impl Repository {
             }
         }
         Ok(problems)
+    }
+
+    /// Whether a pack that no index lists is what its footer says: an ordinary one, one that this process wrote, or one that a private key opens.
+    fn may_be_taken_up(&self, id: &[u8; 32], kind: ObjectKind) -> bool {
+        let Ok(header) = self.storage.range(&pack_name(id), 0, HEADER_BYTES as u64) else { return false };
+        match ObjectHeader::expect(&header, &self.id, kind) {
+            Ok(header) => !header.is_write_only() || self.keys.can_read(&header),
+            Err(_) => false,
+        }
     }
 
     /// The packs that the local index knows and that are not condemned, with their sizes.
@@ -552,33 +567,37 @@ pub fn slot_name(slot: &str) -> String {
 fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result<Keyring> {
     let location = storage.location().to_owned();
     let object = |name: &str, source| RepositoryError::Object { location: location.clone(), name: name.to_owned(), source };
-    let keys: Vec<_> = options.profile.map_or_else(|| vec![None], |p| p.keys().map(Some).collect());
     let (mut found, mut patience, mut unread): (Vec<(CryptoError, String)>, _, _) = (Vec::new(), Patience::default(), None);
-    let mut opened: Option<Keyring> = None;
+    let mut all = Vec::new();
     for (name, slot) in slots::read_all(storage)? {
-        let slot = match slot {
-            Ok(slot) => slot,
-            Err(Unreadable::Slot(e)) => {
-                found.push((e, name));
-                continue;
-            }
+        match slot {
+            Ok(slot) => all.push((name, slot)),
+            Err(Unreadable::Slot(e)) => found.push((e, name)),
             // Another one may do.
-            Err(Unreadable::Storage(e)) => {
-                unread = unread.or(Some(e));
-                continue;
-            }
-        };
-        for key in &keys {
-            if !patience.allows(&slot, *key) {
-                found.push((slots::too_many(), name.clone()));
-                continue;
-            }
-            match slot.unwrap(id, *key) {
-                // While a repository is re-encrypted, and after a crash then, slots of several ages may be there.
-                Ok(keys) => opened = opened.filter(|best| best.age() >= keys.age()).or(Some(keys)),
-                // Left by an interrupted start of another repository here.
-                Err(CryptoError::OtherRepository) => {}
-                Err(source) => found.push((source, name.clone())),
+            Err(Unreadable::Storage(e)) => unread = unread.or(Some(e)),
+        }
+    }
+    // A retired key opens what the profile's own does not: what it opens beside that may have been put there by whoever has it.
+    let current = options.profile.map_or_else(|| vec![None], |p| vec![Some(&p.key)]);
+    let retired = options.profile.map_or_else(Vec::new, |p| p.retired.iter().map(Some).collect());
+    let mut opened: Option<Keyring> = None;
+    for keys in [current, retired] {
+        if opened.is_some() {
+            break;
+        }
+        for (name, slot) in &all {
+            for key in &keys {
+                if !patience.allows(slot, *key) || (opened.is_some() && slots::is_dear(slot)) {
+                    found.push((slots::too_many(), name.clone()));
+                    continue;
+                }
+                match slot.unwrap(id, *key) {
+                    // While a repository is re-encrypted, and after a crash then, slots of several ages may be there.
+                    Ok(keys) => opened = opened.filter(|best| best.age() >= keys.age()).or(Some(keys)),
+                    // Left by an interrupted start of another repository here.
+                    Err(CryptoError::OtherRepository) => {}
+                    Err(source) => found.push((source, name.clone())),
+                }
             }
         }
     }

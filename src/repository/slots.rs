@@ -83,6 +83,11 @@ impl Patience {
     }
 }
 
+/// Whether a passphrase's slot costs more than those that keepd makes.
+pub(super) fn is_dear(slot: &Slot) -> bool {
+    slot.method == METHOD_PASSPHRASE && slot.kdf.as_deref() != Some(Cost::USUAL.to_string().as_str())
+}
+
 /// Of a slot that is not tried.
 pub(super) fn too_many() -> CryptoError {
     CryptoError::Slot(format!("it was not tried, for more than {MAX_SLOTS} slots with passphrases are there"))
@@ -170,6 +175,9 @@ impl Repository {
     /// Has a further key open this repository; `label` is the profile's name, for people. Durable and proven when it returns. The caller is
     /// the writer.
     pub fn add_slot(&self, label: &str, key: &ProfileKey) -> Result<Added> {
+        if self.keys.is_changing() {
+            return Err(self.other("it is being re-encrypted; wait until that has ended ('keepctl run list')".to_owned()));
+        }
         let there = look(&self.storage, &self.id, &[Some(key)])?;
         if let Some((slot, _)) = there.iter().find(|(_, opened)| self.is_of_these_keys(opened.as_ref())) {
             return Ok(Added::There(slot.id.clone()));

@@ -82,7 +82,6 @@ pub fn open(env: &Environment, destination: &Destination, create: bool) -> Resul
         }
         other => Failure::Failed(format!("destination {}: {other}", destination.name)),
     })?;
-    is_not_older(ledger, &repository).map_err(|text| Failure::Failed(format!("destination {}: {text}", destination.name)))?;
     repository.lend(lent);
     if known_id.is_none() && !repository.may_be_another() {
         remember(ledger, &repository)?;
@@ -90,19 +89,47 @@ pub fn open(env: &Environment, destination: &Destination, create: bool) -> Resul
     Ok(repository)
 }
 
-/// Refuses a repository whose key slots are from before its last re-encryption: whoever has the old key, and can write to the storage, may have put
-/// them back to read the next backups.
-fn is_not_older(ledger: &Ledger, repository: &Repository) -> Result<(), String> {
-    let note = format!("master key of {}", repository.id());
-    let known: u16 = ledger.note(&note).map_err(|e| e.to_string())?.and_then(|n| n.parse().ok()).unwrap_or(0);
-    match repository.epoch().cmp(&known) {
-        std::cmp::Ordering::Equal => Ok(()),
-        std::cmp::Ordering::Greater => ledger.set_note(&note, &repository.epoch().to_string()).map_err(|e| e.to_string()),
-        std::cmp::Ordering::Less => Err(format!(
-            "its key slots are from before a re-encryption (master key {}, and it was at {known}): somebody put older ones into keys/ back, or the whole storage; nothing is written with a key that was given up",
-            repository.epoch()
-        )),
+fn keys_note(repository: &Repository) -> String {
+    format!("master key of {}", repository.id())
+}
+
+/// Remembers at which master key a repository is; `ended`: that the one before is in force no more.
+pub fn remember_keys(ledger: &Ledger, repository: &Repository, ended: bool) -> Result<(), Failure> {
+    Ok(ledger.set_note(&keys_note(repository), &format!("{}{}", repository.epoch(), if ended { " ended" } else { "" }))?)
+}
+
+/// Refuses to write to a repository whose key slots are from before the end of its last re-encryption: whoever has the old key, and can write to the
+/// storage, may have put them back to read the next backups.
+fn is_not_older(env: &Environment, destination: &Destination, repository: &Repository) -> Result<(), Failure> {
+    let note = env.ledger.note(&keys_note(repository))?.unwrap_or_default();
+    let (known, ended) = note.split_once(' ').map_or((note.as_str(), false), |(known, _)| (known, true));
+    let known: u16 = known.parse().unwrap_or(0);
+    let (name, epoch) = (&destination.name, repository.epoch());
+    match epoch < known || (epoch == known && ended && repository.is_changing_keys()) {
+        false => Ok(()),
+        true => Err(Failure::Failed(format!(
+            "destination {name}: its key slots are from before the end of a re-encryption (master key {epoch}, and it was at {known}): somebody put older ones into keys/ back, or the whole storage. Nothing is \
+             written with a key that was given up; what is there can be restored. If you brought an older state back yourself: keepctl destination take-over {name}"
+        ))),
     }
+}
+
+/// Whether a repository that was opened a while ago still has the keys that it has now.
+pub fn has_its_keys(env: &Environment, repository: &Repository) -> bool {
+    let now = format!("{}{}", repository.epoch(), if repository.is_changing_keys() { "" } else { " ended" });
+    env.ledger.note(&keys_note(repository)).is_ok_and(|note| note.is_none_or(|note| note == now))
+}
+
+/// Takes a repository as it is: it is at the master key that its slots have.
+pub fn accept_keys(env: &Environment, repository: &Repository) -> Result<(), Failure> {
+    remember_keys(&env.ledger, repository, !repository.is_changing_keys())
+}
+
+/// Opens the repository of a destination to say something of a backup there.
+pub fn open_to_mark(env: &Environment, destination: &Destination) -> Result<Arc<Repository>, Failure> {
+    let repository = open(env, destination, false)?;
+    is_not_older(env, destination, &repository)?;
+    Ok(repository)
 }
 
 /// Opens the repository of a destination and becomes its writer; with `create` makes one where none ever was.
@@ -113,6 +140,7 @@ pub fn open_for_writing(
     create: bool,
 ) -> Result<(Arc<Repository>, Lease), Failure> {
     let repository = open(env, destination, create)?;
+    is_not_older(env, destination, &repository)?;
     let lease = lease(env, &repository, live)?;
     Ok((repository, lease))
 }

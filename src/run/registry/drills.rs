@@ -75,7 +75,7 @@ impl Runs {
         let run = self.start(work, move |live| {
             let mut tried = Vec::new();
             let reading = Reading::Contents(Vec::new());
-            let open = || Ok(runs.place(runs.open_beside(&env, &found, &[], &reading)?));
+            let open = || runs.open_beside(&env, &found, &[], &reading);
             let another = &mut || {
                 if tried.is_empty() {
                     tried.extend(live.snapshot().destination);
@@ -84,7 +84,7 @@ impl Runs {
             };
             let name = job.name.clone();
             let request = Request { job, backup: found.clone(), planned };
-            let ended = drill::drill(&env, request, open, another, live);
+            let ended = drill::drill(&env, request, open, another, &|name| runs.keep_readable(name), live);
             // One that could not be tried is tried again at the next look.
             if let Some(count) = calendar.filter(|_| ended.tried) {
                 env.ledger.set_note(&due_note(&name), &began.as_second().to_string())?;

@@ -18,11 +18,9 @@ use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, broadcast, watch};
 pub use self::drills::DrillStarted;
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
-use super::restore::Place;
 use crate::config::{self, Config, Destination, Job};
 use crate::crypto::{self, Lent};
 use crate::ledger::Ledger;
-use crate::repository::{Manifest, Repository};
 
 /// Finished runs kept in the ledger.
 const KEEP_RUNS: u32 = 5000;
@@ -189,12 +187,6 @@ impl Runs {
     /// Keeps a prune away from a destination while it lives.
     fn keep_readable(&self, destination: &str) -> Arc<dyn Send + Sync> {
         Arc::new(self.runtime.block_on(self.locks(destination).readers.read_owned()))
-    }
-
-    /// An open backup as what is read from, kept from being pruned while that lives.
-    fn place(&self, (repository, manifest, destination): (Arc<Repository>, Manifest, String)) -> Place {
-        let _reading = self.keep_readable(&destination);
-        Place { repository, manifest, destination, _reading }
     }
 
     /// Whether something that is done every so often, and known by a note of the ledger, is due; it counts as begun then.
