@@ -154,6 +154,7 @@ fn text(wanted: &Wanted, destinations: Vec<kit::Destination>, warnings: Vec<Stri
             ProfileKey::Token(_) => KeyKind::Token,
         },
         keys,
+        private_elsewhere: wanted.profile.recipient.as_ref().filter(|_| wanted.private.is_none()).map(|r| r.fingerprint().to_string()),
         host: names::host(),
         made: Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
         keepd_version: env!("CARGO_PKG_VERSION").to_owned(),
