@@ -340,8 +340,9 @@ fn places_on_s3_and_in_files_are_read() {
     // While the daemon runs and holds the lease.
     let config = keepd.path("saved.toml");
     fs::copy(keepd.path("keepd.toml"), &config).unwrap();
-    let out = Command::new(keepd_binary()).args(["rescue", "list", "--json", "--name", "local", "--key"]).arg(keepd.path("main.key"));
-    let out = out.arg("--destination").arg(&config).output().unwrap();
+    let mut command = Command::new(keepd_binary());
+    command.args(["rescue", "list", "--json", "--name", "local", "--key"]).arg(keepd.path("main.key"));
+    let out = command.arg("--destination").arg(&config).output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
     keepd.stop();
     let mut ruin = Ruin::left_of(keepd, |_| "s3://bucket/pre".into());
