@@ -182,6 +182,7 @@ fn a_key_is_exchanged_everywhere_and_the_old_one_opens_nothing() {
         told.contains("-key_file = \"main.key\" # since ever") && told.contains(&format!("+key_file = \"{new}\" # since ever")),
         "{told}"
     );
+    assert!(told.contains("Recovery kits made before have the old key") && told.contains("keepctl key kit main -o FILE"), "{told}");
     let after = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
     assert!(after.contains("# the key\nkey_file") && after.contains("retired = [\"main.key\"]"), "{after}");
     assert_eq!(fs::metadata(keepd.path("keepd.toml")).unwrap().permissions().mode() & 0o7777, 0o640);
@@ -438,6 +439,13 @@ fn a_kit_is_for_its_owner_alone_and_opens_the_backups() {
     assert!(told.contains("others can write to the directory"), "{told}");
     fs::set_permissions(&kits, fs::Permissions::from_mode(0o1777)).unwrap();
     keepd.ok(&["key", "kit", "main", "-o", kits.join("sticky.py").to_str().unwrap()]);
+    fs::set_permissions(&kits, fs::Permissions::from_mode(0o755)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&kits, Some(12_345), None).unwrap();
+        let told = keepd.fails(1, &["key", "kit", "main", "-o", kits.join("other.py").to_str().unwrap()]);
+        assert!(told.contains("belongs to another user (uid 12345)") && !kits.join("other.py").exists(), "{told}");
+        std::os::unix::fs::chown(&kits, Some(0), None).unwrap();
+    }
     // What fails leaves no file.
     let failed = kits.join("failed.py");
     assert!(keepd.fails(1, &["key", "kit", "nobody", "-o", failed.to_str().unwrap()]).contains("no encryption profile"));

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use toml_edit::{Array, DocumentMut, Item, Value};
+use toml_edit::{Array, DocumentMut, Item, RawString, Value};
 
 /// No configuration file is longer, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
@@ -84,49 +84,180 @@ pub fn find_profile(main: &Path, profile: &str) -> Result<ConfigFile, (PathBuf, 
     Err((main.to_owned(), format!("neither it nor its drop-ins have a table [encryption.{profile}]")))
 }
 
-/// The text with another key file for a profile; the one before becomes a retired one.
-pub fn with_key_file(text: &str, profile: &str, key_file: &str) -> Result<Change, String> {
+/// The text with another key file for a profile; the one before becomes a retired one. Relative paths are meant from `base`, the main file's
+/// directory, also in drop-ins.
+pub fn with_key_file(text: &str, profile: &str, key_file: &str, base: &Path) -> Result<Change, String> {
     let mut document: DocumentMut = text.parse().map_err(|e: toml_edit::TomlError| e.message().to_owned())?;
-    let table = document
+    let no_table = || format!("it has no table [encryption.{profile}]");
+    let item = document
         .get_mut("encryption")
         .and_then(|t| t.as_table_like_mut())
         .and_then(|t| t.get_mut(profile))
-        .and_then(|t| t.as_table_like_mut())
-        .ok_or_else(|| format!("it has no table [encryption.{profile}]"))?;
-    let before = table.get("key_file").and_then(Item::as_str).map(str::to_owned);
-    if before.as_deref() == Some(key_file) {
+        .filter(|t| t.is_table_like())
+        .ok_or_else(no_table)?;
+    let before = item.get("key_file").and_then(Item::as_str).map(str::to_owned);
+    if before.as_deref().is_some_and(|before| is_same(base, before, key_file)) {
         return Ok(Change::Nothing);
     }
-    let old = ["key_file", "credential", "passphrase", "pkcs11"].into_iter().find(|key| table.contains_key(key));
+    match ["credential", "passphrase", "pkcs11"].into_iter().find(|way| item.get(way).is_some()) {
+        Some(way) if before.is_none() => replace(item, way, key_file).ok_or_else(no_table)?,
+        _ => {
+            let table = item.as_table_like_mut().ok_or_else(no_table)?;
+            match table.get_mut("key_file") {
+                Some(Item::Value(value)) => set(value, key_file.into()),
+                _ => drop(table.insert("key_file", toml_edit::value(key_file))),
+            }
+        }
+    }
+    let table = item.as_table_like_mut().ok_or_else(no_table)?;
+    match table.get_mut("retired") {
+        None => {
+            if let Some(before) = before {
+                table.insert("retired", toml_edit::value(Array::from_iter([before])));
+            }
+        }
+        Some(retired) => {
+            let retired = retired.as_array_mut().ok_or_else(|| format!("retired in [encryption.{profile}] is no list"))?;
+            retire(retired, before, key_file, base);
+            if retired.is_empty() && !retired.to_string().contains('#') {
+                table.remove("retired");
+            }
+        }
+    }
+    Ok(Change::Text(with_line_ends(text, &document.to_string())))
+}
+
+/// Whether two paths of the configuration name one file, as far as can be seen; links as such are different files.
+fn is_same(base: &Path, one: &str, other: &str) -> bool {
+    let resolved = |path: &str| {
+        let path = base.join(path);
+        let there = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+        // Without `.`; what is not there has no other names.
+        there().unwrap_or_else(|| path.components().collect())
+    };
+    resolved(one) == resolved(other)
+}
+
+/// Puts a key file in the place of another way to a key, with what was said about that.
+fn replace(profile: &mut Item, way: &str, key_file: &str) -> Option<()> {
+    let (key, old) = profile.as_table_like()?.get_key_value(way)?;
+    let (mut above, mut behind) = (String::new(), String::new());
+    let mut header = None;
     match old {
-        Some("key_file") => {
-            if let Some(Item::Value(value)) = table.get_mut("key_file") {
-                set(value, key_file.into());
+        Item::Value(value) => {
+            above.push_str(text_of(key.leaf_decor().prefix()));
+            behind.push_str(text_of(value.decor().suffix()));
+        }
+        Item::Table(table) => {
+            if !table.is_dotted() {
+                header = Some((table.decor().clone(), table.position()));
+            }
+            inner_comments(table, &mut above);
+        }
+        _ => {}
+    }
+    profile.as_table_like_mut()?.remove(way);
+    if let Some((decor, position)) = header {
+        match profile.as_table_mut() {
+            // [encryption.main] was not written, and [encryption.main.passphrase] makes place for it.
+            Some(table) if table.is_implicit() && !table.is_dotted() => {
+                *table.decor_mut() = decor;
+                table.set_position(position);
+                table.set_implicit(false);
+            }
+            _ => {
+                above.insert_str(0, text_of(decor.prefix()));
+                behind.push_str(text_of(decor.suffix()));
             }
         }
-        other => {
-            // What was said about the key goes with it.
-            if let Some(name) = other {
-                table.remove(name);
+    }
+    let table = profile.as_table_like_mut()?;
+    let mut value = Value::from(key_file);
+    value.decor_mut().set_prefix(" ");
+    value.decor_mut().set_suffix(behind);
+    table.insert("key_file", Item::Value(value));
+    table.key_mut("key_file")?.leaf_decor_mut().set_prefix(above);
+    Some(())
+}
+
+fn text_of(raw: Option<&RawString>) -> &str {
+    raw.and_then(RawString::as_str).unwrap_or_default()
+}
+
+/// The comments in a table, each on a line of its own.
+fn inner_comments(table: &toml_edit::Table, into: &mut String) {
+    for (keys, value) in table.get_values() {
+        let above = keys.last().map(|key| text_of(key.leaf_decor().prefix())).unwrap_or_default();
+        for text in [above, text_of(value.decor().suffix())] {
+            for line in text.lines().map(str::trim).filter(|line| line.starts_with('#')) {
+                into.push_str(line);
+                into.push('\n');
             }
-            table.insert("key_file", toml_edit::value(key_file));
         }
     }
-    let mut retired: Vec<String> = table
-        .get("retired")
-        .and_then(Item::as_array)
-        .map(|a| a.iter().filter_map(Value::as_str).filter(|path| *path != key_file).map(str::to_owned).collect())
-        .unwrap_or_default();
-    if let Some(before) = before.filter(|before| !retired.contains(before)) {
-        retired.insert(0, before);
+}
+
+/// Puts a key file that was used before at the head of a list, where it is not there yet, and takes the present one out; comments stay.
+fn retire(retired: &mut Array, before: Option<String>, present: &str, base: &Path) {
+    let is = |value: &Value, path: &str| value.as_str().is_some_and(|text| is_same(base, text, path));
+    while let Some(at) = (0..retired.len()).find(|at| retired.get(*at).is_some_and(|value| is(value, present))) {
+        let gone = retired.remove(at);
+        let above = text_of(gone.decor().prefix()).to_owned();
+        match retired.get_mut(at) {
+            Some(next) if at == 0 || above.contains('#') => {
+                let own = text_of(next.decor().prefix()).to_owned();
+                let merged = if own.contains('#') { format!("{above}{own}") } else { above };
+                next.decor_mut().set_prefix(merged);
+            }
+            None if above.contains('#') => {
+                let trailing = format!("{above}{}", text_of(Some(retired.trailing())));
+                retired.set_trailing(trailing);
+            }
+            _ => {}
+        }
     }
-    match (retired.is_empty(), table.get_mut("retired")) {
-        (true, None) => {}
-        (true, Some(_)) => drop(table.remove("retired")),
-        (false, Some(Item::Value(value))) => set(value, Value::Array(Array::from_iter(retired))),
-        (false, _) => drop(table.insert("retired", toml_edit::value(Array::from_iter(retired)))),
+    let Some(before) = before.filter(|before| !retired.iter().any(|value| is(value, before))) else { return };
+    let mut value = Value::from(before);
+    match retired.get_mut(0) {
+        None => retired.push(value),
+        Some(first) => {
+            // On a line of its own where the others are; a comment behind the bracket stays there.
+            let above = text_of(first.decor().prefix()).to_owned();
+            let (own, next) = match above.find('\n').and_then(|at| above.split_at_checked(at)) {
+                Some((head, rest)) => {
+                    let indent = rest.rsplit('\n').next().unwrap_or_default();
+                    (format!("{head}\n{indent}"), rest.to_owned())
+                }
+                None => (above, " ".to_owned()),
+            };
+            first.decor_mut().set_prefix(next);
+            value.decor_mut().set_prefix(own);
+            value.decor_mut().set_suffix("");
+            retired.insert_formatted(0, value);
+        }
     }
-    Ok(Change::Text(document.to_string()))
+}
+
+/// The changed text with the line ends that it had before (CR LF, or a mixture); new lines have those of most others.
+fn with_line_ends(before: &str, after: &str) -> String {
+    if !before.contains('\r') {
+        return after.to_owned();
+    }
+    let (old, new) = (before.replace("\r\n", "\n"), after.replace("\r\n", "\n"));
+    let lines: Vec<&str> = before.split_inclusive('\n').collect();
+    let is_most = 2 * lines.iter().filter(|line| line.ends_with("\r\n")).count() >= lines.len();
+    let mut text = String::with_capacity(after.len() + lines.len());
+    for change in similar::TextDiff::from_lines(old.as_str(), new.as_str()).iter_all_changes() {
+        match (change.tag(), change.old_index().and_then(|at| lines.get(at))) {
+            (similar::ChangeTag::Delete, _) => {}
+            (similar::ChangeTag::Equal, Some(line)) => text.push_str(line),
+            _ => match change.value().strip_suffix('\n') {
+                Some(line) if is_most => text.extend([line, "\r\n"]),
+                _ => text.push_str(change.value()),
+            },
+        }
+    }
+    text
 }
 
 /// Another value with what stands around it.
@@ -147,7 +278,7 @@ mod tests {
     use super::*;
 
     fn changed(text: &str) -> String {
-        match with_key_file(text, "main", "/new.key").unwrap() {
+        match with_key_file(text, "main", "/new.key", Path::new("/")).unwrap() {
             Change::Text(text) => text,
             Change::Nothing => panic!("nothing was changed in {text}"),
         }
@@ -175,10 +306,62 @@ mod tests {
             changed("[encryption.main]\npassphrase = { file = \"/p\" }\npublic_key = \"x\"\n"),
             "[encryption.main]\npublic_key = \"x\"\nkey_file = \"/new.key\"\n"
         );
-        assert_eq!(with_key_file("[encryption.main]\nkey_file = \"/new.key\"\n", "main", "/new.key"), Ok(Change::Nothing));
+        assert_eq!(with_key_file("[encryption.main]\nkey_file = \"/new.key\"\n", "main", "/new.key", Path::new("/")), Ok(Change::Nothing));
         for text in ["", "[encryption.other]\nkey_file = \"a\"\n", "encryption = 1\n", "[encryption\n", "[encryption]\nmain = 5\n"] {
-            assert!(with_key_file(text, "main", "/new.key").is_err(), "{text}");
+            assert!(with_key_file(text, "main", "/new.key", Path::new("/")).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn comments_in_lists_and_of_what_goes_stay() {
+        assert_eq!(
+            changed(
+                "[encryption.main]\nkey_file = \"b\"\nretired = [ # gone\n    # the first\n    \"a\", # of 2024\n    \"/new.key\", # tried once\n] # end\n"
+            ),
+            "[encryption.main]\nkey_file = \"/new.key\"\nretired = [ # gone\n    \"b\",\n    # the first\n    \"a\", # of 2024\n     # tried once\n] # end\n"
+        );
+        assert_eq!(
+            changed("[encryption.main]\n# in my head\npassphrase = { file = \"/p\" } # long\npublic_key = \"x\"\n"),
+            "[encryption.main]\npublic_key = \"x\"\n# in my head\nkey_file = \"/new.key\" # long\n"
+        );
+        assert_eq!(
+            changed("[daemon]\n\n# in my head\n[encryption.main.passphrase] # long\n# there\nfile = \"/p\"\n\n[job.a]\n"),
+            "[daemon]\n\n# in my head\n[encryption.main] # long\n# there\nkey_file = \"/new.key\"\n\n[job.a]\n"
+        );
+        assert_eq!(
+            changed("[encryption.main]\npublic_key = \"x\"\n\n# the card\n[encryption.main.pkcs11] # blue\nkey = \"k\"\n\n[job.a]\n"),
+            "[encryption.main]\npublic_key = \"x\"\n\n# the card\nkey_file = \"/new.key\" # blue\n\n[job.a]\n"
+        );
+        assert!(with_key_file("[encryption.main]\nkey_file = \"b\"\nretired = 5\n", "main", "/new.key", Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn line_ends_stay() {
+        assert_eq!(
+            changed("# top\r\n[encryption.main]\r\nkey_file = \"b\"\r\n\r\n[daemon]\r\n"),
+            "# top\r\n[encryption.main]\r\nkey_file = \"/new.key\"\r\nretired = [\"b\"]\r\n\r\n[daemon]\r\n"
+        );
+        assert_eq!(
+            changed("# top\n[encryption.main]\r\nkey_file = \"b\"\r\n# end\n"),
+            "# top\n[encryption.main]\r\nkey_file = \"/new.key\"\r\nretired = [\"b\"]\r\n# end\n"
+        );
+    }
+
+    #[test]
+    fn one_file_by_two_names_stands_there_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = directory.path().canonicalize().unwrap();
+        std::fs::create_dir(base.join("keys")).unwrap();
+        let new = base.join("keys/new.key").display().to_string();
+        let old = base.join("keys/old.key").display().to_string();
+        let text = format!("[encryption.main]\nkey_file = \"keys/old.key\"\nretired = [\"./keys/new.key\", \"{old}\", \"a\"]\n");
+        let wanted = format!("[encryption.main]\nkey_file = \"{new}\"\nretired = [\"{old}\", \"a\"]\n");
+        assert_eq!(with_key_file(&text, "main", &new, &base), Ok(Change::Text(wanted)));
+        let text = "[encryption.main]\nkey_file = \"keys/../keys/new.key\"\n";
+        assert_eq!(with_key_file(text, "main", &new, &base), Ok(Change::Nothing));
+        let text = "[encryption.main]\npassphrase = { file = \"/p\" }\nretired = [\"keys/new.key\"]\n";
+        let wanted = format!("[encryption.main]\nkey_file = \"{new}\"\n");
+        assert_eq!(with_key_file(text, "main", &new, &base), Ok(Change::Text(wanted)));
     }
 
     #[test]

@@ -209,6 +209,15 @@ fn rotate(context: &Context<'_>, profile: &str, to: &Path, keep_old: bool) -> Re
     }
     tell(context, "3. the key slots of the old key go");
     let (_, run) = step(KeyStep::Remove)?;
+    if run.state == RunState::Good {
+        tell(
+            context,
+            &format!(
+                "Recovery kits made before have the old key, which opens these destinations no more. Make a new one: keepctl key kit {} -o FILE",
+                escape(profile)
+            ),
+        );
+    }
     context.ended(&run, true)
 }
 
@@ -228,7 +237,7 @@ fn configure(context: &Context<'_>, profile: &str, key_file: &str) -> Result<Opt
     let by_hand = |file: &Path, why: &str| {
         eprintln!("keepctl: {} cannot be changed by you: {}", file.display(), escape(why));
         eprintln!(
-            "put this into it, in the table [encryption.{profile}], and take the key_file, credential or passphrase away that is there now:"
+            "put this into it, in the table [encryption.{profile}], and take the key_file, credential, passphrase or pkcs11 away that is there now:"
         );
         eprintln!("    key_file = {}", toml_edit::value(key_file));
         eprintln!("    retired = [ the key_file that was there, and what was in retired ]");
@@ -242,7 +251,7 @@ fn configure(context: &Context<'_>, profile: &str, key_file: &str) -> Result<Opt
         Err((path, why)) => return by_hand(&path, &why),
     };
     let before = file.text.clone();
-    let after = match edit::with_key_file(&before, profile, key_file) {
+    let after = match edit::with_key_file(&before, profile, key_file, main.parent().unwrap_or(Path::new("/"))) {
         // Changed before; the daemon has not read it yet.
         Ok(Change::Nothing) => None,
         Ok(Change::Text(after)) => Some(after),
@@ -364,7 +373,16 @@ impl Kit<'_> {
 
 /// A new file that nobody else can read.
 fn create(directory: &Path, path: &Path) -> Result<File> {
-    let mode = std::fs::metadata(directory)?.mode();
+    let about = std::fs::metadata(directory)?;
+    let (mode, me) = (about.mode(), rustix::process::geteuid().as_raw());
+    if about.uid() != 0 && about.uid() != me {
+        let text = format!(
+            "the directory {} belongs to another user (uid {}), who could exchange the kit; name another place",
+            directory.display(),
+            about.uid()
+        );
+        return Err(Failure::failed(text));
+    }
     if mode & 0o022 != 0 && mode & 0o1000 == 0 {
         let text = format!(
             "others can write to the directory {} and could exchange the kit; name another place, or run: chmod go-w",
