@@ -42,7 +42,16 @@ pub fn pour(opened: &Opened, manifest: &Manifest, paths: &[Vec<u8>], sink: &mut 
     if let Err(RunFailure::NeedsKey(text)) = readable::check(repository, manifest, &wanted, repository.location()) {
         return Err(Failure::failed(text));
     }
-    let mut pouring = Pouring { repository, cancel: &opened.cancel, sink, done: Poured::default(), open: None, lost: HashSet::new() };
+    let mut pouring = Pouring {
+        repository,
+        cancel: &opened.cancel,
+        sink,
+        done: Poured::default(),
+        open: None,
+        lost: HashSet::new(),
+        links: HashSet::new(),
+        last: Vec::new(),
+    };
     let wanted = Wanted { paths, only: None, skip: 0, is_patient: true };
     let ended = with_ops(repository, manifest, &wanted, &opened.cancel, |ops| pouring.all(ops));
     let done = pouring.done;
@@ -60,8 +69,11 @@ struct Pouring<'a> {
     done: Poured,
     /// The file whose contents come, unless some of it was lost.
     open: Option<(u64, Vec<u8>)>,
-    /// Files that are not there: their other names are not either.
+    /// What is not there: the other names of such a file are not either.
     lost: HashSet<Vec<u8>>,
+    /// Symlinks: nothing lies behind one, whatever a backup says.
+    links: HashSet<Vec<u8>>,
+    last: Vec<u8>,
 }
 
 impl Pouring<'_> {
@@ -100,6 +112,10 @@ impl Pouring<'_> {
                     return Ok(());
                 }
                 self.sink.entry(&header, &contents).map_err(unwritable)?;
+                self.last.clone_from(&path);
+                if header.kind == EntryKind::Symlink {
+                    self.links.insert(path.clone());
+                }
                 self.done.entries += 1;
                 self.done.bytes += contents.len() as u64;
                 self.open = (header.kind == EntryKind::File && !header.inline).then_some((header.index, path));
@@ -149,7 +165,16 @@ impl Pouring<'_> {
         if header.kind == EntryKind::Hardlink && self.lost.contains(&target()) {
             return Some("it is another name of a file that cannot be read".into());
         }
+        if self.last == path || self.is_below_none(path) || (header.kind == EntryKind::Hardlink && self.is_below_none(&target())) {
+            return Some("what it stands in is no directory; nobody who means well makes such a backup".into());
+        }
         None
+    }
+
+    /// Whether something above a path is a symlink, or was left out.
+    fn is_below_none(&self, path: &[u8]) -> bool {
+        let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+        ends.filter_map(|end| path.get(..end)).any(|above| self.links.contains(above) || self.lost.contains(above))
     }
 
     /// Why something cannot be read, when the rest may be.
