@@ -12,6 +12,7 @@ import argparse
 import array
 import ctypes
 import ctypes.util
+import errno
 import getpass
 import hashlib
 import hmac
@@ -556,7 +557,7 @@ CHECKS = {"key": b"keepd key check", "private": b"keepd private key check",
 def read_keys(path, wanted=True):
     """The profile keys and private keys of a text."""
     found = {"key": [], "private": [], "public": []}
-    for line in read_file(path, MIB).decode("utf-8", "replace").splitlines():
+    for line in read_own(path, MIB).decode("utf-8", "replace").splitlines():
         match = KEY_LINE.match(line.rstrip())
         if not match:
             continue
@@ -791,9 +792,24 @@ def payload(raw, limit):
     return plain
 
 
-def read_file(path, limit):
+def open_object(path):
+    """A file of the repository. Whoever put a pipe there, or a device, does
+    not have us wait for it."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    flags |= getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    fd = os.open(path, flags)
     try:
-        with open(path, "rb") as f:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_file(path, limit, opened=open_object):
+    try:
+        with opened(path) as f:
             data = f.read(limit + 1)
     except OSError as e:
         raise Bad("cannot read %s: %s"
@@ -802,6 +818,11 @@ def read_file(path, limit):
         raise Bad("%s is longer than the %d bytes it may have"
                   % (os.fsdecode(path), limit))
     return data
+
+
+def read_own(path, limit):
+    """A file that the caller named, which may be a pipe."""
+    return read_file(path, limit, lambda name: open(name, "rb"))
 
 
 # ---- The repository -------------------------------------------------------
@@ -900,15 +921,26 @@ class Repository:
                           if re.fullmatch("[0-9a-f]{64}", n))
         except FileNotFoundError:
             return []
+        except OSError as e:
+            raise Bad("cannot list %s: %s"
+                      % (self.path(folder), e.strerror or e)) from None
 
     def pack_names(self):
         try:
             folders = sorted(os.listdir(self.path("packs")))
         except FileNotFoundError:
             folders = []
+        except OSError as e:
+            raise Bad("cannot list %s: %s"
+                      % (self.path("packs"), e.strerror or e)) from None
         for folder in folders:
             if re.fullmatch("[0-9a-f]{2}", folder):
-                for name in self.names(os.path.join("packs", folder)):
+                try:
+                    names = self.names(os.path.join("packs", folder))
+                except Bad as e:
+                    self.problem(e)
+                    continue
+                for name in names:
                     yield name
 
     def named(self, folder, name, limit=MAX_OBJECT):
@@ -1115,7 +1147,7 @@ class Repository:
         follows the chunks, and the bytes of a sealed pack key."""
         path = self.pack_path(name)
         try:
-            with open(path, "rb") as f:
+            with open_object(path) as f:
                 size = f.seek(0, 2)
                 if not HEADER + TAG + 4 <= size <= MAX_OBJECT:
                     raise Bad("its length (%d) is out of bounds" % size)
@@ -1157,7 +1189,7 @@ class Repository:
             return self.ciphers[pack.name]
         path = self.pack_path(pack.name)
         try:
-            with open(path, "rb") as f:
+            with open_object(path) as f:
                 header = f.read(HEADER)
         except OSError as e:
             raise Bad("cannot read it: %s" % (e.strerror or e)) from None
@@ -1210,7 +1242,7 @@ class Repository:
             start, end = pack.offsets[ordinal:ordinal + 2]
             try:
                 try:
-                    with open(self.pack_path(pack.name), "rb") as f:
+                    with open_object(self.pack_path(pack.name)) as f:
                         f.seek(start)
                         sealed = f.read(end - start)
                 except OSError as e:
@@ -1238,6 +1270,12 @@ class Repository:
                 found.append(Backup(name, self.body(4, "backups", name)))
             except Bad as e:
                 self.problem(e)
+                continue
+            for source in found[-1].sources:
+                if source.odd:
+                    self.problem(
+                        "backups/%s: refused: the source name %s leads "
+                        "elsewhere" % (name, shown(source.name)))
         by_name = {b.name: b for b in found}
         marks = []
         for name in self.names("marks"):
@@ -1370,10 +1408,8 @@ class Source:
         self.pages = shaped(body.get(3), [(bytes, bytes)], "list of pages")
         for page, _ in self.pages:
             chunk_id(page)
-        if not self.name or "/" in self.name or odd_path(
-                self.name.encode("utf-8", "surrogatepass")):
-            raise Bad("refused: the source name %s leads elsewhere"
-                      % shown(self.name))
+        self.odd = not self.name or "/" in self.name or odd_path(
+            self.name.encode("utf-8", "surrogatepass"))
 
 
 class Backup:
@@ -1400,6 +1436,10 @@ class Backup:
 
 
 # ---- What it does ---------------------------------------------------------
+
+# What the next file would meet as well.
+FULL = {errno.ENOSPC, errno.EIO, errno.EROFS, getattr(errno, "EDQUOT", -1)}
+
 
 class Restore:
     """Writes a backup to a new directory. Symlinks are made when everything
@@ -1429,6 +1469,11 @@ class Restore:
         return bool(hits)
 
     def run(self):
+        root = os.path.realpath(os.fsencode(self.repository.root))
+        target = os.path.realpath(self.target)
+        if target == root or target.startswith(root.rstrip(b"/") + b"/"):
+            raise Bad("%s lies in the repository, in which nothing is written:"
+                      " name another directory" % os.fsdecode(self.target))
         try:
             os.mkdir(self.target, 0o700)
         except FileExistsError:
@@ -1440,8 +1485,14 @@ class Restore:
             except NotADirectoryError:
                 raise Bad("%s is not a directory"
                           % os.fsdecode(self.target)) from None
-        for source in self.backup.sources:
-            self.source(source)
+        except OSError as e:
+            raise Bad("cannot make %s: %s" % (
+                os.fsdecode(self.target), e.strerror or e)) from None
+        try:
+            self.sources()
+        except OSError as e:
+            raise Bad("cannot write to %s: %s; what is there is not whole"
+                      % (os.fsdecode(self.target), e.strerror or e)) from None
         for path in self.paths:
             if path not in self.matched:
                 self.repository.problem("the backup has nothing called %s"
@@ -1450,6 +1501,11 @@ class Restore:
             say("warning: and %d more" % (self.warnings - 20))
         if hasattr(os, "sync"):
             os.sync()
+
+    def sources(self):
+        for source in self.backup.sources:
+            if not source.odd:  # else named when the backup was read
+                self.source(source)
 
     def source(self, source):
         name = source.name.encode("utf-8", "surrogatepass")
@@ -1465,10 +1521,12 @@ class Restore:
         for e in self.repository.entries(source):
             if e.path == b"" and e.kind == FILE:
                 e.path = source.origin.rsplit(b"/", 1)[-1]
-                alone = e.path
                 if odd_path(e.path) or not e.path:
-                    raise Bad("%s: refused: the name %s leads elsewhere"
-                              % (source.name, shown(source.origin)))
+                    self.repository.problem(
+                        "not restored: %s: refused: the name %s leads "
+                        "elsewhere" % (source.name, shown(source.origin)))
+                    continue
+                alone = e.path
             full = name + b"/" + e.path if e.path else name
             if not self.selected(full):
                 if e.kind != FILE or e.path not in stand_in:
@@ -1492,13 +1550,20 @@ class Restore:
             except FileExistsError:
                 self.repository.problem("not restored: %s: there are two of "
                                         "that name" % shown(full))
-            except Bad as error:
-                self.repository.problem("not restored: %s: %s"
-                                        % (shown(full), error))
+            except (OSError, ValueError, OverflowError, Bad) as error:
+                self.not_restored(shown(full), error)
         self.links(name, late, stand_in, alone)
         for e, where in reversed(late):
             if e.kind == DIRECTORY:
                 self.describe(e, where)
+
+    def not_restored(self, what, error):
+        """One entry that this target does not take; the rest goes on, but
+        where it would meet the same."""
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise error
+        self.repository.problem("not restored: %s: %s" % (
+            what, getattr(error, "strerror", None) or error))
 
     def parents(self, full):
         parts = full.split(b"/")
@@ -1519,7 +1584,7 @@ class Restore:
         try:
             with os.fdopen(fd, "wb") as f:
                 self.contents(e, f, full)
-        except Bad:
+        except BaseException:
             os.unlink(where)
             raise
         self.files += 1
@@ -1577,12 +1642,19 @@ class Restore:
                     except FileExistsError:
                         raise
                     except OSError:
-                        shutil.copy2(first, where)
+                        self.copy(first, where)
                 except (OSError, ValueError, OverflowError, Bad) as error:
-                    self.repository.problem(
-                        "not restored: the link %s: %s" % (
-                            shown(name + b"/" + e.path),
-                            getattr(error, "strerror", None) or error))
+                    self.not_restored(
+                        "the link " + shown(name + b"/" + e.path), error)
+
+    @staticmethod
+    def copy(first, where):
+        try:
+            shutil.copy2(first, where)
+        except BaseException:
+            if os.path.lexists(where):
+                os.unlink(where)
+            raise
 
     def owner(self, e, where):
         if not self.root:
@@ -1706,7 +1778,7 @@ def ask_passphrase(path):
     """Gives a function that asks once, or reads it from a file."""
     def ask(profile):
         if path:
-            secret = read_file(path, MAX_SMALL)
+            secret = read_own(path, MAX_SMALL)
             # Editors end a file with a line feed.
             return re.sub(rb"\r?\n?\Z", b"", secret, count=1)
         try:

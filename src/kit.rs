@@ -21,9 +21,9 @@ const QUIET: usize = 4;
 pub enum KeyKind {
     /// A key file, or the same line as a credential.
     KeyFile,
-    /// A passphrase in somebody's head; the kit has no key.
+    /// A passphrase in somebody's head; a key in the kit is the kit's own.
     Passphrase,
-    /// A key that does not leave its token; the kit has no key.
+    /// A key that does not leave its token; a key in the kit is the kit's own.
     Token,
 }
 
@@ -49,8 +49,10 @@ pub struct Destination {
 pub struct Kit {
     pub profile: String,
     pub kind: KeyKind,
-    /// None with a passphrase or a token, unless the profile has a key of another kind as well, or a private key.
+    /// None with a passphrase or a token, unless a key was made for this kit, or it has the private key.
     pub keys: Vec<KeyLine>,
+    /// The fingerprint of the private key that contents are written for and that is not among the keys.
+    pub private_elsewhere: Option<String>,
     pub host: String,
     /// When it was made, as people read it.
     pub made: String,
@@ -118,13 +120,19 @@ fn introduction(page: &mut Page, kit: &Kit) {
         "The machine whose backups these are may be gone: with this text and any one of the places named below, its data can be had back. \
          No keepd is needed for that, and nobody's help: this text is also a program that reads the backups.",
     );
-    match kit.keys.is_empty() {
-        false => page.paragraph(
+    match (kit.keys.is_empty(), &kit.private_elsewhere) {
+        (false, None) => page.paragraph(
             "WHOEVER HAS THIS TEXT CAN READ THE BACKUPS. Print it, keep it where you keep deeds and passports, and not near the machine. Give \
              it to those who shall get the data back when you cannot: a partner, a colleague, a notary. Keep the file as well, on a stick \
              beside the paper: the program at the end is long to type.",
         ),
-        true => page.paragraph(
+        (false, Some(private)) => page.paragraph(&format!(
+            "WITH THIS TEXT ALONE THE BACKUPS ARE LISTED AND CANNOT BE READ: what is in the files opens with the private key of fingerprint \
+             {}, which is not in here. Whoever has both can read the backups. Print it, and keep it, and the file as well, where those who \
+             shall get the data back find it, and that private key, too.",
+            plain(private)
+        )),
+        (true, _) => page.paragraph(
             "No key is in this text; who finds it cannot read the backups with it. Print it, and keep it, and the file as well, with those who \
              shall get the data back when you cannot.",
         ),
@@ -139,21 +147,40 @@ fn introduction(page: &mut Page, kit: &Kit) {
 
 fn keys(page: &mut Page, kit: &Kit) -> Result<(), KitError> {
     page.heading("The key");
-    match kit.kind {
-        KeyKind::KeyFile => {}
-        KeyKind::Passphrase => page.paragraph(
+    let has_own = kit.keys.iter().any(|key| key.line.starts_with("keepd-key-"));
+    match (kit.kind, has_own) {
+        (KeyKind::KeyFile, _) => {}
+        (KeyKind::Passphrase, true) => page.paragraph(
+            "The profile is normally opened by a passphrase, which is not in here; this kit has a key of its own (slot \"recovery kit\"), for \
+             which nobody needs to know the passphrase.",
+        ),
+        (KeyKind::Token, true) => page.paragraph(
+            "The profile is normally opened by a token (PKCS #11), whose key cannot be copied; this kit has a key of its own (slot \"recovery \
+             kit\"), which needs no token.",
+        ),
+        (KeyKind::Passphrase, false) => page.paragraph(
             "The profile is opened by a passphrase, which is not in here: it is in somebody's head, or where they keep it. Without it nobody \
              can read the backups.",
         ),
-        KeyKind::Token => page.paragraph(
+        (KeyKind::Token, false) => page.paragraph(
             "The profile is opened by a token (PKCS #11) whose key cannot be copied; it is not in here. The program below cannot ask tokens: \
              for it the repository needs a second key (keepctl key add).",
         ),
     }
+    if let Some(private) = &kit.private_elsewhere {
+        page.paragraph(&format!(
+            "What is in the files opens with a second key, the private key of fingerprint {}. It is not in here: it lies where the pair was \
+             made or was taken from there, as a file with a line that begins with keepd-private-1.",
+            plain(private)
+        ));
+    }
     if kit.keys.is_empty() {
         return Ok(());
     }
-    page.paragraph("Its line. The last eight digits tell whether it was typed well:");
+    page.paragraph(match kit.keys.len() {
+        1 => "Its line. The last eight digits tell whether it was typed well:",
+        _ => "The lines; all of them are needed. The last eight digits tell whether one was typed well:",
+    });
     page.raw("KEYS = \"\"\"\n");
     for key in &kit.keys {
         page.raw(&key.line);
@@ -221,8 +248,10 @@ fn destinations(page: &mut Page, kit: &Kit) {
 }
 
 fn steps(page: &mut Page, kit: &Kit) {
+    let has_own = kit.keys.iter().any(|key| key.line.starts_with("keepd-key-"));
     let key = if kit.keys.is_empty() { "" } else { " --key kit.py" };
-    let with_words = if kit.keys.is_empty() { ", with the passphrase or the token at hand" } else { "" };
+    let private = if kit.private_elsewhere.is_some() { " --key PRIVATE-KEY-FILE" } else { "" };
+    let with_words = if has_own { "" } else { ", with the passphrase or the token at hand" };
     page.heading("How to get the data back");
     page.paragraph("Have this text as the file kit.py, readable by you alone (chmod 600 kit.py).");
     if !kit.keys.is_empty() {
@@ -231,11 +260,17 @@ fn steps(page: &mut Page, kit: &Kit) {
              wants all of this text, or the same decoder from keepd's source (kit/keepd_decoder.py) with the key line's file after --key.",
         );
     }
+    if let Some(fingerprint) = &kit.private_elsewhere {
+        page.paragraph(&format!(
+            "PRIVATE-KEY-FILE stands for the file with the private key of fingerprint {}; without it nothing can be restored.",
+            plain(fingerprint)
+        ));
+    }
     page.paragraph(&format!("1. With keepd (any version that is not older){with_words}. For another destination than 1 put its number:"));
     for command in [
         "sed -n 's/^#1: //p' kit.py > destination.toml".to_owned(),
         format!("keepd rescue list --destination destination.toml{key}"),
-        format!("keepd rescue restore latest --to data --destination destination.toml{key}"),
+        format!("keepd rescue restore latest --to data --destination destination.toml{key}{private}"),
     ] {
         page.command(&command);
     }
@@ -245,8 +280,12 @@ fn steps(page: &mut Page, kit: &Kit) {
         "2. Without keepd, on any machine with Python 3.8 or newer. Copy a destination to the directory 'repository' first (above: with \
          any tool, or by taking its disk); it is the right one when keepd.json lies in it:",
     );
-    for command in ["python3 kit.py repository list", "python3 kit.py repository restore latest data", "python3 kit.py repository verify"] {
-        page.command(command);
+    for command in [
+        "python3 kit.py repository list".to_owned(),
+        format!("python3 kit.py repository restore latest data{private}"),
+        format!("python3 kit.py repository verify{private}"),
+    ] {
+        page.command(&command);
     }
     page.raw("#\n");
     page.paragraph(
@@ -290,6 +329,7 @@ impl Page {
     /// As large as it gets, so that no copy of a key is left behind by its growth.
     fn for_kit(kit: &Kit) -> Self {
         let given = kit.profile.len() + kit.host.len() + kit.made.len() + kit.keepd_version.len();
+        let given = given + 3 * kit.private_elsewhere.as_ref().map_or(0, String::len);
         let of = |d: &Destination| d.name.len() + d.toml.len() + d.place.len() + d.fetch.iter().map(|f| f.len() + 1).sum::<usize>() + 100;
         let given = given + kit.destinations.iter().map(of).sum::<usize>() + kit.warnings.iter().map(|w| w.len() + 8).sum::<usize>();
         // A byte becomes 10 at most (a line of its own in the settings), a key with its code less than 8 KiB.
@@ -399,6 +439,7 @@ mod tests {
             profile: "main".into(),
             kind: KeyKind::KeyFile,
             keys: vec![key()],
+            private_elsewhere: None,
             host: "shop.example.org".into(),
             made: "2026-11-21".into(),
             keepd_version: "0.1.0".into(),
@@ -512,6 +553,33 @@ mod tests {
         assert_eq!(text(&Kit { keys: Vec::new(), ..kit() }).err(), Some(KitError::NoKey));
     }
 
+    /// The words before the decoder, however they are broken into lines.
+    fn words(kit: &Kit) -> String {
+        let whole = text(kit).unwrap();
+        head(&whole).join(" ").split(' ').filter(|w| !w.is_empty() && *w != "#").collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_kit_with_a_key_of_its_own_says_so() {
+        for (kind, wanted) in [(KeyKind::Passphrase, "normally opened by a passphrase"), (KeyKind::Token, "normally opened by a token")] {
+            let said = words(&Kit { kind, ..kit() });
+            assert!(said.contains(wanted) && said.contains("a key of its own (slot \"recovery kit\")"), "{said}");
+            assert!(!said.contains("Without it nobody") && !said.contains("at hand"), "{said}");
+            assert!(said.contains("WHOEVER HAS THIS TEXT CAN READ"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_kit_without_the_private_key_does_not_promise_to_read() {
+        let said = words(&Kit { private_elsewhere: Some("8899aabbccddeeff".into()), ..kit() });
+        assert!(!said.contains("WHOEVER HAS THIS TEXT") && said.contains("THE BACKUPS ARE LISTED AND CANNOT BE READ"), "{said}");
+        assert!(said.contains("private key of fingerprint 8899aabbccddeeff"), "{said}");
+        for step in ["--destination destination.toml --key kit.py --key PRIVATE-KEY-FILE", "restore latest data --key PRIVATE-KEY-FILE"] {
+            assert!(said.contains(step), "{step}: {said}");
+        }
+        assert!(!words(&kit()).contains("PRIVATE-KEY-FILE"));
+    }
+
     #[test]
     fn only_key_lines_stand_outside_comments() {
         let good = key().line;
@@ -553,6 +621,7 @@ mod tests {
             [kit.profile, kit.host, kit.made, kit.keepd_version] = std::array::from_fn(|n| names[n].clone());
             kit.warnings = vec![names[4].clone()];
             kit.keys[0].fingerprint = names[5].clone();
+            kit.private_elsewhere = Some(names[5].clone());
             kit.destinations[0] = Destination {
                 name: names[6].clone(),
                 toml: Zeroizing::new(names[7].clone()),

@@ -28,7 +28,7 @@ const MERCY: Duration = Duration::from_secs(5);
 /// The first descriptor of a secret in the child.
 const FIRST_SECRET: i32 = 3;
 /// Variables that a program gets from the daemon.
-const PASSED_ON: [&str; 9] = ["PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR"];
+pub const PASSED_ON: [&str; 9] = ["PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR"];
 
 /// What is to be started.
 #[derive(Default)]

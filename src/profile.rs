@@ -26,6 +26,16 @@ pub fn load(profile: &Encryption) -> Result<Profile, (&'static str, String)> {
     Ok(Profile { name: profile.name.clone(), key, retired: retired.collect::<Result<_, _>>()?, recipient })
 }
 
+/// The fingerprint of a profile's key, where that is quick to tell and known at all.
+pub fn fingerprint(profile: &Encryption) -> Option<String> {
+    let key = match &profile.key {
+        KeySource::File(path) => key_file::load(path).map(file).ok()?,
+        KeySource::Credential(name) => credential(name).ok()?,
+        _ => return None,
+    };
+    key.fingerprint().ok().flatten().map(|f| f.to_string())
+}
+
 /// What is wrong with the keys of the profiles.
 pub fn check(config: &Config) -> Vec<Problem> {
     let wrong =

@@ -344,6 +344,61 @@ fn a_tampered_repository_writes_nothing_elsewhere() {
 }
 
 #[test]
+fn what_the_target_does_not_take_is_named_and_the_rest_comes_back() {
+    let dir = written(&["unwritable", "key-file"]);
+    let here = dir.path().join("unwritable");
+    let out = decode(Way::Libraries, &here, &[&KEY[..], &["restore", "latest", "out"]].concat());
+    let told = said(&out);
+    assert_eq!(out.status.code(), Some(1), "{told}");
+    let long = "n".repeat(300);
+    for wanted in [
+        "refused: the source name ../outside leads elsewhere".to_owned(),
+        "not restored: alone: refused: the name /srv/.. leads elsewhere".to_owned(),
+        format!("not restored: files/dir/{long}: File name too long"),
+        format!("not restored: files/dir/{long}/f: File name too long"),
+        format!("not restored: files/long-{long}: File name too long"),
+        format!("not restored: {}/zz-last: File name too long", "s".repeat(300)),
+    ] {
+        assert!(told.contains(&wanted), "{wanted}: {told}");
+    }
+    assert_eq!(files_below(&here.join("out")), [here.join("out/files/zz-last")]);
+    // Nothing is written into the repository.
+    let here = dir.path().join("key-file");
+    let before = files_below(&here);
+    symlink("repository", here.join("other-name")).unwrap();
+    for to in ["repository", "repository/data", "other-name/packs/data", "repository/../repository/data"] {
+        let out = decode(Way::Libraries, &here, &[&KEY[..], &["restore", "latest", to]].concat());
+        assert!(!out.status.success() && said(&out).contains("lies in the repository"), "{to}: {}", text(&out));
+    }
+    fs::remove_file(here.join("other-name")).unwrap();
+    assert_eq!(files_below(&here), before);
+}
+
+/// Whoever can write to the storage may put a pipe there, at whose other end nobody ever is.
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    for folder in ["", "keys", "index", "backups", "packs"] {
+        let dir = written(&["key-file"]);
+        let here = dir.path().join("key-file");
+        let all = files_below(&here.join("repository").join(folder));
+        let at = all.iter().find(|p| !folder.is_empty() || p.ends_with("keepd.json")).unwrap();
+        fs::remove_file(at).unwrap();
+        assert!(Command::new("mkfifo").arg(at).status().unwrap().success());
+        for command in [&["restore", "latest", "out"][..], &["verify"]] {
+            let out = decode(Way::Libraries, &here, &[&KEY[..], command].concat());
+            let is_needless = folder == "index" && command.len() == 3;
+            assert!(out.status.success() == is_needless && said(&out).contains("it is no regular file"), "{folder}: {}", text(&out));
+        }
+    }
+    // A key may come through one.
+    let dir = written(&["key-file"]);
+    let script =
+        format!("exec {} -I {} repository --key <(cat main.key) list", python().display(), source("kit/keepd_decoder.py").display());
+    let out = Command::new("bash").args(["-c", &script]).current_dir(dir.path().join("key-file")).output().unwrap();
+    assert_eq!(well(&out).lines().count(), 1);
+}
+
+#[test]
 fn arguments_that_make_no_sense_are_told() {
     let dir = written(&["key-file"]);
     let here = dir.path().join("key-file");

@@ -10,11 +10,13 @@ use std::process::Command;
 use common::*;
 
 fn reader(repository: &Path, key: Option<&Path>, arguments: &[&str]) -> String {
+    let keys: Vec<&str> = key.into_iter().flat_map(|key| ["--key", key.to_str().unwrap()]).collect();
+    reader_with(repository, &keys, arguments)
+}
+
+fn reader_with(repository: &Path, keys: &[&str], arguments: &[&str]) -> String {
     let mut command = Command::new(python());
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kit/keepd_decoder.py")).arg(repository);
-    if let Some(key) = key {
-        command.arg("--key").arg(key);
-    }
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kit/keepd_decoder.py")).arg(repository).args(keys);
     let out = command.args(arguments).output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
     String::from_utf8(out.stdout).unwrap()
@@ -45,6 +47,18 @@ fn the_second_reader_restores_byte_for_byte() {
     assert_same(&keepd.restored("latest").join("files"), &out.join("files"));
 }
 
+/// How a golden repository's profile has its key: the lines of `[encryption.main]`.
+fn key_lines(name: &str) -> &'static str {
+    match name {
+        "1-passphrase" => "passphrase = { file = \"passphrase\" }",
+        "1-write-only" => "key_file = \"main.key\"\npublic_key = \"read.key.pub\"",
+        _ => "key_file = \"main.key\"",
+    }
+}
+
+/// What keys a golden repository has beside its golden.key, and with which modes.
+const GOLDEN_KEYS: [(&str, u32); 3] = [("passphrase", 0o600), ("read.key", 0o600), ("read.key.pub", 0o644)];
+
 /// The repositories in tests/golden were made by `make_golden` below with earlier versions; they must open forever.
 #[test]
 fn golden_repositories_open() {
@@ -56,7 +70,8 @@ fn golden_repositories_open() {
         let mut keepd = Keepd::prepared();
         let toml = fs::read_to_string(keepd.path("keepd.toml"))
             .unwrap()
-            .replace("encryption = \"main\"", &format!("encryption = \"{encryption}\"\nprune_grace = \"1s\""));
+            .replace("encryption = \"main\"", &format!("encryption = \"{encryption}\"\nprune_grace = \"1s\""))
+            .replace("key_file = \"main.key\"", key_lines(&name));
         fs::write(keepd.path("keepd.toml"), toml).unwrap();
         // Only what git keeps: contents and names; the key must be its owner's alone.
         assert!(
@@ -64,6 +79,10 @@ fn golden_repositories_open() {
         );
         fs::copy(entry.path().join("golden.key"), keepd.path("main.key")).unwrap();
         fs::set_permissions(keepd.path("main.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        for (file, mode) in GOLDEN_KEYS.into_iter().filter(|(file, _)| entry.path().join(file).exists()) {
+            fs::copy(entry.path().join(file), keepd.path(file)).unwrap();
+            fs::set_permissions(keepd.path(file), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        }
         keepd.start();
         let since = std::time::Instant::now();
         while keepd.backups().len() < 2 {
@@ -71,14 +90,21 @@ fn golden_repositories_open() {
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
         keepd.ok(&["check", "local", "--read-data"]);
-        let out = keepd.restored("latest");
+        let (private, passphrase) = (keepd.path("read.key"), keepd.path("passphrase"));
+        let lent: Vec<&str> = if private.exists() { vec!["--key", private.to_str().unwrap()] } else { Vec::new() };
+        let out = keepd.path("restored");
+        keepd.ok(&[&["restore", "latest", "--to", out.to_str().unwrap()], &lent[..]].concat());
         let sums =
             Command::new("sha256sum").args(["--check", "--quiet"]).arg(entry.path().join("SHA256SUMS")).current_dir(&out).output().unwrap();
         assert!(sums.status.success(), "{name}: {}", text(&sums));
         assert_eq!(proven_sum(&out.join("db/shop.db")), 50_100, "{name}");
         let (by_python, key) = (keepd.path("by-python"), keepd.path("main.key"));
-        let key = (encryption != "none").then_some(key.as_path());
-        reader(&keepd.path("repository"), key, &["restore", "latest", by_python.to_str().unwrap()]);
+        let keys = match name.as_str() {
+            "1-plain" => Vec::new(),
+            "1-passphrase" => vec!["--passphrase-file", passphrase.to_str().unwrap()],
+            _ => [&["--key", key.to_str().unwrap()], &lent[..]].concat(),
+        };
+        reader_with(&keepd.path("repository"), &keys, &["restore", "latest", by_python.to_str().unwrap()]);
         for file in files_below(&out) {
             let twin = by_python.join(file.strip_prefix(&out).unwrap());
             assert!(fs::read(&twin).unwrap() == fs::read(&file).unwrap(), "{name}: {}", twin.display());
@@ -103,6 +129,17 @@ fn golden_repositories_open() {
             let line = told.lines().find(|l| l.contains("packs would be deleted")).unwrap();
             assert!(line.split(' ').next().unwrap().parse::<u64>().unwrap() > 0, "{told}");
         }
+        if name.ends_with("-epochs") {
+            // Sealed anew twice; they go by the ids that their first manifests had.
+            let objects = files_below(&keepd.path("repository/backups"));
+            assert!(keepd.backups().iter().all(|id| !objects.iter().any(|o| o.ends_with(id))));
+            assert!(objects.iter().all(|o| fs::read(o).unwrap()[10..12] == [2, 0]));
+        }
+        if name.ends_with("-write-only") {
+            let told = keepd.fails(1, &["restore", "latest", "--to", keepd.path("without").to_str().unwrap()]);
+            assert!(told.contains("private key"), "{told}");
+            assert!(files_below(&keepd.path("repository/packs")).iter().any(|p| fs::read(p).unwrap()[9] == 1));
+        }
         if name.ends_with("-drill") {
             let list = keepd.json(&["list"]);
             assert_eq!((list[0]["outcome"].as_str(), list[1]["outcome"].as_str()), (Some("good"), Some("suspect")), "{list}");
@@ -115,7 +152,7 @@ fn golden_repositories_open() {
         }
         seen += 1;
     }
-    assert!(seen >= 7, "{seen} golden repositories");
+    assert!(seen >= 10, "{seen} golden repositories");
 }
 
 /// Makes new golden repositories: `GOLDEN=DIR cargo test --test format make_golden -- --ignored` (`GOLDEN_ONLY=NAME`: only that one).
@@ -131,13 +168,23 @@ fn make_golden() {
         ("1-copy", "main", "zstd"),
         ("1-dump", "main", "zstd"),
         ("1-drill", "main", "zstd"),
+        ("1-epochs", "main", "zstd"),
+        ("1-write-only", "main", "zstd"),
+        ("1-passphrase", "main", "zstd"),
     ];
     let only = std::env::var("GOLDEN_ONLY").ok();
     for (name, encryption, compression) in all.into_iter().filter(|(name, _, _)| only.as_ref().is_none_or(|o| o == name)) {
         let mut keepd = Keepd::prepared();
         let toml = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
         let settings = format!("encryption = \"{encryption}\"\ncompression = \"{compression}\"");
-        let mut toml = toml.replace("encryption = \"main\"", &settings);
+        let mut toml = toml.replace("encryption = \"main\"", &settings).replace("key_file = \"main.key\"", key_lines(name));
+        if name == "1-write-only" {
+            let made = Command::new(keepd_binary()).args(["key", "generate", "--pair"]).arg(keepd.path("read.key")).status().unwrap();
+            assert!(made.success());
+        }
+        if name == "1-passphrase" {
+            fs::write(keepd.path("passphrase"), "correct horse battery staple\n").unwrap();
+        }
         if name == "1-copy" {
             let copied = keepd.path("copied");
             toml = toml.replace("destinations = [\"local\"]", "destinations = [\"local\", \"copied\"]");
@@ -184,6 +231,10 @@ fn make_golden() {
             keepd.ok(&["drill"]);
             keepd.fails(1, &["drill", &keepd.backups()[1]]);
         }
+        if name == "1-epochs" {
+            keepd.ok(&["key", "re-encrypt", "local", "--yes"]);
+            keepd.ok(&["key", "re-encrypt", "local", "--yes"]);
+        }
         let out = keepd.restored("latest");
         keepd.stop();
         let to = Path::new(&target).join(name);
@@ -193,6 +244,9 @@ fn make_golden() {
         fs::remove_file(repository.join("writer.json")).unwrap();
         assert!(Command::new("cp").arg("-r").arg(&repository).arg(to.join("repository")).status().unwrap().success());
         fs::copy(keepd.path("main.key"), to.join("golden.key")).unwrap();
+        for (file, _) in GOLDEN_KEYS.into_iter().filter(|(file, _)| keepd.path(file).exists()) {
+            fs::copy(keepd.path(file), to.join(file)).unwrap();
+        }
         let sums = Command::new("sh")
             .args(["-c", "find . -type f ! -name shop.db -exec sha256sum {} + | sort -k2"])
             .current_dir(&out)

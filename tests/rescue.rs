@@ -480,3 +480,56 @@ fn an_interrupt_ends_it_cleanly() {
     assert!(out.status.success() || text(&out).contains("cancelled"), "{}", text(&out));
     assert!(files_below(&ruin.path("tmp")).is_empty(), "the temporary directory is left behind");
 }
+
+/// Twice, while nobody takes what it writes: it goes at once, and its temporary directory with it.
+#[test]
+fn a_second_hangup_leaves_nothing_behind() {
+    use std::os::unix::process::ExitStatusExt;
+    let ruin = Ruin::of_local();
+    let mut child =
+        ruin.command("export", &["latest", "-o", "-", "--key", "main.key"]).stderr(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let since = std::time::Instant::now();
+    while files_below(&ruin.path("tmp")).is_empty() {
+        assert!(since.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Until it stands before the full pipe.
+    std::thread::sleep(Duration::from_millis(1500));
+    signal(child.id(), "HUP");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "it waits for its next safe point");
+    signal(child.id(), "HUP");
+    assert_eq!(child.wait().unwrap().signal(), Some(1));
+    assert_eq!(fs::read_dir(ruin.path("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn nothing_is_written_into_the_destination() {
+    let ruin = Ruin::of_local();
+    let before = files_below(&ruin.path("repository"));
+    std::os::unix::fs::symlink("repository/packs", ruin.path("packs")).unwrap();
+    for (command, arguments) in [
+        ("restore", ["latest", "--to", "repository/new"]),
+        ("restore", ["latest", "--to", "packs/new"]),
+        ("export", ["latest", "-o", "packs/backup.tar"]),
+        ("ls", ["latest", "--cache", "repository/cache"]),
+    ] {
+        let said = ruin.ends(2, command, &[&arguments[..], &["--key", "main.key"]].concat());
+        assert!(said.contains("lies in the destination"), "{said}");
+    }
+    assert_eq!(files_below(&ruin.path("repository")), before);
+}
+
+#[test]
+fn a_key_on_a_stick_is_taken_with_a_warning() {
+    let ruin = Ruin::of_local();
+    fs::set_permissions(ruin.path("main.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let said = ruin.ends(0, "list", &["--key", "main.key"]);
+    assert!(said.contains("warning: main.key can be read or changed by others on this machine (mode 0644)"), "{said}");
+    if rustix::process::geteuid().is_root() {
+        fs::set_permissions(ruin.path("main.key"), fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::chown(ruin.path("main.key"), Some(12_345), None).unwrap();
+        let said = ruin.ends(0, "list", &["--key", "main.key"]);
+        assert!(said.contains("warning: main.key belongs to another user (uid 12345)"), "{said}");
+    }
+}

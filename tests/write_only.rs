@@ -200,6 +200,13 @@ fn all_but_reading_goes_without_the_private_key() {
     let compared = keepd.ok(&["compare", "latest"]);
     assert!(compared.contains("nothing differs") || compared.contains("equal"), "{compared}");
 
+    fs::write(keepd.path("files/deep/note.txt"), "b note").unwrap();
+    let said = keepd.ok(&["compare", "latest", "files/deep"]);
+    assert!(said.contains("M files/deep/note.txt"), "{said}");
+    world.insert(9000..9001);
+    let said = keepd.fails(3, &["compare", "latest"]);
+    assert!(said.contains(&world.fingerprint("read")) && said.contains("source db was not compared"), "what hashes do not tell: {said}");
+
     // What is in it is not, and that is told before anything is written.
     let to = world.away.path().join("nothing");
     world.wants("read", &["restore", "latest", "--to", to.to_str().unwrap()]);
@@ -511,7 +518,16 @@ fn drills_of_what_is_all_write_only_are_left_to_people() {
 
 #[test]
 fn killed_on_its_way_a_restore_in_place_is_settled_without_the_key() {
-    let mut world = World::started(&["local"], "");
+    let mut world = World::prepared(&["local"], "");
+    let d = world.keepd.dir.path().display().to_string();
+    let config = fs::read_to_string(world.keepd.path("keepd.toml")).unwrap();
+    let command = format!(
+        "[[job.shop.source]]\nname = \"cache\"\ncommand = [\"/bin/cat\", \"{d}/cache\"]\n\
+         restore_command = [\"/bin/sh\", \"-c\", \"cat >{d}/cache.new && mv {d}/cache.new {d}/cache\"]\n"
+    );
+    fs::write(world.keepd.path("keepd.toml"), config + &command).unwrap();
+    fs::write(world.keepd.path("cache"), "a note").unwrap();
+    world.keepd.start();
     world.keepd.ok(&["backup", "shop"]);
     let id = world.keepd.backups().remove(0);
     world.keepd.stop();
@@ -519,11 +535,12 @@ fn killed_on_its_way_a_restore_in_place_is_settled_without_the_key() {
         let db = rusqlite::Connection::open(world.keepd.path("shop.db")).unwrap();
         db.query_row("SELECT count(*) FROM account", [], |r| r.get(0)).unwrap()
     };
-    let note = |world: &World| fs::read_to_string(world.keepd.path("files/deep/note.txt")).unwrap();
-    let (mut undone, mut kept, mut point) = (0, 0, 1u64);
+    let read = |world: &World, name: &str| fs::read_to_string(world.keepd.path(name)).unwrap();
+    let (mut undone, mut kept, mut fed, mut point) = (0, 0, 0, 1u64);
     loop {
         world.insert(5000..5003);
         fs::write(world.keepd.path("files/deep/note.txt"), "now").unwrap();
+        fs::write(world.keepd.path("cache"), "now").unwrap();
         world.keepd.environment = vec![("KEEPD_TEST_DIES_AT".into(), point.to_string())];
         world.keepd.start();
         let out = world.keepd.ctl(&["restore", &id, "--in-place", "--yes", "--key", &world.private("read")]);
@@ -531,22 +548,61 @@ fn killed_on_its_way_a_restore_in_place_is_settled_without_the_key() {
         let finished = out.status.success();
         if !finished {
             world.keepd.kill();
+            // The command had been fed, and has to be given back what it had.
+            let journal = files_below(&world.keepd.path("state/in-place")).into_iter().find(|p| p.extension().is_some_and(|e| e == "json"));
+            let journal: Value = journal.and_then(|p| serde_json::from_slice(&fs::read(p).unwrap()).ok()).unwrap_or_default();
+            fed += usize::from(journal["phase"] == "Swapping" && journal["commands"][0] == "cache");
             world.keepd.start();
             world.keepd.settled(point);
         }
-        match (rows(&world), note(&world).as_str()) {
-            (503, "now") => undone += 1,
-            (500, "a note") => kept += 1,
+        match (rows(&world), read(&world, "files/deep/note.txt").as_str(), read(&world, "cache").as_str()) {
+            (503, "now", "now") => undone += 1,
+            (500, "a note", "a note") => kept += 1,
             other => panic!("killed at point {point} it is neither old nor new: {other:?}\n{}\n{}", text(&out), world.keepd.log()),
         }
+        let left: Vec<PathBuf> = files_below(&world.keepd.path("state/in-place"));
+        assert!(left.is_empty(), "{left:?}");
         world.keepd.stop();
         if finished {
             break;
         }
         rusqlite::Connection::open(world.keepd.path("shop.db")).unwrap().execute("DELETE FROM account WHERE id >= 5000", []).unwrap();
-        point += 1 + point / 4;
+        point += 1 + point / 12;
     }
-    assert!(undone > 3 && kept > 0, "{undone} undone, {kept} kept");
+    assert!(undone > 10 && kept > 0 && fed > 0, "{undone} undone, {kept} kept, a command had been fed {fed} times");
+}
+
+#[test]
+fn a_servers_database_comes_back_with_the_key() {
+    let server = databases::Postgres::started();
+    let mut world = World::prepared(&["local"], "");
+    let config = fs::read_to_string(world.keepd.path("keepd.toml")).unwrap();
+    let job = format!(
+        "[job.app]\ndestinations = [\"local\"]\n[[job.app.source]]\nname = \"pg\"\npostgres = {{ dbname = \"app\", {} }}\n",
+        server.connection()
+    );
+    fs::write(world.keepd.path("keepd.toml"), config + &job).unwrap();
+    server.sql("postgres", "CREATE DATABASE app");
+    server.sql("app", "CREATE TABLE t AS SELECT g AS id, 'x' || g AS text FROM generate_series(1, 5000) g");
+    world.keepd.start();
+    world.keepd.ok(&["backup", "app"]);
+    world.restart();
+    server.sql("app", "INSERT INTO t SELECT g, 'y' || g FROM generate_series(5001, 6000) g");
+    let run = world.run(&["backup", "app"]);
+    assert_eq!(run["state"], "good", "{run}");
+    world.restart();
+    let words = ["restore", "latest", "--job", "app", "--to-database", "again"];
+    world.wants("read", &words);
+    let databases = || server.sql("postgres", "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database WHERE NOT datistemplate");
+    assert_eq!(databases(), "app postgres", "nothing was begun");
+    let private = world.private("read");
+    world.keepd.ok(&[&words[..], &["--key", &private]].concat());
+    assert_eq!(server.sql("again", "SELECT count(*) || ' ' || max(text) FROM t"), "6000 y6000");
+    world.keepd.ok(&["drill", "latest", "--job", "app", "--key", &private]);
+    server.sql("app", "DELETE FROM t");
+    world.wants("read", &["restore", "latest", "--job", "app", "--in-place", "--yes"]);
+    world.keepd.ok(&["restore", "latest", "--job", "app", "--in-place", "--yes", "--key", &private]);
+    assert_eq!(server.sql("app", "SELECT count(*) FROM t"), "6000");
 }
 
 #[test]

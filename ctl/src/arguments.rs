@@ -279,9 +279,6 @@ pub enum Command {
         #[command(flatten)]
         keys: KeyArguments,
     },
-    /// The keys that destinations open with
-    #[command(subcommand)]
-    Key(KeyCommand),
     /// Remove what no backup needs
     Prune {
         destination: String,
@@ -366,6 +363,9 @@ pub enum Command {
         #[command(flatten)]
         keys: KeyArguments,
     },
+    /// What opens destinations: keys, their slots, recovery kits
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// The manual page, for make install
     #[command(hide = true)]
     Manual,
@@ -385,6 +385,60 @@ pub enum DestinationCommand {
 
 #[derive(Subcommand)]
 pub enum KeyCommand {
+    /// Encryption profiles and the key slots of destinations, and which of them open
+    List {
+        /// All without a name
+        #[arg(value_name = "DESTINATION")]
+        destinations: Vec<String>,
+    },
+    /// Have another key open a destination, too
+    #[command(group = clap::ArgGroup::new("which").required(true))]
+    Add {
+        destination: String,
+        /// The key of this encryption profile
+        #[arg(long, value_name = "NAME", group = "which")]
+        profile: Option<String>,
+        /// The key in this key file
+        #[arg(long, value_name = "FILE", group = "which")]
+        key: Option<PathBuf>,
+    },
+    /// Remove a key slot, when another one opens with the configured key
+    Remove {
+        destination: String,
+        /// Its id as 'keepctl key list' shows it, or a unique start of it
+        slot: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Exchange the key of an encryption profile: at its destinations and in the configuration
+    ///
+    /// Interrupted, both keys open the destinations, and the same command once more goes on.
+    Rotate {
+        profile: String,
+        /// The new key, made by 'keepd key generate FILE' where keepd can read it
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// The old key goes on opening what it opens now
+        #[arg(long)]
+        keep_old: bool,
+    },
+    /// Write the recovery kit of an encryption profile: its key, where the backups are, and a program that reads them
+    Kit {
+        profile: String,
+        /// A new file, or '-' for standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// The private key that contents are written for goes into it, too
+        #[arg(long, value_name = "FILE")]
+        private_key: Option<PathBuf>,
+        /// So do the passwords and access keys of the destinations
+        #[arg(long)]
+        include_secrets: bool,
+        /// Also where the backups are
+        #[arg(long)]
+        yes: bool,
+    },
     /// Give a destination a new master key and seal everything there anew: the old key opens nothing of it then
     ReEncrypt {
         destination: String,

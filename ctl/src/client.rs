@@ -106,8 +106,8 @@ impl Client {
         self.call_with::<M>(parameters, &[])
     }
 
-    /// One call with descriptors passed along.
-    fn call_with<M: Method>(&mut self, parameters: &M::In, descriptors: &[BorrowedFd<'_>]) -> Result<M::Out, Failure> {
+    /// One call with descriptors passed along, at most [`MAX_DESCRIPTORS`].
+    pub fn call_with<M: Method>(&mut self, parameters: &M::In, descriptors: &[BorrowedFd<'_>]) -> Result<M::Out, Failure> {
         self.send(M::NAME, to_value(parameters)?, false, descriptors)?;
         let reply = self.receive()?;
         out::<M>(reply)

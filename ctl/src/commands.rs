@@ -14,11 +14,11 @@ use keepd_protocol::methods::*;
 use keepd_protocol::model::{Backup, BackupType, BytesPath, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState};
 use serde::Serialize;
 
-use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, KeyCommand, RestoreTarget, RunCommand};
+use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::keys::Keys;
 use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
-use crate::{Exit, Failure, compare, coverage, drill, follow, in_place};
+use crate::{Exit, Failure, compare, coverage, drill, follow, in_place, key};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -134,15 +134,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             let started = context.client()?.call_lending::<StartPrune>(&call, &keys)?;
             context.work(&started.run, true)
         }
-        Command::Key(KeyCommand::ReEncrypt { destination, drop_slots, yes, detach, keys }) => {
-            let keys = keys.open()?;
-            if !*yes {
-                context.ask(&format!("Everything at {destination} is read and sealed anew with a new key, which may take hours, and what is there now is removed. Go on?"))?;
-            }
-            let call = start_re_encrypt::In { destination: destination.clone(), drop_slots: *drop_slots, private_keys: keys.places(0) };
-            let started = context.client()?.call_lending::<StartReEncrypt>(&call, &keys)?;
-            if *detach { context.done(&started, &format!("run {}", started.run)) } else { context.work(&started.run, true) }
-        }
+        Command::Key(command) => key::run(&context, command),
         Command::Accept(of) => context.mark(of, Mark::Accept),
         Command::Pin(of) => context.mark(of, Mark::Pin),
         Command::Unpin(of) => context.mark(of, Mark::Unpin),
@@ -271,7 +263,7 @@ impl Context<'_> {
         Ok(if failed { Exit::Failed } else { Exit::Good })
     }
 
-    fn ended(&self, run: &Run, tell: bool) -> Result<Exit> {
+    pub fn ended(&self, run: &Run, tell: bool) -> Result<Exit> {
         if self.json() {
             print_json(run)?;
         } else if tell && !self.arguments.quiet && matches!(run.state, RunState::Good | RunState::Partial | RunState::Suspect) {
@@ -795,7 +787,7 @@ fn destinations(list: &[DestinationStatus]) -> Result<()> {
         vec![
             escape(&d.name),
             escape(&d.location),
-            escape(&d.encryption),
+            d.fingerprint.as_ref().map_or_else(|| escape(&d.encryption), |f| format!("{} ({})", escape(&d.encryption), escape(f))),
             d.backups.to_string(),
             time_or(d.last_good.as_ref(), "never"),
             state,

@@ -6,8 +6,10 @@ mod commands;
 mod compare;
 mod coverage;
 mod drill;
+mod edit;
 mod follow;
 mod in_place;
+mod key;
 mod keys;
 mod render;
 

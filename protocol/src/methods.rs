@@ -117,6 +117,21 @@ method!(/// Starts a run that restores a backup (without one the newest good of 
     /// it as proven or as suspect.
     start_drill { #[serde(default)] backup: Option<String>, #[serde(default)] job: Option<String>, #[serde(default)] private_keys: Vec<u32> } -> { run: String, backup: String });
 
+method!(/// The key slots of destinations (of all, or those named), and the encryption profiles.
+    list_keys { #[serde(default)] destinations: Vec<String> } -> { profiles: Vec<KeyProfile>, destinations: Vec<DestinationKeys> });
+method!(/// Starts a run that has a further key open a destination: that of a configured `profile`, or the one in the key file passed along with the call
+    /// as an open descriptor; its slot is then called `label`.
+    start_key_add { destination: String, #[serde(default)] profile: Option<String>, #[serde(default)] label: Option<String> } -> { run: String, fingerprint: Option<String> });
+method!(/// Starts a run that removes a key slot, named by its id or a unique start of it. Refused unless another one opens with the key of the destination's profile.
+    start_key_remove { destination: String, slot: String } -> { run: String, slot: String });
+method!(/// Starts a step of exchanging a profile's key, at all its destinations: `add` has the key in the key file passed along as an open descriptor open them; `remove`,
+    /// when the configuration names that key, removes the slots of the one before. `file`: the same key file's path, where the daemon itself must find it.
+    /// `configured`: whether the configuration names that key already.
+    start_key_rotate { profile: String, file: String, step: KeyStep } -> { run: String, fingerprint: String, configured: bool });
+method!(/// Writes the recovery kit of a profile into the descriptor passed along. `private_key`: a second descriptor is a private key file that goes into it.
+    /// `include_secrets`: so do the passwords and access keys of the destinations. Where the profile's key cannot be written down, a new one is made that opens its destinations.
+    make_kit { profile: String, #[serde(default)] include_secrets: bool, #[serde(default)] private_key: bool } -> { run: String, fingerprint: Option<String> });
+
 names! {
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
     start_backup as StartBackup = "StartBackup", start_check as StartCheck = "StartCheck", start_prune as StartPrune = "StartPrune",
@@ -129,4 +144,6 @@ names! {
     start_coverage as StartCoverage = "StartCoverage", get_coverage as GetCoverage = "GetCoverage", acknowledge_coverage as AcknowledgeCoverage = "AcknowledgeCoverage",
     start_drill as StartDrill = "StartDrill",
     start_re_encrypt as StartReEncrypt = "StartReEncrypt",
+    list_keys as ListKeys = "ListKeys", start_key_add as StartKeyAdd = "StartKeyAdd", start_key_remove as StartKeyRemove = "StartKeyRemove",
+    start_key_rotate as StartKeyRotate = "StartKeyRotate", make_kit as MakeKit = "MakeKit",
 }

@@ -39,7 +39,11 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", ReEncrypt = "re-encrypt" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", Key = "key", ReEncrypt = "re-encrypt" });
+word_enum!(/// Whether a profile's keys open a slot: the one that is configured, or one of before.
+    KeyOpens { #[default] No = "no", Current = "current", Retired = "retired" });
+word_enum!(/// Of a rotation: the new key's slots are added, or the old one's removed.
+    KeyStep { #[default] Add = "add", Remove = "remove" });
 word_enum!(/// What is said of a backup.
     Mark { #[default] Pin = "pin", Unpin = "unpin", Accept = "accept" });
 word_enum!(/// Where a run is. `partial`: done, but something was left out and is listed in the messages.
@@ -106,6 +110,9 @@ pub struct DestinationStatus {
     /// Where it is, without any secret.
     pub location: String,
     pub encryption: String,
+    /// Of the profile's key: two keys may have one name. None where there is none, or it is not known without asking a token.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
     pub compression: String,
     pub backups: u64,
     pub last_good: Option<String>,
@@ -119,6 +126,59 @@ pub struct DestinationStatus {
     pub overdue: Vec<String>,
     #[serde(default)]
     pub traffic: Traffic,
+}
+
+/// An encryption profile as configured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct KeyProfile {
+    pub name: String,
+    /// `key_file`, `credential`, `passphrase`, `pkcs11`.
+    pub kind: String,
+    /// The file's path, or the name of the credential, the variable or the token.
+    pub place: String,
+    /// None for a passphrase, and when the key cannot be had.
+    pub fingerprint: Option<String>,
+    /// The fingerprint of the public key that contents are written for.
+    pub public_key: Option<String>,
+    pub retired: Vec<RetiredKey>,
+    /// The destinations that name it.
+    pub destinations: Vec<String>,
+    /// Why the keys cannot be had.
+    pub error: Option<String>,
+}
+
+/// A key file of before.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RetiredKey {
+    pub file: String,
+    pub fingerprint: Option<String>,
+}
+
+/// The key slots of a destination.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DestinationKeys {
+    pub destination: String,
+    /// The configured profile; None when nothing is encrypted.
+    pub profile: Option<String>,
+    /// The repository's id; None where nothing was backed up to yet.
+    pub repository: Option<String>,
+    pub slots: Vec<KeySlot>,
+    /// Why they cannot be listed.
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct KeySlot {
+    pub id: String,
+    /// What it was called when it was made: a profile's name, or where the key came from.
+    pub profile: String,
+    /// `key-file`, `passphrase`, `pkcs11`, `none`.
+    pub method: String,
+    pub fingerprint: String,
+    /// With the keys of the configured profile.
+    pub opens: KeyOpens,
+    /// What is wrong with it.
+    pub problem: Option<String>,
 }
 
 /// What a destination was used for since the daemon started. Bytes, and operations.

@@ -87,7 +87,7 @@ fn job(config: &Config, job: &Job, problems: &mut Vec<Problem>) {
         let text = format!("is shorter than the {} between runs, so the job will be overdue before each of them", show_duration(*every));
         warn(format!("job.{}.max_age", job.name), text);
     }
-    if job.drill.every.is_some() && config.is_write_only(job) {
+    if job.drill.every.is_some() && config.are_write_only(job.destinations.iter().map(String::as_str)) {
         let text = format!(
             "is not kept to: all destinations of the job are write-only (public_key), so drills need the private key; run them by hand with \
              'keepctl drill --job {} --key FILE', or add a destination without public_key",

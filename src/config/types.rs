@@ -45,10 +45,11 @@ pub struct Daemon {
 }
 
 impl Config {
-    /// Whether all that a job backs up opens with a private key alone.
-    pub fn is_write_only(&self, job: &Job) -> bool {
-        let profile = |name: &String| self.destinations.get(name).and_then(|d| self.encryption.get(d.encryption.as_ref()?));
-        !job.destinations.is_empty() && job.destinations.iter().all(|d| profile(d).is_some_and(|p| p.public_key.is_some()))
+    /// Whether all these destinations are written to for a private key, which alone opens what is there.
+    pub fn are_write_only<'n>(&self, destinations: impl Iterator<Item = &'n str>) -> bool {
+        let profile = |name| self.destinations.get(name).and_then(|d| self.encryption.get(d.encryption.as_ref()?));
+        let mut destinations = destinations.peekable();
+        destinations.peek().is_some() && destinations.all(|name| profile(name).is_some_and(|p| p.public_key.is_some()))
     }
 }
 

@@ -28,7 +28,7 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 /// Without `more` a list must fit into one reply.
 const MAX_SINGLE: usize = 1 << 20;
 
-type Result<T, E = Fault> = std::result::Result<T, E>;
+pub(super) type Result<T, E = Fault> = std::result::Result<T, E>;
 
 fn failed(message: impl std::fmt::Display) -> Fault {
     Fault::new(errors::FAILED, json!({ "message": message.to_string() }))
@@ -64,7 +64,7 @@ impl Control {
     }
 
     /// Runs a question to the registry that may block.
-    async fn ask_runs<T: Send + 'static>(
+    pub(super) async fn ask_runs<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Arc<crate::run::Runs>) -> std::result::Result<T, Error> + Send + 'static,
     ) -> Result<T> {

@@ -105,6 +105,13 @@ impl Control {
                 out::<m::StartReEncrypt>(self.start_re_encrypt(input::<m::StartReEncrypt>(p)?, descriptors, by).await?)
             }
             m::StartDrill::NAME => out::<m::StartDrill>(self.start_drill(input::<m::StartDrill>(p)?, descriptors, by).await?),
+            m::ListKeys::NAME => out::<m::ListKeys>(self.list_keys(input::<m::ListKeys>(p)?).await?),
+            m::StartKeyAdd::NAME => out::<m::StartKeyAdd>(self.start_key_add(input::<m::StartKeyAdd>(p)?, descriptors, by).await?),
+            m::StartKeyRemove::NAME => out::<m::StartKeyRemove>(self.start_key_remove(input::<m::StartKeyRemove>(p)?, by).await?),
+            m::StartKeyRotate::NAME => {
+                out::<m::StartKeyRotate>(self.start_key_rotate(input::<m::StartKeyRotate>(p)?, descriptors, by).await?)
+            }
+            m::MakeKit::NAME => out::<m::MakeKit>(self.make_kit(input::<m::MakeKit>(p)?, descriptors, by).await?),
             other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
         };
         value.map_err(|e| Fault::new(errors::FAILED, json!({ "message": format!("the reply cannot be written: {e}") })))

@@ -90,6 +90,8 @@ pub enum KeyFileError {
         .0.display(), shell_word(.0)
     )]
     Missing(PathBuf),
+    #[error("there is no public key file {}; copy it here from where its pair was made ('keepd key generate --pair')", .0.display())]
+    MissingPublic(PathBuf),
     #[error("the key file {} cannot be read: {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
     #[error(
@@ -251,12 +253,26 @@ pub fn load_private(path: &Path) -> Result<PrivateKey> {
 
 /// Reads a key or a private key from an open file, or all those of a recovery kit; `path` is for messages. Mode and owner count as ever.
 pub fn load_all(path: &Path, file: &File) -> Result<(Vec<Key>, Vec<PrivateKey>)> {
-    let bytes = read_bytes(path, file, Kind::Profile)?;
-    let keys = kit_lines(path, &bytes, Kind::Profile)?.into_iter().map(Key).collect::<Vec<_>>();
-    let private_keys = kit_lines(path, &bytes, Kind::Private)?.into_iter().map(|k| private(path, k)).collect::<Result<Vec<_>>>()?;
+    keys_in(path, &read_bytes(path, file, Kind::Profile)?)
+}
+
+/// Like [`load_all`], also from a stick or a disc that knows no owners and no modes: what it would be refused for comes with the keys.
+pub fn load_all_however_kept(path: &Path, file: &File) -> Result<((Vec<Key>, Vec<PrivateKey>), Option<KeyFileError>)> {
+    let complaint = match check_rights(path, file, Kind::Profile) {
+        Ok(_) => None,
+        Err(e @ (KeyFileError::OpenToOthers { .. } | KeyFileError::ForeignOwner { .. })) => Some(e),
+        Err(e) => return Err(e),
+    };
+    let len = file.metadata().map_err(|e| unreadable(path, &e))?.len();
+    Ok((keys_in(path, &bytes_of(path, file, len)?)?, complaint))
+}
+
+fn keys_in(path: &Path, bytes: &[u8]) -> Result<(Vec<Key>, Vec<PrivateKey>)> {
+    let keys = kit_lines(path, bytes, Kind::Profile)?.into_iter().map(Key).collect::<Vec<_>>();
+    let private_keys = kit_lines(path, bytes, Kind::Private)?.into_iter().map(|k| private(path, k)).collect::<Result<Vec<_>>>()?;
     if keys.is_empty() && private_keys.is_empty() {
         // Says best what is wrong with it.
-        return Ok((vec![Key(parse(path, &bytes, Kind::Profile)?)], Vec::new()));
+        return Ok((vec![Key(parse(path, bytes, Kind::Profile)?)], Vec::new()));
     }
     Ok((keys, private_keys))
 }
@@ -280,7 +296,11 @@ pub fn load_private_keys(path: &Path, file: &File) -> Result<Vec<PrivateKey>> {
 
 /// Reads a public key file. Everybody may read it, but nobody else change it: they could have the next backups written for themselves.
 pub fn load_public(path: &Path) -> Result<PublicKey> {
-    let key = read(path, &open(path)?, Kind::Public)?;
+    let file = open(path).map_err(|e| match e {
+        KeyFileError::Missing(path) => KeyFileError::MissingPublic(path),
+        other => other,
+    })?;
+    let key = read(path, &file, Kind::Public)?;
     PublicKey::new(*key.bytes()).map_err(|_| KeyFileError::NotAKeyFile { path: path.to_owned(), why: "nothing can be sealed to it" })
 }
 
@@ -338,7 +358,10 @@ impl Read for FromStart<'_> {
 
 /// Reads a file that nobody else may read, or, where it holds a public key, change.
 fn read_bytes(path: &Path, file: &File, kind: Kind) -> Result<Zeroizing<Vec<u8>>> {
-    let len = check_rights(path, file, kind)?;
+    bytes_of(path, file, check_rights(path, file, kind)?)
+}
+
+fn bytes_of(path: &Path, file: &File, len: u64) -> Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(len).unwrap_or(0).min(MAX_KIT_BYTES) + 1));
     FromStart(file, 0).take(MAX_KIT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, &e))?;
     if bytes.len() > MAX_KIT_BYTES {
@@ -574,6 +597,21 @@ mod tests {
         }
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("changed");
         assert!(load(&path).is_ok());
+    }
+
+    #[test]
+    fn a_file_from_a_stick_is_taken_with_a_complaint() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = write(&directory, format!("{KNOWN} {KNOWN_CHECK}\n"));
+        let load = || load_all_however_kept(&path, &open(&path).expect("opened"));
+        let ((keys, _), complaint) = load().unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((keys.len(), complaint.is_none()), (1, true));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("changed");
+        let ((keys, private_keys), complaint) = load().unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((keys.len(), private_keys.len()), (1, 0));
+        assert!(matches!(complaint, Some(KeyFileError::OpenToOthers { mode: 0o644, .. })));
+        std::fs::write(&path, "not a key").expect("written");
+        assert!(matches!(load().err(), Some(KeyFileError::NotAKeyFile { .. })));
     }
 
     #[test]

@@ -188,6 +188,11 @@ impl Keyring {
         Ok(ObjectCipher::new(self.open_sealed_key(header, sealed)?, header))
     }
 
+    /// Whether write-only packs can be read: this process wrote it, or a private key was lent.
+    pub fn can_read(&self, header: &ObjectHeader) -> bool {
+        written::recall(header.salt()).is_some() || !self.lent.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// The key of a write-only pack, by a private key that was lent.
     pub fn open_sealed_key(&self, header: &ObjectHeader, sealed: &[u8]) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
         let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).clone();

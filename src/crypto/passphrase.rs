@@ -76,6 +76,9 @@ pub fn derive(passphrase: &str, salt: &[u8; 32], cost: Cost) -> Result<Locked, C
     if let Some((_, key)) = kept().iter().find(|(known, _)| *known == from) {
         return Ok(key.clone());
     }
+    // One at a time: each takes the memory that its cost says.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let refused = |e: argon2::Error| CryptoError::Slot(format!("no key can be derived from a passphrase with {text}: {e}"));
     let params = Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).map_err(refused)?;
     let mut key = Locked::zeros();

@@ -107,11 +107,11 @@ impl Slot {
                 return Err(self.error("the repository is encrypted, but the destination says encryption = \"none\"; name the profile"));
             }
             (METHOD_KEY_FILE, Some(ProfileKey::Key(key))) => {
-                let wrong = || CryptoError::WrongKey { given: key.fingerprint().to_string(), known: self.fingerprint.clone() };
-                if key.fingerprint().to_string() != self.fingerprint {
-                    return Err(wrong());
+                let given = key.fingerprint().to_string();
+                if given != self.fingerprint {
+                    return Err(CryptoError::WrongKey { given, known: self.fingerprint.clone() });
                 }
-                self.open(key, &salt()?, &wrapped).map_err(|_| wrong())?
+                self.open(key, &salt()?, &wrapped).map_err(|_| self.changed())?
             }
             (METHOD_PASSPHRASE, Some(ProfileKey::Passphrase(passphrase))) => {
                 let cost = self.kdf.as_deref().ok_or_else(|| self.error("it does not say how a passphrase becomes a key"))?;
@@ -119,7 +119,7 @@ impl Slot {
                 if key.fingerprint().to_string() != self.fingerprint {
                     return Err(CryptoError::WrongPassphrase);
                 }
-                self.open(&key, &salt()?, &wrapped).map_err(|_| CryptoError::WrongPassphrase)?
+                self.open(&key, &salt()?, &wrapped).map_err(|_| self.changed())?
             }
             (METHOD_TOKEN, Some(ProfileKey::Token(token))) => {
                 let given = token.fingerprint()?.to_string();
@@ -138,6 +138,11 @@ impl Slot {
             (other, _) => return Err(self.error(&format!("method '{other}' is not known to this version of keepd"))),
         };
         Keyring::from_bytes(&opened).map_err(|_| self.error("what it wraps is not the keys of a repository"))
+    }
+
+    /// It names the fingerprint of the key given, and does not open with it.
+    fn changed(&self) -> CryptoError {
+        self.error("it does not open: it is damaged, or somebody changed it")
     }
 
     fn error(&self, text: &str) -> CryptoError {

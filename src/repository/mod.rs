@@ -24,6 +24,7 @@ pub mod prune;
 pub mod reader;
 pub mod reencrypt;
 pub mod same;
+pub mod slots;
 pub mod source_writer;
 pub mod spool;
 #[cfg(test)]

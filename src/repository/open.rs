@@ -18,6 +18,7 @@ use super::index::{Index, IndexedPack, MAX_INDEX_BYTES};
 use super::local::{LocalIndex, Location};
 use super::manifest::{MAX_MANIFEST_BYTES, Manifest, SealedError, open_object, seal_object};
 use super::pack::{self, BuiltPack, MAX_PACK_BYTES, PackContents, PackError, PackMemory, SealedChunk};
+use super::slots::{self, Patience, Unreadable};
 use crate::config::Compression;
 use crate::crypto::slot::Slot;
 use crate::crypto::{self, CryptoError, HEADER_BYTES, Keyring, ObjectCipher, ObjectHeader, ObjectKind, Profile};
@@ -25,7 +26,7 @@ use crate::storage::{Storage, StorageError};
 
 const CONFIG_NAME: &str = "keepd.json";
 pub(super) const MAX_SMALL_OBJECT: u64 = 64 << 10;
-/// Slots of one repository; opening one may cost a second (a passphrase), so no more are tried.
+/// Slots that a repository gets; opening one may cost a second (a passphrase), so no more are tried with one.
 pub(super) const MAX_SLOTS: usize = 32;
 /// For what two daemons wrote at the same time.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -37,6 +38,33 @@ struct RepositoryConfig {
     repository: String,
     created: String,
     keepd_version: String,
+}
+
+impl RepositoryConfig {
+    fn id(&self) -> Option<[u8; 16]> {
+        HEXLOWER.decode(self.repository.as_bytes()).ok()?.try_into().ok()
+    }
+}
+
+/// The id of the repository of a storage; None where there never was one. `known_id` as in [`OpenOptions`].
+pub fn identify(storage: &Storage, known_id: Option<&str>) -> Result<Option<[u8; 16]>> {
+    let none = |text: String| RepositoryError::NoRepository { location: storage.location().to_owned(), text };
+    let config = match storage.get(CONFIG_NAME, MAX_SMALL_OBJECT) {
+        Ok(bytes) => parse_config(storage.location(), &bytes)?,
+        Err(StorageError::NotFound { .. }) => {
+            return match known_id {
+                None => Ok(None),
+                Some(id) => Err(none(format!(
+                    "repository {id} was here and is gone; is the disk mounted? If it is lost for good and a new one shall begin here, give the destination another name in the configuration"
+                ))),
+            };
+        }
+        Err(e) => return Err(e.into()),
+    };
+    if let Some(known) = known_id.filter(|known| *known != config.repository) {
+        return Err(none(format!("it holds repository {}, but {known} was here; somebody exchanged it", config.repository)));
+    }
+    config.id().map(Some).ok_or_else(|| none(format!("the id in {CONFIG_NAME} is not 32 hexadecimal digits")))
 }
 
 /// How to open a repository.
@@ -78,34 +106,17 @@ impl Repository {
         let location = storage.location().to_owned();
         let none = |text: String| RepositoryError::NoRepository { location: location.clone(), text };
         let mut fresh = false;
-        let config = match storage.get(CONFIG_NAME, MAX_SMALL_OBJECT) {
-            Ok(bytes) => parse_config(&location, &bytes)?,
-            Err(StorageError::NotFound { .. }) => {
-                if let Some(id) = options.known_id {
-                    return Err(none(format!(
-                        "repository {id} was here and is gone; is the disk mounted? If it is lost for good and a new one shall begin here, give the destination another name in the configuration"
-                    )));
-                }
-                if !options.create {
-                    return Err(none("nothing was backed up to it yet".into()));
-                }
+        let id = match identify(&storage, options.known_id)? {
+            Some(id) => id,
+            None if !options.create => return Err(none("nothing was backed up to it yet".into())),
+            None => {
                 fresh = true;
-                create(&storage, options)?
+                let config = create(&storage, options)?;
+                config.id().ok_or_else(|| none(format!("the id in {CONFIG_NAME} is not 32 hexadecimal digits")))?
             }
-            Err(e) => return Err(e.into()),
         };
-        if let Some(known) = options.known_id
-            && known != config.repository
-        {
-            return Err(none(format!("it holds repository {}, but {known} was here; somebody exchanged it", config.repository)));
-        }
-        let id: [u8; 16] = HEXLOWER
-            .decode(config.repository.as_bytes())
-            .ok()
-            .and_then(|b| b.try_into().ok())
-            .ok_or_else(|| none(format!("the id in {CONFIG_NAME} is not 32 hexadecimal digits")))?;
         let keys = unlock(&storage, &id, options)?;
-        let cache_dir = options.cache_root.join(&config.repository);
+        let cache_dir = options.cache_root.join(HEXLOWER.encode(&id));
         std::fs::create_dir_all(&cache_dir).map_err(|e| RepositoryError::LocalIndex {
             location: location.clone(),
             text: format!("cannot make {}: {e}", cache_dir.display()),
@@ -259,6 +270,12 @@ impl Repository {
         }
         for (id, size) in packs.into_iter().filter(|(id, _)| !known.contains_key(id)) {
             match self.read_footer(&id, size) {
+                // Who has the public key can put any contents beside a genuine footer.
+                Ok(contents) if !self.may_be_taken_up(&id, contents.kind) => problems.push(format!(
+                    "{}: {}: no index lists it, and without its private key it cannot be proven; what is in it is stored anew",
+                    self.location(),
+                    pack_name(&id)
+                )),
                 Ok(contents) => self.local.add_unindexed(&IndexedPack { id, size, kind: contents.kind, chunks: contents.chunks })?,
                 Err(e @ RepositoryError::Storage(_)) => return Err(e),
                 // One that nobody can read, and it is known.
@@ -267,6 +284,15 @@ impl Repository {
             }
         }
         Ok(problems)
+    }
+
+    /// Whether a pack that no index lists is what its footer says: an ordinary one, one that this process wrote, or one that a private key opens.
+    fn may_be_taken_up(&self, id: &[u8; 32], kind: ObjectKind) -> bool {
+        let Ok(header) = self.storage.range(&pack_name(id), 0, HEADER_BYTES as u64) else { return false };
+        match ObjectHeader::expect(&header, &self.id, kind) {
+            Ok(header) => !header.is_write_only() || self.keys.can_read(&header),
+            Err(_) => false,
+        }
     }
 
     /// The packs that the local index knows and that are not condemned, with their sizes.
@@ -540,35 +566,46 @@ pub fn slot_name(slot: &str) -> String {
 /// Tries every slot of this repository with every key of the profile; why the best of them does not open is told when none does.
 fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result<Keyring> {
     let location = storage.location().to_owned();
-    let names = storage.names("keys/")?;
     let object = |name: &str, source| RepositoryError::Object { location: location.clone(), name: name.to_owned(), source };
-    if names.len() > MAX_SLOTS {
-        let text = format!("{} key slots are there, more than the {MAX_SLOTS} that are tried", names.len());
-        return Err(RepositoryError::NoRepository { location, text });
+    let (mut found, mut patience, mut unread): (Vec<(CryptoError, String)>, _, _) = (Vec::new(), Patience::default(), None);
+    let mut all = Vec::new();
+    for (name, slot) in slots::read_all(storage)? {
+        match slot {
+            Ok(slot) => all.push((name, slot)),
+            Err(Unreadable::Slot(e)) => found.push((e, name)),
+            // Another one may do.
+            Err(Unreadable::Storage(e)) => unread = unread.or(Some(e)),
+        }
     }
-    let (mut found, mut opened): (Vec<(CryptoError, String)>, Option<Keyring>) = Default::default();
-    for name in names {
-        let bytes = storage.get(&name, MAX_SMALL_OBJECT)?;
-        let slot = match serde_json::from_slice::<Slot>(&bytes) {
-            Ok(slot) => slot,
-            Err(e) => {
-                found.push((CryptoError::Slot(e.to_string()), name));
-                continue;
-            }
-        };
-        let keys: Vec<_> = options.profile.map_or_else(|| vec![None], |p| p.keys().map(Some).collect());
-        for key in keys {
-            match slot.unwrap(id, key) {
-                // While a repository is re-encrypted, and after a crash then, slots of several ages may be there.
-                Ok(keys) => opened = opened.filter(|best| best.age() >= keys.age()).or(Some(keys)),
-                // Left by an interrupted start of another repository here.
-                Err(CryptoError::OtherRepository) => {}
-                Err(source) => found.push((source, name.clone())),
+    // A retired key opens what the profile's own does not: what it opens beside that may have been put there by whoever has it.
+    let current = options.profile.map_or_else(|| vec![None], |p| vec![Some(&p.key)]);
+    let retired = options.profile.map_or_else(Vec::new, |p| p.retired.iter().map(Some).collect());
+    let mut opened: Option<Keyring> = None;
+    for keys in [current, retired] {
+        if opened.is_some() {
+            break;
+        }
+        for (name, slot) in &all {
+            for key in &keys {
+                if !patience.allows(slot, *key) || (opened.is_some() && slots::is_dear(slot)) {
+                    found.push((slots::too_many(), name.clone()));
+                    continue;
+                }
+                match slot.unwrap(id, *key) {
+                    // While a repository is re-encrypted, and after a crash then, slots of several ages may be there.
+                    Ok(keys) => opened = opened.filter(|best| best.age() >= keys.age()).or(Some(keys)),
+                    // Left by an interrupted start of another repository here.
+                    Err(CryptoError::OtherRepository) => {}
+                    Err(source) => found.push((source, name.clone())),
+                }
             }
         }
     }
     if let Some(keys) = opened {
         return Ok(keys.sealing_to(options.profile.and_then(|p| p.recipient)));
+    }
+    if let Some(e) = unread {
+        return Err(e.into());
     }
     // What is wrong with a slot, or with a token, says more than that another key is wanted.
     let rank = |e: &CryptoError| match e {
@@ -589,6 +626,6 @@ fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result
             object(&name, CryptoError::WrongKey { given, known: known.into_iter().collect::<Vec<_>>().join(", ") })
         }
         Some((source, name)) => object(&name, source),
-        None => RepositoryError::NoRepository { location, text: "no key slot of it is there (keys/ is empty)".into() },
+        None => RepositoryError::NoRepository { location, text: "no key slot of it is there (in keys/)".into() },
     })
 }

@@ -26,8 +26,9 @@ use super::mark::mark_name;
 use super::open::{MAX_SMALL_OBJECT, Repository, ids, manifest_name, pack_name, slot_name, to_json};
 use super::pack::{self, MAX_PACK_BYTES, PackBuilder, PackMemory, Prover, chunk_id};
 use super::payload;
+use super::slots;
 use crate::crypto::slot::{METHOD_NONE, Slot};
-use crate::crypto::{CryptoError, HEADER_BYTES, Keyring, ObjectHeader, Profile};
+use crate::crypto::{CryptoError, HEADER_BYTES, Keyring, ObjectHeader, Profile, ProfileKey};
 use crate::storage::StorageError;
 use crate::storage::direct::ReadBuffer;
 
@@ -77,18 +78,26 @@ fn replace_slots(repository: &Repository, profiles: &[Profile], keys: &Keyring, 
     opening.insert(0);
     for name in repository.storage.names("keys/")? {
         let bytes = repository.storage.get(&name, MAX_SMALL_OBJECT)?;
+        // What is no slot, and what opens for everybody, somebody put there.
+        let foreign_name = || name.strip_prefix("keys/").unwrap_or(&name).to_owned();
         let Ok(slot) = serde_json::from_slice::<Slot>(&bytes) else {
-            return Err(repository.damaged(&name, "it is no valid key slot; remove it with 'keepctl key remove' first".into()));
+            foreign.push(ForeignSlot { slot: foreign_name(), profile: "no valid slot".into(), fingerprint: String::new() });
+            old.push(name);
+            continue;
         };
         if slot.repository != repository.id() {
             continue;
         }
         if slot.method == METHOD_NONE {
-            return Err(RepositoryError::Other(format!("{} is not encrypted: there is no key to change", repository.location())));
+            foreign.push(ForeignSlot { slot: foreign_name(), profile: "opens without a key".into(), fingerprint: String::new() });
+            old.push(name);
+            continue;
         }
+        // Nobody but an attacker makes such ones.
+        let is_dear = slots::is_dear(&slot);
         let mut found = None;
         for (n, profile) in profiles.iter().enumerate() {
-            for key in profile.keys() {
+            for key in profile.keys().filter(|key| !is_dear || !matches!(key, ProfileKey::Passphrase(_))) {
                 match slot.unwrap(&repository.id, Some(key)) {
                     Ok(opened) => found = found.or(Some((n, opened, key.fingerprint().ok() == profile.key.fingerprint().ok()))),
                     // A token that is away could open it: that is no slot of nobody's.
@@ -128,8 +137,12 @@ fn replace_slots(repository: &Repository, profiles: &[Profile], keys: &Keyring, 
             return Err(repository.damaged(&name, "it was just written and wraps something else".into()));
         }
     }
-    for name in old {
-        repository.storage.delete(&name)?;
+    for name in &old {
+        repository.storage.delete(name)?;
+    }
+    let left = repository.storage.names("keys/")?;
+    if let Some(name) = left.iter().find(|name| old.contains(name)) {
+        return Err(repository.damaged(name, "the storage says it is removed, and it is still there: the old key stays in force".into()));
     }
     Ok(Begun::Now { dropped: foreign })
 }
@@ -229,12 +242,22 @@ struct OnePack {
 }
 
 impl OnePack {
+    /// A damaged pack whose chunks are all elsewhere, too, is not needed.
     fn seal(&mut self, repository: &Repository, id: &[u8; 32]) -> Result<Resealed> {
+        match self.seal_all(repository, id) {
+            Err(RepositoryError::Damaged { .. }) if is_spare(repository, id)? => Ok(None),
+            other => other,
+        }
+    }
+
+    fn seal_all(&mut self, repository: &Repository, id: &[u8; 32]) -> Result<Resealed> {
         let name = pack_name(id);
         match epoch_of(repository, &name) {
             Ok(epoch) if epoch == repository.keys.epoch() => return Ok(None),
             Ok(_) => {}
             Err(RepositoryError::Storage(StorageError::NotFound { .. })) => return Ok(None),
+            Err(e @ RepositoryError::Storage(_)) => return Err(e),
+            Err(_) if repository.local.pack(id)?.is_none() => return Ok(None),
             Err(e) => return Err(e),
         }
         match repository.storage.get_into(&name, MAX_PACK_BYTES, &mut self.old) {
@@ -272,6 +295,17 @@ impl OnePack {
     }
 }
 
+/// Whether all chunks of a pack are found in other packs.
+fn is_spare(repository: &Repository, id: &[u8; 32]) -> Result<bool> {
+    let Some(pack) = repository.local.pack(id)? else { return Ok(true) };
+    for chunk in &pack.chunks {
+        if repository.lookup(&chunk.id)?.is_none_or(|at| at.pack == *id) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// In which epoch an object was sealed, as its header says.
 fn epoch_of(repository: &Repository, name: &str) -> Result<u16> {
     let header = repository.storage.range(name, 0, HEADER_BYTES as u64)?;
@@ -304,23 +338,35 @@ fn remove_packs(repository: &Repository, packs: &[[u8; 32]]) -> Result<()> {
 }
 
 /// Ends a re-encryption: all packs were sealed anew, nobody reads or writes, and the repository was opened after [`begin`].
-pub fn finish(repository: &Arc<Repository>, profiles: &[Profile], drop_others: bool, step: &dyn Fn(&str)) -> Result<Begun> {
+/// `go_on` is asked again and again: that it was cancelled, or that somebody else writes now, ends it.
+pub fn finish(
+    repository: &Arc<Repository>,
+    profiles: &[Profile],
+    drop_others: bool,
+    step: &dyn Fn(&str),
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<Begun> {
     let epoch = repository.keys.epoch();
     step("sealing manifests and marks anew");
-    let manifests = seal_manifests(repository, epoch)?;
-    let marks = seal_marks(repository, epoch, &manifests)?;
+    let (manifests, in_order) = seal_manifests(repository, epoch, go_on)?;
+    let marks = seal_marks(repository, epoch, &manifests, go_on)?;
     step("removing what was sealed with the old key");
     // Of which backup an old mark is can only be told while its old manifest is there.
     for id in marks {
+        go_on()?;
         repository.storage.delete(&mark_name(&id))?;
     }
-    for id in manifests.keys() {
+    // The newest first: what an old one refers to is there as long as it is, so that its new twin is known for what it is.
+    for id in in_order.iter().rev() {
+        go_on()?;
         repository.storage.delete(&manifest_name(id))?;
     }
-    remove_old_packs(repository, epoch)?;
+    remove_old_packs(repository, epoch, go_on)?;
     for directory in ["index/", "condemned/"] {
         for name in repository.storage.names(directory)? {
-            if epoch_of(repository, &name)? != epoch {
+            go_on()?;
+            // What is none of ours opens with no key.
+            if epoch_if_any(repository, &name)?.is_some_and(|found| found != epoch) {
                 repository.storage.delete(&name)?;
             }
         }
@@ -333,7 +379,8 @@ pub fn finish(repository: &Arc<Repository>, profiles: &[Profile], drop_others: b
     step("looking for what the old key still opens");
     for directory in ["packs/", "index/", "backups/", "marks/", "condemned/"] {
         for object in repository.storage.list(directory)? {
-            if epoch_of(repository, &object.name)? != epoch {
+            go_on()?;
+            if epoch_if_any(repository, &object.name)?.is_some_and(|found| found != epoch) {
                 let text = "it is still sealed with the old key, which stays in force; begin again".into();
                 return Err(repository.damaged(&object.name, text));
             }
@@ -343,10 +390,22 @@ pub fn finish(repository: &Arc<Repository>, profiles: &[Profile], drop_others: b
     replace_slots(repository, profiles, &repository.keys.newest_alone(), drop_others)
 }
 
+/// None of what has no header of this repository: no key of it opens that.
+fn epoch_if_any(repository: &Repository, name: &str) -> Result<Option<u16>> {
+    match epoch_of(repository, name) {
+        Ok(epoch) => Ok(Some(epoch)),
+        Err(e @ RepositoryError::Storage(_)) => Err(e),
+        Err(_) => Ok(None),
+    }
+}
+
 /// The header's epoch and what an object holds.
 fn with_epoch<T>(repository: &Repository, name: &str, read: impl FnOnce() -> Result<T>) -> Result<(u16, T)> {
     Ok((epoch_of(repository, name)?, read()?))
 }
+
+/// What each old manifest is now, and the old ones in order.
+type Moved = (HashMap<[u8; 32], [u8; 32]>, Vec<[u8; 32]>);
 
 /// What is known of a manifest while all of them are sealed anew.
 struct Known {
@@ -357,8 +416,8 @@ struct Known {
 }
 
 /// Writes manifests anew that were sealed with an old key, or refer to such ones; returns what each old one is now. Backups go on being known by the
-/// ids they had.
-fn seal_manifests(repository: &Repository, epoch: u16) -> Result<HashMap<[u8; 32], [u8; 32]>> {
+/// ids they had. Second: the old ones in the order of their sequence.
+fn seal_manifests(repository: &Repository, epoch: u16, go_on: &dyn Fn() -> Result<()>) -> Result<Moved> {
     let mut all: BTreeMap<(u64, [u8; 32]), Known> = BTreeMap::new();
     for id in repository.listed_backups()? {
         let (epoch, manifest) = with_epoch(repository, &manifest_name(&id), || repository.read_manifest(&id))?;
@@ -367,8 +426,9 @@ fn seal_manifests(repository: &Repository, epoch: u16) -> Result<HashMap<[u8; 32
             Known { epoch, name: manifest.known_as(&id), predecessor: plain(&manifest.predecessor), parent: plain(&manifest.parent) };
         all.insert((manifest.sequence, id), known);
     }
-    let mut now: HashMap<[u8; 32], [u8; 32]> = HashMap::new();
+    let (mut now, mut in_order): Moved = Default::default();
     for ((sequence, id), known) in &all {
+        go_on()?;
         let moved = |other: Option<[u8; 32]>| other.map(|id| now.get(&id).copied().unwrap_or(id));
         let (predecessor, parent) = (moved(known.predecessor), moved(known.parent));
         if known.epoch == epoch && predecessor == known.predecessor && parent == known.parent {
@@ -386,14 +446,21 @@ fn seal_manifests(repository: &Repository, epoch: u16) -> Result<HashMap<[u8; 32
             }
         };
         now.insert(*id, new);
+        in_order.push(*id);
     }
-    Ok(now)
+    Ok((now, in_order))
 }
 
 /// Writes marks anew that were sealed with an old key, or are of a backup whose manifest was; returns the old ones.
-fn seal_marks(repository: &Repository, epoch: u16, manifests: &HashMap<[u8; 32], [u8; 32]>) -> Result<Vec<[u8; 32]>> {
+fn seal_marks(
+    repository: &Repository,
+    epoch: u16,
+    manifests: &HashMap<[u8; 32], [u8; 32]>,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<Vec<[u8; 32]>> {
     let mut old = Vec::new();
     for id in ids::<Vec<[u8; 32]>>(repository.storage.names("marks/")?) {
+        go_on()?;
         let name = mark_name(&id);
         let (found, mut mark) = with_epoch(repository, &name, || repository.read_mark(&id))?;
         let moved = manifests.get(&*mark.backup);
@@ -410,10 +477,11 @@ fn seal_marks(repository: &Repository, epoch: u16, manifests: &HashMap<[u8; 32],
 }
 
 /// Removes packs of an old epoch: every chunk of theirs must be in another pack.
-fn remove_old_packs(repository: &Repository, epoch: u16) -> Result<()> {
+fn remove_old_packs(repository: &Repository, epoch: u16, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
     let mut old = Vec::new();
     for id in repository.listed_packs()?.keys() {
-        if epoch_of(repository, &pack_name(id))? != epoch {
+        go_on()?;
+        if epoch_if_any(repository, &pack_name(id))?.is_some_and(|found| found != epoch) {
             old.push(*id);
         }
     }
@@ -490,7 +558,7 @@ mod tests {
         let repository = world.opened_by("a", told, Some(profile));
         let mut sealer = PackSealer::default();
         while !sealer.some(&repository, HOUR, &alone, &|_| (), &CancellationToken::new())? {}
-        finish(&repository, &profiles, false, &|_| ())?;
+        finish(&repository, &profiles, false, &|_| (), &|| Ok(()))?;
         Ok(())
     }
 

@@ -29,6 +29,9 @@ pub fn export(place: &Place, of: &Of, output: &Path, paths: &[OsString]) -> Resu
         return Err(Failure::usage("an archive is nothing for a terminal; give -o FILE, or send it through a pipe"));
     }
     let opened = Opened::open(place)?;
+    if !to_stdout {
+        opened.may_write(output, "the archive (-o FILE)")?;
+    }
     opened.tell_problems();
     let (backup, manifest) = opened.find(of)?;
     let out: Box<dyn Write> = match to_stdout {

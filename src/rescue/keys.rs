@@ -6,8 +6,9 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::arguments::Place;
-use super::{Failure, Result};
+use super::{Failure, Result, tell};
 use crate::config::SecretSource;
+use crate::crypto::key_file::KeyFileError;
 use crate::crypto::slot::{METHOD_NONE, METHOD_PASSPHRASE, Slot};
 use crate::crypto::token::TokenKey;
 use crate::crypto::{Lent, Profile, ProfileKey, key_file};
@@ -69,7 +70,17 @@ fn given(place: &Place) -> Result<(Vec<ProfileKey>, Lent)> {
     let (mut keys, mut private) = (Vec::new(), Vec::new());
     for path in &place.key {
         let file = key_file::open(path).map_err(Failure::failed)?;
-        let (found, found_private) = key_file::load_all(path, &file).map_err(Failure::failed)?;
+        // A stick or a disc may know neither owners nor modes, and may be all that is left.
+        let ((found, found_private), complaint) = key_file::load_all_however_kept(path, &file).map_err(Failure::failed)?;
+        match complaint {
+            Some(KeyFileError::OpenToOthers { mode, .. }) => {
+                tell(&format!("warning: {} can be read or changed by others on this machine (mode {mode:04o})", path.display()));
+            }
+            Some(KeyFileError::ForeignOwner { owner, .. }) => {
+                tell(&format!("warning: {} belongs to another user (uid {owner}), who can read and change it", path.display()));
+            }
+            _ => {}
+        }
         keys.extend(found.into_iter().map(|key| ProfileKey::Key(Arc::new(key))));
         private.extend(found_private);
     }

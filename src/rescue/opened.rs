@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use keepd_protocol::model::Backup;
@@ -32,6 +32,8 @@ pub struct Opened {
     pub cancel: CancellationToken,
     /// For what does not fit into memory.
     pub scratch: PathBuf,
+    /// The directory that the destination is, without links.
+    root: Option<PathBuf>,
     /// Gone when this is dropped.
     _temporary: Option<tempfile::TempDir>,
     _runtime: tokio::runtime::Runtime,
@@ -41,12 +43,17 @@ impl Opened {
     pub fn open(arguments: &Place) -> Result<Self> {
         let destination = place::destination(&arguments.destination, arguments.name.as_deref())?;
         let cancel = CancellationToken::new();
-        cancel_by_signals(&cancel)?;
+        let root = destination.directory().map(Path::new).map(resolved);
+        let temporary_place = std::env::temp_dir();
+        outside(root.as_deref(), arguments.cache.as_deref().unwrap_or(&temporary_place), "the cache (--cache DIR)")?;
+        let leavings = Leavings::default();
+        cancel_by_signals(&cancel, leavings.clone())?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.map_err(|e| Failure::failed(format!("cannot start the async runtime: {e}")))?;
         let storage = Storage::open(&destination, runtime.handle().clone()).map_err(Failure::failed)?;
         let (profile, lent) = keys::keys(arguments, &storage)?;
         let (scratch, temporary) = scratch(arguments.cache.as_deref())?;
+        *leavings.lock().unwrap_or_else(PoisonError::into_inner) = temporary.as_ref().map(|t| t.path().to_owned());
         let options = OpenOptions {
             profile: profile.as_ref(),
             compression: Compression::Zstd,
@@ -63,7 +70,12 @@ impl Opened {
         if cancel.is_cancelled() {
             return Err(Failure::failed("cancelled"));
         }
-        Ok(Self { repository, ledger, problems, cancel, scratch, _temporary: temporary, _runtime: runtime })
+        Ok(Self { repository, ledger, problems, cancel, scratch, root, _temporary: temporary, _runtime: runtime })
+    }
+
+    /// Nothing is written into the storage, not even by a slip of the hand.
+    pub fn may_write(&self, path: &Path, what: &str) -> Result<()> {
+        outside(self.root.as_deref(), path, what)
     }
 
     /// Tells what of the repository is damaged before anything is done with it.
@@ -119,15 +131,57 @@ fn scratch(cache: Option<&Path>) -> Result<(PathBuf, Option<tempfile::TempDir>)>
     Ok((cache.to_owned(), None))
 }
 
-/// The first signal asks for an end at the next safe point.
-fn cancel_by_signals(cancel: &CancellationToken) -> Result<()> {
+fn outside(root: Option<&Path>, path: &Path, what: &str) -> Result<()> {
+    match root {
+        Some(root) if resolved(path).starts_with(root) => Err(Failure::usage(format!(
+            "{what} would be at {}, which lies in the destination {}: nothing is written there; name another place",
+            path.display(),
+            root.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Absolute, and without links and `..` also where the end of it does not exist yet.
+fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut found = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => drop(found.pop()),
+            other => {
+                found.push(other);
+                found = found.canonicalize().unwrap_or(found);
+            }
+        }
+    }
+    found
+}
+
+/// The directory that is to be removed also by whoever ends the process.
+type Leavings = Arc<Mutex<Option<PathBuf>>>;
+
+/// Whether the one who started us had SIGHUP ignored (nohup), so that we outlive the terminal.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & (1 << (signal_hook::consts::SIGHUP - 1)) != 0)
+}
+
+/// The first signal asks for an end at the next safe point, the second one does not wait for it.
+fn cancel_by_signals(cancel: &CancellationToken, leavings: Leavings) -> Result<()> {
     let failed = |e: std::io::Error| Failure::failed(format!("signals cannot be handled: {e}"));
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]).map_err(failed)?;
+    let hangup = Some(signal_hook::consts::SIGHUP).filter(|_| !ignores_hangup());
+    let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM].into_iter().chain(hangup);
+    let mut signals = signal_hook::iterator::Signals::new(signals).map_err(failed)?;
     let cancel = cancel.clone();
     let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             if cancel.is_cancelled() {
                 // Whoever asks twice does not want to wait.
+                let left = leavings.lock().unwrap_or_else(PoisonError::into_inner).take();
+                // Twice where somebody makes a file there meanwhile.
+                let _ = left.is_some_and(|left| (0..3).any(|_| std::fs::remove_dir_all(&left).is_ok()));
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
             cancel.cancel();
@@ -148,4 +202,27 @@ pub fn bar(place: &Place, what: &'static str, total: u64) -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{spinner} {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     ProgressBar::new(total).with_message(what).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_in_the_destination_is_seen_by_any_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap().join("repository");
+        std::fs::create_dir_all(root.join("packs")).unwrap();
+        std::os::unix::fs::symlink("repository/packs", directory.path().join("link")).unwrap();
+        let is_inside = |path: &str| outside(Some(&root), &directory.path().join(path), "it").is_err();
+        for inside in
+            ["repository", "repository/new/deep", "link/new", "none/../repository/x", "link/../x", "repository/packs/../../repository"]
+        {
+            assert!(is_inside(inside), "{inside}");
+        }
+        for elsewhere in ["", "repository-2", "repository/..", "repository/../out", "out"] {
+            assert!(!is_inside(elsewhere), "{elsewhere}");
+        }
+        assert!(outside(None, &root, "it").is_ok());
+    }
 }

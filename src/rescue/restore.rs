@@ -16,17 +16,19 @@ use crate::repository::Manifest;
 /// Writes what is selected of a backup beneath `to`.
 pub fn restore(place: &Place, of: &Of, to: &Path, paths: &[OsString], options: Options) -> Result<Exit> {
     let opened = Opened::open(place)?;
+    opened.may_write(to, "what is restored (--to DIR)")?;
     opened.tell_problems();
     let (backup, manifest) = opened.find(of)?;
     let bar = opened::bar(place, "restoring", manifest.bytes());
     let restored = write(&opened, &manifest, &opened::bytes(paths), to, options, &|bytes| bar.set_position(bytes));
     bar.finish_and_clear();
-    let (poured, written) = match restored {
+    let (mut poured, mut written) = match restored {
         Ok(done) => done,
         Err(failure) => {
             return Err(Failure { text: format!("the restore to {} is not complete: {}", to.display(), failure.text), ..failure });
         }
     };
+    poured.hurt.append(&mut written.lost);
     tell_some("not restored", &poured.hurt);
     written.warnings.iter().for_each(|warning| tell(&format!("warning: {warning}")));
     if written.warnings_total > written.warnings.len() as u64 {
@@ -40,7 +42,7 @@ pub fn restore(place: &Place, of: &Of, to: &Path, paths: &[OsString], options: O
         let (entries, bytes) = (written.entries, render::bytes(written.bytes));
         writeln!(io::stdout(), "restored {entries} entries, {bytes} of backup {} to {}", render::short(&backup.id), to.display())?;
         if !poured.hurt.is_empty() {
-            writeln!(io::stdout(), "{} could not be read and are not there", poured.hurt.len())?;
+            writeln!(io::stdout(), "{} could not be restored and are not there", poured.hurt.len())?;
         }
     }
     Ok(if poured.hurt.is_empty() && written.warnings_total == 0 { Exit::Good } else { Exit::Partial })
@@ -59,7 +61,7 @@ pub(super) fn write(
     std::thread::scope(|scope| {
         let writer = std::thread::Builder::new()
             .name("write".into())
-            .spawn_scoped(scope, move || keepd_writer::write(input, to, options, &|_, bytes| progress(bytes)));
+            .spawn_scoped(scope, move || keepd_writer::write_what_can_be(input, to, options, &|_, bytes| progress(bytes)));
         let writer = writer.map_err(|e| Failure::failed(format!("cannot start a thread: {e}")))?;
         let mut frames = Frames { out: FrameWriter::new(BufWriter::with_capacity(256 << 10, out)), sent: Summary::default() };
         let poured = pour(opened, manifest, paths, &mut frames);

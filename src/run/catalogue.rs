@@ -127,7 +127,17 @@ pub fn mark(repository: &Repository, destination: &str, ledger: &Ledger, mark: &
 
 /// Removes a backup and what was said of it from a repository and the catalogue.
 pub fn remove(repository: &Repository, destination: &str, ledger: &Ledger, id: &str) -> Result<(), Failure> {
-    repository.delete_manifest(&object(ledger, destination, id)?)?;
+    let object = object(ledger, destination, id)?;
+    if repository.is_changing_keys() {
+        // An interrupted re-encryption may have left it there twice.
+        for twin in repository.listed_backups()?.into_iter().filter(|twin| *twin != object) {
+            let manifest = repository.read_manifest(&twin)?;
+            if HEXLOWER.encode(&manifest.known_as(&twin)) == id {
+                repository.delete_manifest(&twin)?;
+            }
+        }
+    }
+    repository.delete_manifest(&object)?;
     for mark in ledger.marks(destination, Some(id))? {
         if let Some(raw) = unhex(&mark.id) {
             repository.delete_mark(&raw)?;

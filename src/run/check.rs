@@ -127,6 +127,7 @@ pub fn take_over(env: &Environment, target: &Destination) -> Result<String, Fail
     let repository = destination::open(env, target, false)?;
     let holder = destination::holder(&env.config.daemon.state_dir)?;
     let before = Lease::take_over(&repository, &holder)?;
+    destination::accept_keys(env, &repository)?;
     for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
         tracing::warn!(destination = %target.name, "{problem}");
     }

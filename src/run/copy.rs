@@ -139,7 +139,8 @@ impl Copier<'_> {
     }
 
     fn source(&mut self, place: &Destination) -> Result<Arc<Repository>, Failure> {
-        if let Some(open) = self.sources.get(&place.name) {
+        // Its keys may have been exchanged since.
+        if let Some(open) = self.sources.get(&place.name).filter(|open| destination::has_its_keys(self.env, open)) {
             return Ok(open.clone());
         }
         let open = destination::open(self.env, place, false)?;

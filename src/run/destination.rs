@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use keepd_protocol::model::{Backup, Traffic};
+use tokio::runtime::Handle;
 
 use super::backup::Environment;
 use super::live::{Failure, LiveRun};
 use super::names;
 use crate::config::{Config, Destination};
-use crate::crypto;
+use crate::crypto::{self, Profile};
 use crate::ledger::Ledger;
 use crate::profile;
 use crate::repository::lease::{Holder, Lease, TERM};
@@ -22,18 +23,46 @@ pub fn location(destination: &Destination) -> String {
     storage::location(destination)
 }
 
+/// The profile that a destination names, with its keys; None where nothing is encrypted.
+pub fn profile(config: &Config, destination: &Destination) -> Result<Option<Profile>, Failure> {
+    let Some(name) = &destination.encryption else { return Ok(None) };
+    let failed = |text: String| Failure::Failed(format!("destination {}: {text}", destination.name));
+    let known = config.encryption.get(name).ok_or_else(|| failed(format!("there is no encryption profile '{name}'")))?;
+    profile::load(known).map(Some).map_err(|(_, e)| failed(format!("encryption profile {name}: {e}")))
+}
+
+/// ` (fingerprint …)`, where the key has one.
+fn told_fingerprint(profile: &Profile) -> String {
+    let fingerprint = profile.key.fingerprint().ok().flatten();
+    fingerprint.map(|f| format!(" (its key's fingerprint is {f})")).unwrap_or_default()
+}
+
+fn storage(destination: &Destination, runtime: &Handle) -> Result<Storage, Failure> {
+    Storage::open(destination, runtime.clone()).map_err(|e| Failure::Failed(format!("destination {}: {e}", destination.name)))
+}
+
+/// An error of a repository with the name of its destination.
+pub fn at(destination: &Destination, error: RepositoryError) -> Failure {
+    match error {
+        RepositoryError::Cancelled => Failure::Cancelled,
+        e @ RepositoryError::Storage(_) => Failure::Storage(format!("destination {}: {e}", destination.name)),
+        other => Failure::Failed(format!("destination {}: {other}", destination.name)),
+    }
+}
+
+/// The storage of a destination and the id of its repository, without opening it; None where there never was one.
+pub fn identify(env: &Environment, destination: &Destination) -> Result<Option<(Storage, [u8; 16])>, Failure> {
+    let storage = storage(destination, &env.runtime)?;
+    let known = env.ledger.note(&id_note(storage.location()))?;
+    let id = crate::repository::open::identify(&storage, known.as_deref()).map_err(|e| at(destination, e))?;
+    Ok(id.map(|id| (storage, id)))
+}
+
 /// Opens the repository of a destination; with `create` makes one where none ever was.
 pub fn open(env: &Environment, destination: &Destination, create: bool) -> Result<Arc<Repository>, Failure> {
     let Environment { config, ledger, runtime, lent } = env;
-    let failed = |text: String| Failure::Failed(format!("destination {}: {text}", destination.name));
-    let profile = match &destination.encryption {
-        None => None,
-        Some(name) => {
-            let known = config.encryption.get(name).ok_or_else(|| failed(format!("there is no encryption profile '{name}'")))?;
-            Some(profile::load(known).map_err(|(_, e)| failed(format!("encryption profile {name}: {e}")))?)
-        }
-    };
-    let storage = Storage::open(destination, runtime.clone()).map_err(|e| failed(e.to_string()))?;
+    let profile = profile(config, destination)?;
+    let storage = storage(destination, runtime)?;
     let note = id_note(storage.location());
     let known_id = ledger.note(&note)?;
     let options = OpenOptions {
@@ -45,10 +74,14 @@ pub fn open(env: &Environment, destination: &Destination, create: bool) -> Resul
         memory: config.daemon.memory / config.daemon.max_parallel_runs.max(1) as u64,
     };
     let repository = Repository::open(storage, &options).map_err(|e| match e {
-        RepositoryError::Storage(e) => Failure::Storage(format!("destination {}: {e}", destination.name)),
-        other => failed(other.to_string()),
+        RepositoryError::Storage(_) => at(destination, e),
+        // A name says little of a key: another machine may call another one so.
+        RepositoryError::Object { .. } => {
+            let of = profile.as_ref().map(|p| format!("encryption profile {}{}: ", p.name, told_fingerprint(p))).unwrap_or_default();
+            Failure::Failed(format!("destination {}: {of}{e}", destination.name))
+        }
+        other => Failure::Failed(format!("destination {}: {other}", destination.name)),
     })?;
-    is_not_older(ledger, &repository).map_err(failed)?;
     repository.lend(lent);
     if known_id.is_none() && !repository.may_be_another() {
         remember(ledger, &repository)?;
@@ -56,19 +89,47 @@ pub fn open(env: &Environment, destination: &Destination, create: bool) -> Resul
     Ok(repository)
 }
 
-/// Refuses a repository whose key slots are from before its last re-encryption: whoever has the old key, and can write to the storage, may have put
-/// them back to read the next backups.
-fn is_not_older(ledger: &Ledger, repository: &Repository) -> Result<(), String> {
-    let note = format!("master key of {}", repository.id());
-    let known: u16 = ledger.note(&note).map_err(|e| e.to_string())?.and_then(|n| n.parse().ok()).unwrap_or(0);
-    match repository.epoch().cmp(&known) {
-        std::cmp::Ordering::Equal => Ok(()),
-        std::cmp::Ordering::Greater => ledger.set_note(&note, &repository.epoch().to_string()).map_err(|e| e.to_string()),
-        std::cmp::Ordering::Less => Err(format!(
-            "its key slots are from before a re-encryption (master key {}, and it was at {known}): somebody put older ones into keys/ back, or the whole storage; nothing is written with a key that was given up",
-            repository.epoch()
-        )),
+fn keys_note(repository: &Repository) -> String {
+    format!("master key of {}", repository.id())
+}
+
+/// Remembers at which master key a repository is; `ended`: that the one before is in force no more.
+pub fn remember_keys(ledger: &Ledger, repository: &Repository, ended: bool) -> Result<(), Failure> {
+    Ok(ledger.set_note(&keys_note(repository), &format!("{}{}", repository.epoch(), if ended { " ended" } else { "" }))?)
+}
+
+/// Refuses to write to a repository whose key slots are from before the end of its last re-encryption: whoever has the old key, and can write to the
+/// storage, may have put them back to read the next backups.
+fn is_not_older(env: &Environment, destination: &Destination, repository: &Repository) -> Result<(), Failure> {
+    let note = env.ledger.note(&keys_note(repository))?.unwrap_or_default();
+    let (known, ended) = note.split_once(' ').map_or((note.as_str(), false), |(known, _)| (known, true));
+    let known: u16 = known.parse().unwrap_or(0);
+    let (name, epoch) = (&destination.name, repository.epoch());
+    match epoch < known || (epoch == known && ended && repository.is_changing_keys()) {
+        false => Ok(()),
+        true => Err(Failure::Failed(format!(
+            "destination {name}: its key slots are from before the end of a re-encryption (master key {epoch}, and it was at {known}): somebody put older ones into keys/ back, or the whole storage. Nothing is \
+             written with a key that was given up; what is there can be restored. If you brought an older state back yourself: keepctl destination take-over {name}"
+        ))),
     }
+}
+
+/// Whether a repository that was opened a while ago still has the keys that it has now.
+pub fn has_its_keys(env: &Environment, repository: &Repository) -> bool {
+    let now = format!("{}{}", repository.epoch(), if repository.is_changing_keys() { "" } else { " ended" });
+    env.ledger.note(&keys_note(repository)).is_ok_and(|note| note.is_none_or(|note| note == now))
+}
+
+/// Takes a repository as it is: it is at the master key that its slots have.
+pub fn accept_keys(env: &Environment, repository: &Repository) -> Result<(), Failure> {
+    remember_keys(&env.ledger, repository, !repository.is_changing_keys())
+}
+
+/// Opens the repository of a destination to say something of a backup there.
+pub fn open_to_mark(env: &Environment, destination: &Destination) -> Result<Arc<Repository>, Failure> {
+    let repository = open(env, destination, false)?;
+    is_not_older(env, destination, &repository)?;
+    Ok(repository)
 }
 
 /// Opens the repository of a destination and becomes its writer; with `create` makes one where none ever was.
@@ -79,6 +140,7 @@ pub fn open_for_writing(
     create: bool,
 ) -> Result<(Arc<Repository>, Lease), Failure> {
     let repository = open(env, destination, create)?;
+    is_not_older(env, destination, &repository)?;
     let lease = lease(env, &repository, live)?;
     Ok((repository, lease))
 }

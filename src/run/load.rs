@@ -1,5 +1,8 @@
 //! A dump back into a server: loaded into a scratch database, checked, and put in place; or into a program that takes it.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use keepd_protocol::model::Level;
@@ -8,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
-use super::restore::Place;
+use super::restore::{PatientWriter, Place};
 use super::set::told;
 use super::{contents, hooks, quiesce};
 use crate::config::{Databases, Job, ServerSource, Source, SourceKind};
@@ -85,6 +88,13 @@ pub struct Dump<'a> {
     /// `<source>/<file>`
     pub path: Vec<u8>,
     pub entry: Entry,
+}
+
+impl Dump<'_> {
+    /// Writes it; a reader that takes nothing for `patience` is given up.
+    pub fn write(mut self, out: OwnedFd, patience: Duration, live: &LiveRun) -> Result<(), Failure> {
+        contents::write(self.place, &mut *self.another, &self.path, &self.entry, (out, patience), live).map(drop)
+    }
 }
 
 /// Brings a dump back, between the job's hooks. `facts`: of its source.
@@ -165,7 +175,7 @@ fn into_server(
 pub fn load_and_check(source: &Source, server: &dyn Loader, wanted: &Wanted, dump: Dump<'_>, live: &LiveRun) -> Result<(), Failure> {
     live.step(&format!("loading {} into {}", wanted.database, wanted.scratch));
     let running = server.begin(wanted, &live.cancel).map_err(|e| told(source, e))?;
-    feed(source, running, dump, PATIENCE, live)?;
+    feed(source, running, PATIENCE, live, |input| dump.write(input, PATIENCE, live))?;
     live.step("checking");
     let found = server.verify(wanted, &live.cancel).map_err(|e| told(source, e))?;
     live.message(Level::Info, format!("source {}: {found}", source.name));
@@ -173,7 +183,7 @@ pub fn load_and_check(source: &Source, server: &dyn Loader, wanted: &Wanted, dum
 }
 
 /// Whether nobody reads the other end of a pipe any more.
-fn is_hung_up(pipe: &std::os::fd::OwnedFd) -> bool {
+fn is_hung_up(pipe: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(pipe, PollFlags::OUT)];
     let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
     let _ = poll(&mut fds, Some(&now));
@@ -184,20 +194,20 @@ fn is_hung_up(pipe: &std::os::fd::OwnedFd) -> bool {
 fn feed(
     source: &Source,
     mut running: crate::process::Running,
-    mut dump: Dump<'_>,
     patience: Duration,
     live: &LiveRun,
+    write: impl FnOnce(OwnedFd) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let input = running.take_input().ok_or_else(|| Failure::Failed("the program has no input; this is a bug".into()))?;
     let open = input.try_clone().map_err(|e| Failure::Failed(format!("source {}: cannot feed a program: {e}", source.name)))?;
-    let fed = contents::write(dump.place, &mut *dump.another, &dump.path, &dump.entry, (input, patience), live);
+    let fed = write(input);
     if fed.is_err() {
         // Half of it must not look like all: whoever waits for more is ended before its input is.
         let went_by_itself = !live.cancel.is_cancelled() && is_hung_up(&open) && running.has_ended_within(Duration::from_secs(10));
         if !went_by_itself {
             drop(running);
             drop(open);
-            return fed.map(drop);
+            return fed;
         }
     }
     drop(open);
@@ -218,14 +228,35 @@ fn feed(
 
 /// Feeds a dump to a command source's restore_command.
 pub fn through_command(job: &Job, source: &Source, dump: Dump<'_>, live: &LiveRun) -> Result<(), Failure> {
+    let size = dump.entry.size;
+    into_command(job, source, size, live, |input, patience| dump.write(input, patience, live))
+}
+
+/// The same with what stands in a file.
+pub fn file_through_command(job: &Job, source: &Source, mut file: File, live: &LiveRun) -> Result<(), Failure> {
+    let failed = |e: io::Error| Failure::Failed(format!("source {}: what was kept of it cannot be given back: {e}", source.name));
+    let size = file.metadata().map_err(failed)?.len();
+    into_command(job, source, size, live, |input, patience| {
+        let mut out = PatientWriter::new(input, patience, live.cancel.clone())?;
+        io::copy(&mut file, &mut out).map(drop).map_err(failed)
+    })
+}
+
+fn into_command(
+    job: &Job,
+    source: &Source,
+    size: u64,
+    live: &LiveRun,
+    write: impl FnOnce(OwnedFd, Duration) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let program = match &source.kind {
         SourceKind::Command(command) => command.restore.as_ref(),
         _ => None,
     };
     let program = program.ok_or_else(|| Failure::Failed(format!("source {} has no restore_command", source.name)))?;
     live.step(&format!("restoring through {}", program.command.first().map(String::as_str).unwrap_or_default()));
-    let size = dump.entry.size.to_string();
+    let size = size.to_string();
     let environment = vec![("KEEPD_JOB", job.name.as_str().into()), ("KEEPD_RUN", live.id().into()), ("KEEPD_BYTES", size.into())];
     let running = command::job(program, environment).start(Pipes::Input)?;
-    feed(source, running, dump, program.timeout, live)
+    feed(source, running, program.timeout, live, |input| write(input, program.timeout))
 }

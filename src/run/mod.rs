@@ -17,6 +17,8 @@ mod drill;
 mod hooks;
 pub mod housekeeping;
 mod in_place;
+mod keys;
+mod kit;
 pub(crate) mod live;
 mod load;
 pub mod memory;

@@ -13,9 +13,9 @@ use crate::config::Destination;
 use crate::crypto::Profile;
 use crate::ledger::Ledger;
 use crate::profile;
-use crate::repository::Repository;
 use crate::repository::lease::Lease;
 use crate::repository::reencrypt::{self, Begun, PackSealer, Sealed};
+use crate::repository::{Repository, RepositoryError};
 
 /// The repository is kept from backups for so long at a time.
 const TURN: Duration = Duration::from_secs(15);
@@ -59,11 +59,20 @@ pub fn destination_anew(
     let profiles = profiles(env, target)?;
     live.step("waiting until nobody else uses the repository");
     {
-        let (repository, lease, _alone) = all_alone(env, target, live, writing, gate)?;
+        let (_alone, repository, lease) = all_alone(env, target, live, writing, gate)?;
         opens_all(&repository, target)?;
         live.step("making a new master key");
         lease.check()?;
-        match reencrypt::begin(&repository, &profiles, drop_slots)? {
+        // Before anything is changed: whatever ends this, the next start knows of it.
+        env.ledger.set_note(&note(&target.name), if drop_slots { DROP } else { KEEP })?;
+        let begun = reencrypt::begin(&repository, &profiles, drop_slots);
+        if !matches!(begun, Ok(Begun::Now { .. })) && !repository.is_changing_keys() {
+            let opened = destination::open(env, target, false)?;
+            if !opened.is_changing_keys() {
+                env.ledger.set_note(&note(&target.name), "")?;
+            }
+        }
+        match begun? {
             Begun::Now { dropped } => {
                 for slot in dropped {
                     live.message(
@@ -80,7 +89,8 @@ pub fn destination_anew(
                 )));
             }
         }
-        env.ledger.set_note(&note(&target.name), if drop_slots { DROP } else { KEEP })?;
+        drop(repository);
+        destination::remember_keys(&env.ledger, &*destination::open(env, target, false)?, false)?;
     }
     let mut sealer = PackSealer::default();
     live.step("sealing packs anew");
@@ -100,18 +110,28 @@ pub fn destination_anew(
         }
     }
     live.step("waiting until nobody else uses the repository");
-    let (repository, lease, _alone) = all_alone(env, target, live, writing, gate)?;
+    let (_alone, repository, lease) = all_alone(env, target, live, writing, gate)?;
     // What came meanwhile.
     while !sealer.some(&repository, TURN, &|| None, &progress, &live.cancel)? {}
-    lease.check()?;
-    let ended = reencrypt::finish(&repository, &profiles, drop_slots, &|step| live.step(step))?;
-    if let Begun::WouldDrop(slots) = ended {
-        let slots = slots.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        return Err(Failure::Failed(format!(
-            "destination {}: these key slots came meanwhile: {slots}; begin again with --drop-slots",
-            target.name
-        )));
+    let go_on = || match live.cancel.is_cancelled() {
+        true => Err(RepositoryError::Cancelled),
+        false => lease.check(),
+    };
+    match reencrypt::finish(&repository, &profiles, drop_slots, &|step| live.step(step), &go_on)? {
+        Begun::Now { dropped } => {
+            for slot in dropped {
+                live.message(Level::Warning, format!("key slot {slot}, which came meanwhile, opens the repository no more"));
+            }
+        }
+        Begun::WouldDrop(slots) => {
+            let slots = slots.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Failure::Failed(format!(
+                "destination {}: these key slots came meanwhile: {slots}; begin again with --drop-slots",
+                target.name
+            )));
+        }
     }
+    destination::remember_keys(&env.ledger, &repository, true)?;
     env.ledger.set_note(&note(&target.name), "")?;
     for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
         live.message(Level::Warning, problem);
@@ -133,7 +153,7 @@ fn opens_all(repository: &Repository, target: &Destination) -> Result<(), Failur
     if !repository.has_write_only()? {
         return Ok(());
     }
-    let packs: Vec<[u8; 32]> = repository.packs()?.into_iter().map(|(id, _)| id).collect();
+    let packs: Vec<[u8; 32]> = repository.listed_packs()?.into_keys().collect();
     let wanted: Vec<String> = repository.keys_wanted(&packs).iter().map(ToString::to_string).collect();
     match wanted.is_empty() {
         true => Ok(()),
@@ -162,7 +182,7 @@ fn profiles(env: &Environment, target: &Destination) -> Result<Vec<Profile>, Fai
 }
 
 /// The repository with nobody else using it.
-type Alone = (Arc<Repository>, Lease, (Box<dyn Send>, Box<dyn Send>));
+type Alone = ((Box<dyn Send>, Box<dyn Send>), Arc<Repository>, Lease);
 
 fn all_alone(
     env: &Environment,
@@ -171,16 +191,18 @@ fn all_alone(
     writing: Writing<'_>,
     gate: ReaderGate<'_>,
 ) -> Result<Alone, Failure> {
-    let writer = writing(&target.name)?;
-    let readers = loop {
-        if let Some(gone) = gate(&target.name) {
-            break gone;
+    // A reader may want to write before it is done (a safety backup, a repair): nobody is kept from writing while readers are waited for.
+    let alone = loop {
+        let writer = writing(&target.name)?;
+        if let Some(readers) = gate(&target.name) {
+            break (writer, readers);
         }
+        drop(writer);
         if live.cancel.is_cancelled() {
             return Err(Failure::Cancelled);
         }
         std::thread::sleep(LOOK_EVERY);
     };
     let (repository, lease) = destination::open_for_writing(env, target, live, false)?;
-    Ok((repository, lease, (writer, readers)))
+    Ok((alone, repository, lease))
 }

@@ -20,6 +20,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::shared::{PIECE_BYTES, Shared};
+use crate::process::PASSED_ON;
 
 /// The versions of the interface that keepd speaks.
 const VERSIONS: [u32; 1] = [1];
@@ -137,6 +138,8 @@ impl Plugin {
         let program = self.program();
         let mut command = Command::new(program);
         command.args(self.command.iter().skip(1)).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        // What it has to know it is told; in keepd's own environment there may be secrets of others.
+        command.env_clear().envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         let mut child = command.spawn().map_err(|e| Error::new(ErrorKind::ConfigInvalid, format!("cannot start {program}: {e}")))?;
         let (Some(input), Some(output), Some(errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
             return Err(broken(format!("{program} was started without its pipes")));

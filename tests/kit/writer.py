@@ -398,6 +398,24 @@ def hostile(name, entries, source="files"):
     VARIANTS["hostile-" + name] = make
 
 
+@variant
+def unwritable(d):
+    """Sources and entries that no target takes, and some that all do."""
+    w = Writer(d)
+    w.slot("key-file", PROFILE_KEY)
+    ids = w.pack(1, [b"hello"])
+    long = b"n" * 300
+    page = w.page(ids, [entry(b"", DIRECTORY), entry(b"dir", DIRECTORY), entry(b"dir/" + long, DIRECTORY), five(b"dir/" + long + b"/f"),
+                        five(b"long-" + long), five(b"zz-last")])
+    alone = w.page(ids, [five(b"")])
+    w.index()
+    pages = [[page, b""]]
+    w.manifest([("../outside", pages), ("alone", [[alone, b""]]), ("files", pages), ("s" * 300, pages)],
+               _14=[{0: name, 1: "files", 2: origin, 3: p, 4: 3, 5: 2, 6: 1, 7: 1, 8: "{}"} for name, origin, p in
+                    (("../outside", b"/srv", pages), ("alone", b"/srv/..", [[alone, b""]]), ("files", b"/srv", pages),
+                     ("s" * 300, b"/srv", pages))])
+
+
 def five(path):
     return stored(path, 5, [1, 0, 5])
 

@@ -7,7 +7,7 @@
 mod beneath;
 mod long_file;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -51,6 +51,8 @@ pub struct Outcome {
     pub bytes: u64,
     pub warnings: Vec<String>,
     pub warnings_total: u64,
+    /// What could not be written, each with why, when that was to be borne.
+    pub lost: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -64,6 +66,41 @@ impl From<String> for RestoreError {
 
 type Result<T, E = RestoreError> = std::result::Result<T, E>;
 
+/// What could not be done with one entry, and what the system said of it; None where it is the stream that is wrong.
+struct Trouble {
+    text: String,
+    errno: Option<Errno>,
+}
+
+impl Trouble {
+    fn of(text: String, error: &io::Error) -> Self {
+        Self { text: format!("{text}: {error}"), errno: Errno::from_io_error(error) }
+    }
+
+    /// Whether the next entry would meet the same: the disk is full, or breaks, or this process has no more of something.
+    fn is_of_all(&self) -> bool {
+        const ALL: [Errno; 7] = [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::ROFS, Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+        self.errno.is_none_or(|errno| ALL.contains(&errno))
+    }
+}
+
+impl From<RestoreError> for Trouble {
+    fn from(RestoreError(text): RestoreError) -> Self {
+        Self { text, errno: None }
+    }
+}
+
+impl From<Trouble> for RestoreError {
+    fn from(trouble: Trouble) -> Self {
+        Self(trouble.text)
+    }
+}
+
+/// Names what the system refused.
+fn refused(text: String) -> impl FnOnce(Errno) -> Trouble {
+    move |errno| Trouble { text: format!("{text}: {errno}"), errno: Some(errno) }
+}
+
 /// Numbers of users or groups by name; None where this machine does not know the name.
 type Ids = HashMap<String, Option<u32>>;
 
@@ -74,6 +111,8 @@ struct Shared {
     euid: u32,
     ids: Mutex<(Ids, Ids)>,
     warnings: Mutex<(Vec<String>, u64)>,
+    /// What could not be written; None where nothing may be.
+    lost: Option<Mutex<Vec<String>>>,
     error: Mutex<Option<String>>,
     stop: AtomicBool,
     /// The writing threads are done.
@@ -121,13 +160,22 @@ impl Work {
 
 /// Reads the stream and writes it beneath `to`.
 pub fn write(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u64, u64)) -> Result<Outcome> {
+    write_to(input, to, options, false, progress)
+}
+
+/// Like [`write`], past entries that cannot be written there while others can: they are lost and named.
+pub fn write_what_can_be(input: impl Read, to: &Path, options: Options, progress: &dyn Fn(u64, u64)) -> Result<Outcome> {
+    write_to(input, to, options, true, progress)
+}
+
+fn write_to(input: impl Read, to: &Path, options: Options, is_patient: bool, progress: &dyn Fn(u64, u64)) -> Result<Outcome> {
     match std::fs::create_dir(to) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(format!("cannot make {}: {e}", to.display()).into()),
         _ => {}
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(to, flags, Mode::empty()).map_err(|e| format!("cannot open the directory {}: {e}", to.display()))?;
-    write_beneath(input, root, options, progress).map_err(|e| match e {
+    write_all(input, root, options, is_patient, progress).map_err(|e| match e {
         RestoreError(text) if text.starts_with(UNSYNCED) => RestoreError(format!("{}: {text}", to.display())),
         other => other,
     })
@@ -137,12 +185,17 @@ const UNSYNCED: &str = "what was written could not be synced to the disk";
 
 /// Reads the stream and writes it beneath an open directory, wherever that is called by now.
 pub fn write_beneath(input: impl Read, root: OwnedFd, options: Options, progress: &dyn Fn(u64, u64)) -> Result<Outcome> {
+    write_all(input, root, options, false, progress)
+}
+
+fn write_all(input: impl Read, root: OwnedFd, options: Options, is_patient: bool, progress: &dyn Fn(u64, u64)) -> Result<Outcome> {
     let shared = Arc::new(Shared {
         root,
         options,
         euid: rustix::process::geteuid().as_raw(),
         ids: Mutex::default(),
         warnings: Mutex::default(),
+        lost: is_patient.then(Mutex::default),
         error: Mutex::default(),
         stop: AtomicBool::new(false),
         written: AtomicBool::new(false),
@@ -195,7 +248,9 @@ pub fn write_beneath(input: impl Read, root: OwnedFd, options: Options, progress
     // One call for everything: what was restored is on the disk when keepctl says so.
     rustix::fs::syncfs(&shared.root).map_err(|e| format!("{UNSYNCED}: {e}"))?;
     let (warnings, warnings_total) = std::mem::take(&mut *shared.warnings.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Outcome { entries, bytes: summary.bytes, warnings, warnings_total })
+    let lost =
+        shared.lost.as_ref().map(|lost| std::mem::take(&mut *lost.lock().unwrap_or_else(PoisonError::into_inner))).unwrap_or_default();
+    Ok(Outcome { entries: entries.saturating_sub(lost.len() as u64), bytes: summary.bytes, warnings, warnings_total, lost })
 }
 
 /// What is done when all files are there: links, then the times and modes of directories, the deepest first.
@@ -248,8 +303,9 @@ fn read_all(
                 match header.kind {
                     EntryKind::Directory => {
                         in_a_row = ROW;
-                        shared.directory(&path)?;
-                        late.directories.push((*header, path));
+                        if shared.bear(shared.directory(&path))?.is_some() {
+                            late.directories.push((*header, path));
+                        }
                     }
                     EntryKind::Symlink | EntryKind::Hardlink => late.links.push((*header, path)),
                     EntryKind::File if header.inline => hand(lane, Work::Whole(header, path, contents))?,
@@ -394,6 +450,18 @@ impl Shared {
         }
     }
 
+    /// Names what is lost and goes on, where that is wanted and the rest may be written.
+    fn bear<T>(&self, done: Result<T, Trouble>) -> Result<Option<T>> {
+        match (done, &self.lost) {
+            (Ok(done), _) => Ok(Some(done)),
+            (Err(trouble), Some(lost)) if !trouble.is_of_all() => {
+                lost.lock().unwrap_or_else(PoisonError::into_inner).push(trouble.text);
+                Ok(None)
+            }
+            (Err(trouble), _) => Err(trouble.into()),
+        }
+    }
+
     /// Without --overwrite a source's place must be free or an empty directory.
     fn may_write(&self, top: &[u8]) -> Result<()> {
         if self.options.overwrite {
@@ -402,7 +470,8 @@ impl Shared {
         let refuse =
             |what: &str| RestoreError(format!("{} {what} already; nothing was written (give another --to, or --overwrite)", shown(top)));
         match rustix::fs::statat(&self.root, top, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => Ok(()),
+            // What is too long a name for it is not there either.
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(()),
             Err(e) => Err(format!("cannot look at {}: {e}", shown(top)).into()),
             Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Directory => Err(refuse("exists")),
             Ok(_) => {
@@ -414,13 +483,12 @@ impl Shared {
         }
     }
 
-    fn open_directory(&self, path: &[u8]) -> Result<OwnedFd> {
+    fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, Trouble> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        open_beneath(&self.root, path, flags)
-            .map_err(|e| format!("cannot open the directory {} beneath the target: {e}", shown(path)).into())
+        open_beneath(&self.root, path, flags).map_err(refused(format!("cannot open the directory {} beneath the target", shown(path))))
     }
 
-    fn directory(&self, path: &[u8]) -> Result<()> {
+    fn directory(&self, path: &[u8]) -> Result<(), Trouble> {
         let (parent, name) = split(path);
         let parent = self.open_directory(parent)?;
         // Ours alone until all is written; the real mode comes last.
@@ -428,29 +496,30 @@ impl Shared {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => {
                 let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(|e| format!("cannot look at {}: {e}", shown(path)))?;
+                    .map_err(refused(format!("cannot look at {}", shown(path))))?;
                 if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory {
                     return Ok(());
                 }
                 if !self.options.overwrite {
-                    return Err(format!("{} exists and is no directory", shown(path)).into());
+                    return Err(Trouble { text: format!("{} exists and is no directory", shown(path)), errno: Some(Errno::EXIST) });
                 }
                 rustix::fs::unlinkat(&parent, name, AtFlags::empty())
                     .and_then(|()| rustix::fs::mkdirat(&parent, name, Mode::RWXU))
-                    .map_err(|e| format!("cannot replace {} by a directory: {e}", shown(path)).into())
+                    .map_err(refused(format!("cannot replace {} by a directory", shown(path))))
             }
-            Err(e) => Err(format!("cannot make the directory {}: {e}", shown(path)).into()),
+            Err(e) => Err(refused(format!("cannot make the directory {}", shown(path)))(e)),
         }
     }
 
     /// One writing thread. An error stops all of them.
     fn work(&self, queue: &Receiver<Work>) {
         let mut open: HashMap<u64, Open> = HashMap::new();
+        let mut skipped = HashSet::new();
         let mut parent: Option<(Vec<u8>, OwnedFd)> = None;
         for work in queue {
             let bytes = work.bytes();
             if !self.stop.load(Ordering::Acquire)
-                && let Err(RestoreError(text)) = self.step(work, &mut open, &mut parent)
+                && let Err(RestoreError(text)) = self.step(work, &mut open, &mut skipped, &mut parent)
             {
                 self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
                 self.stop.store(true, Ordering::Release);
@@ -467,37 +536,56 @@ impl Shared {
     }
 
     /// Removes what was begun of a file.
-    fn give_up(&self, unfinished: &Open) -> Result<()> {
+    fn give_up(&self, unfinished: &Open) -> Result<(), Trouble> {
         let parent = self.open_directory(split(&unfinished.path).0)?;
         let name = unfinished.temporary.as_deref().unwrap_or(split(&unfinished.path).1);
         rustix::fs::unlinkat(&parent, name, AtFlags::empty())
-            .map_err(|e| format!("cannot remove {}, which is not whole: {e}", shown(&unfinished.path)).into())
+            .map_err(refused(format!("cannot remove {}, which is not whole", shown(&unfinished.path))))
     }
 
-    fn step(&self, work: Work, open: &mut HashMap<u64, Open>, parent: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<()> {
+    /// `skipped` are the files whose contents come and cannot be written.
+    fn step(
+        &self,
+        work: Work,
+        open: &mut HashMap<u64, Open>,
+        skipped: &mut HashSet<u64>,
+        parent: &mut Option<(Vec<u8>, OwnedFd)>,
+    ) -> Result<()> {
         match work {
             Work::Whole(header, path, contents) => {
                 if contents.len() as u64 != header.size {
                     return Err(format!("{}: {} bytes came where {} were announced", shown(&path), contents.len(), header.size).into());
                 }
-                let mut file = self.create(header, path, parent)?;
-                self.put(&mut file, 0, &contents)?;
-                self.close(file, parent)
+                let written = self.create(header, path, parent).and_then(|mut file| {
+                    self.begun(&mut file, |file| self.put(file, 0, &contents))?;
+                    self.close(file, parent)
+                });
+                self.came(contents.len());
+                self.bear(written).map(drop)
             }
             Work::Begin(header, path) => {
                 let index = header.index;
-                let file = self.create(header, path, parent)?;
-                file.file.set_len(file.header.size).map_err(|e| format!("cannot write {}: {e}", shown(&file.path)))?;
-                open.insert(index, file);
+                let begun = self.create(header, path, parent).and_then(|mut file| {
+                    let set_len = |file: &mut Open| {
+                        file.file.set_len(file.header.size).map_err(|e| Trouble::of(format!("cannot write {}", shown(&file.path)), &e))
+                    };
+                    self.begun(&mut file, set_len)?;
+                    Ok(file)
+                });
+                match self.bear(begun)? {
+                    Some(file) => drop(open.insert(index, file)),
+                    None => drop(skipped.insert(index)),
+                }
                 Ok(())
             }
-            Work::Data { entry, offset, bytes } => self.put(announced(open, entry)?, offset, &bytes),
+            Work::Data { entry, offset, bytes } => self.more(entry, offset, &bytes, open, skipped),
             Work::Block { entry, block } => {
-                let put = announced(open, entry).and_then(|file| self.put(file, block.offset(), block.bytes()));
+                let put = self.more(entry, block.offset(), block.bytes(), open, skipped);
                 // The reading thread waits for it; nobody does when it is gone.
                 let _ = self.blocks.0.send(block);
                 put
             }
+            Work::End { entry } | Work::Lost { entry } if skipped.remove(&entry) => Ok(()),
             Work::End { entry } => {
                 let file = open.remove(&entry).ok_or_else(|| RestoreError("a file ended that was not announced".into()))?;
                 if !file.header.sparse && file.written != file.header.size {
@@ -505,13 +593,38 @@ impl Shared {
                     open.insert(entry, file);
                     return Err(text.into());
                 }
-                self.close(file, parent)
+                self.bear(self.close(file, parent)).map(drop)
             }
             Work::Lost { entry } => {
                 let file = open.remove(&entry).ok_or_else(|| RestoreError("a file ended that was not announced".into()))?;
-                self.give_up(&file)
+                Ok(self.give_up(&file)?)
             }
         }
+    }
+
+    /// Contents of a file that was begun.
+    fn more(&self, entry: u64, offset: u64, bytes: &[u8], open: &mut HashMap<u64, Open>, skipped: &mut HashSet<u64>) -> Result<()> {
+        if !skipped.contains(&entry) {
+            let file = announced(open, entry)?;
+            let put = self.put(file, offset, bytes);
+            if self.bear(put)?.is_none()
+                && let Some(file) = open.remove(&entry)
+            {
+                skipped.insert(entry);
+                self.give_up(&file)?;
+            }
+        }
+        self.came(bytes.len());
+        Ok(())
+    }
+
+    /// Does something with a new file, of which nothing stays when that fails.
+    fn begun(&self, file: &mut Open, then: impl FnOnce(&mut Open) -> Result<(), Trouble>) -> Result<(), Trouble> {
+        then(file).inspect_err(|_| drop(self.give_up(file)))
+    }
+
+    fn came(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::AcqRel);
     }
 
     /// Counts what is about to be queued, when there is room for it.
@@ -553,18 +666,17 @@ impl Shared {
         }
     }
 
-    fn put(&self, file: &mut Open, offset: u64, bytes: &[u8]) -> Result<()> {
+    fn put(&self, file: &mut Open, offset: u64, bytes: &[u8]) -> Result<(), Trouble> {
         if offset.saturating_add(bytes.len() as u64) > file.header.size {
-            return Err(format!("{}: contents came beyond its end", shown(&file.path)).into());
+            return Err(RestoreError(format!("{}: contents came beyond its end", shown(&file.path))).into());
         }
-        file.file.write_all_at(bytes, offset).map_err(|e| format!("cannot write {}: {e}", shown(&file.path)))?;
+        file.file.write_all_at(bytes, offset).map_err(|e| Trouble::of(format!("cannot write {}", shown(&file.path)), &e))?;
         file.written += bytes.len() as u64;
-        self.bytes.fetch_add(bytes.len() as u64, Ordering::AcqRel);
         Ok(())
     }
 
     /// The parent's descriptor, kept for the next file in the same directory.
-    fn parent<'p>(&self, path: &[u8], kept: &'p mut Option<(Vec<u8>, OwnedFd)>) -> Result<&'p OwnedFd> {
+    fn parent<'p>(&self, path: &[u8], kept: &'p mut Option<(Vec<u8>, OwnedFd)>) -> Result<&'p OwnedFd, Trouble> {
         let (parent, _) = split(path);
         if kept.as_ref().is_none_or(|(p, _)| p != parent) {
             *kept = None;
@@ -579,25 +691,27 @@ impl Shared {
     }
 
     /// Creates a file, never over an existing one; with --overwrite under another name first.
-    fn create(&self, header: Box<EntryHeader>, path: Vec<u8>, kept: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<Open> {
+    fn create(&self, header: Box<EntryHeader>, path: Vec<u8>, kept: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<Open, Trouble> {
         let parent = self.parent(&path, kept)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let name = split(&path).1;
         let temporary = self.options.overwrite.then(|| format!(".keepctl-{}-{}", std::process::id(), header.index).into_bytes());
         let fd = rustix::fs::openat(parent, temporary.as_deref().unwrap_or(name), flags, Mode::RUSR | Mode::WUSR).map_err(|e| match e {
-            Errno::EXIST => format!("{} exists already and is not overwritten", shown(&path)),
-            e => format!("cannot make {}: {e}", shown(&path)),
+            Errno::EXIST => Trouble { text: format!("{} exists already and is not overwritten", shown(&path)), errno: Some(e) },
+            e => refused(format!("cannot make {}", shown(&path)))(e),
         })?;
         Ok(Open { header, path, file: LongFile::new(File::from(fd)), temporary, written: 0 })
     }
 
-    fn close(&self, open: Open, kept: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<()> {
+    fn close(&self, open: Open, kept: &mut Option<(Vec<u8>, OwnedFd)>) -> Result<(), Trouble> {
         let file = open.file.finish();
         self.describe(&file, &open.header, &open.path);
         if let Some(temporary) = &open.temporary {
             let parent = self.parent(&open.path, kept)?;
-            rustix::fs::renameat(parent, temporary.as_slice(), parent, split(&open.path).1)
-                .map_err(|e| format!("cannot put {} into its place: {e}", shown(&open.path)))?;
+            rustix::fs::renameat(parent, temporary.as_slice(), parent, split(&open.path).1).map_err(|e| {
+                let _ = rustix::fs::unlinkat(parent, temporary.as_slice(), AtFlags::empty());
+                refused(format!("cannot put {} into its place", shown(&open.path)))(e)
+            })?;
         }
         Ok(())
     }
@@ -660,35 +774,42 @@ fn times(header: &EntryHeader) -> Timestamps {
 impl Late {
     fn finish(self, shared: &Shared) -> Result<()> {
         for (header, path) in &self.links {
-            let (parent, name) = split(path);
-            let parent = shared.open_directory(parent)?;
-            let target = header.target.as_ref().map(|t| t.to_bytes()).transpose().map_err(RestoreError)?.unwrap_or_default();
-            let make = || -> Result<(), Errno> {
-                if header.kind == EntryKind::Symlink {
-                    return rustix::fs::symlinkat(target.as_slice(), &parent, name);
-                }
-                // The first name is opened beneath the target too, and linked by its descriptor.
-                let first = open_beneath(&shared.root, &target, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW)?;
-                let by_fd = format!("/proc/self/fd/{}", first.as_raw_fd());
-                rustix::fs::linkat(CWD, by_fd.as_str(), &parent, name, AtFlags::SYMLINK_FOLLOW)
-            };
-            let mut made = make();
-            if made == Err(Errno::EXIST) && shared.options.overwrite {
-                made = rustix::fs::unlinkat(&parent, name, AtFlags::empty()).and_then(|()| make());
-            }
-            made.map_err(|e| format!("cannot make the link {}: {e}", shown(path)))?;
-            if header.kind == EntryKind::Symlink {
-                if let Some((uid, gid)) = shared.owner(header) {
-                    let _ =
-                        rustix::fs::chownat(&parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW);
-                }
-                let _ = rustix::fs::utimensat(&parent, name, &times(header), AtFlags::SYMLINK_NOFOLLOW);
-            }
+            shared.bear(shared.link(header, path))?;
         }
         // The deepest first, for a parent's time changes when something is made in it, not when its child's mode does.
         for (header, path) in self.directories.iter().rev() {
-            let fd = shared.open_directory(path)?;
-            shared.describe(&fd, header, path);
+            if let Some(fd) = shared.bear(shared.open_directory(path))? {
+                shared.describe(&fd, header, path);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn link(&self, header: &EntryHeader, path: &[u8]) -> Result<(), Trouble> {
+        let (parent, name) = split(path);
+        let parent = self.open_directory(parent)?;
+        let target = header.target.as_ref().map(|t| t.to_bytes()).transpose().map_err(RestoreError)?.unwrap_or_default();
+        let make = || -> Result<(), Errno> {
+            if header.kind == EntryKind::Symlink {
+                return rustix::fs::symlinkat(target.as_slice(), &parent, name);
+            }
+            // The first name is opened beneath the target too, and linked by its descriptor.
+            let first = open_beneath(&self.root, &target, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW)?;
+            let by_fd = format!("/proc/self/fd/{}", first.as_raw_fd());
+            rustix::fs::linkat(CWD, by_fd.as_str(), &parent, name, AtFlags::SYMLINK_FOLLOW)
+        };
+        let mut made = make();
+        if made == Err(Errno::EXIST) && self.options.overwrite {
+            made = rustix::fs::unlinkat(&parent, name, AtFlags::empty()).and_then(|()| make());
+        }
+        made.map_err(refused(format!("cannot make the link {}", shown(path))))?;
+        if header.kind == EntryKind::Symlink {
+            if let Some((uid, gid)) = self.owner(header) {
+                let _ = rustix::fs::chownat(&parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW);
+            }
+            let _ = rustix::fs::utimensat(&parent, name, &times(header), AtFlags::SYMLINK_NOFOLLOW);
         }
         Ok(())
     }
@@ -874,5 +995,38 @@ mod tests {
         run(&bytes, &dir.path().join("out"), false).unwrap_or_else(|e| panic!("{}", e.0));
         let meta = std::fs::metadata(dir.path().join("out/f")).unwrap();
         assert_eq!((meta.uid(), meta.permissions().mode() & 0o7777), (12345, 0o4755));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_lost_alone_where_that_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = "n".repeat(300);
+        let piecewise = |index, path: &str| EntryHeader { inline: false, ..header(index, path, EntryKind::File, 5) };
+        let bytes = stream(
+            |w| {
+                w.entry(&directory(0, "up"), b"").unwrap();
+                w.entry(&directory(1, &format!("up/{long}")), b"").unwrap();
+                w.entry(&header(2, &format!("up/{long}/f"), EntryKind::File, 5), b"hello").unwrap();
+                w.entry(&piecewise(3, &format!("up/p{long}")), b"").unwrap();
+                w.data(3, 0, b"hello").unwrap();
+                w.end(3).unwrap();
+                w.entry(&piecewise(4, &format!("up/q{long}")), b"").unwrap();
+                w.lost(4).unwrap();
+                w.entry(&link(5, "up/other", EntryKind::Hardlink, &format!("up/p{long}")), b"").unwrap();
+                w.entry(&header(6, "up/a", EntryKind::File, 5), b"hello").unwrap();
+                w.entry(&header(7, "up/a", EntryKind::File, 5), b"again").unwrap();
+                w.entry(&header(8, &format!("{long}/f"), EntryKind::File, 5), b"hello").unwrap();
+            },
+            9,
+            25,
+        );
+        let to = dir.path().join("out");
+        let outcome = write_what_can_be(bytes.as_slice(), &to, options(false), &|_, _| {}).unwrap_or_else(|e| panic!("{}", e.0));
+        assert_eq!((outcome.entries, outcome.lost.len()), (2, 7), "{:?}", outcome.lost);
+        assert!(outcome.lost.iter().any(|l| l.contains("up/a exists already")), "{:?}", outcome.lost);
+        assert_eq!(std::fs::read(to.join("up/a")).unwrap(), b"hello");
+        assert_eq!(std::fs::read_dir(to.join("up")).unwrap().count(), 1);
+        let RestoreError(text) = run(&bytes, &dir.path().join("strict"), false).unwrap_err();
+        assert!(text.contains(&long), "{text}");
     }
 }

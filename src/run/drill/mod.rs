@@ -26,6 +26,7 @@ use self::scratch::{Person, Scratch};
 pub use self::servers::Planned;
 use self::servers::Server;
 use super::backup::{Environment, short};
+use super::copy::Reading;
 use super::live::{Failure, Finish, LiveRun};
 use super::restore::{Another, Place};
 use super::{catalogue, destination, to_directory};
@@ -124,6 +125,7 @@ pub fn drill(
     request: Request,
     open: impl FnOnce() -> Result<Place, Failure>,
     another: Another<'_>,
+    reading: Reading<'_>,
     live: &LiveRun,
 ) -> Ended {
     let limits = Limits::new(&request.job.drill);
@@ -142,7 +144,7 @@ pub fn drill(
         (Ok(proof), _) => {
             live.message(Level::Info, format!("backup {id} is proven: restored and checked in {} s", proof.seconds));
             let said = |object| repository::Mark { seconds: Some(proof.seconds), ..mark(object, catalogue::PROVEN, live) };
-            tell(env, &request.backup, said, live);
+            tell(env, &request.backup, said, reading, live);
             let finish = if proof.from_another { Finish::Partial } else { Finish::Good };
             Ended { result: Ok(finish), tried: true }
         }
@@ -151,7 +153,7 @@ pub fn drill(
                 live.message(Level::Error, reason.to_owned());
             }
             let said = |object| repository::Mark { text: Some(text.clone()), ..mark(object, catalogue::SUSPECT, live) };
-            tell(env, &request.backup, said, live);
+            tell(env, &request.backup, said, reading, live);
             let reasons = text.lines().collect::<Vec<_>>().join("; ");
             let text = format!("backup {id} did not stand its drill and is suspect from now on: {reasons}");
             Ended { result: Err(Failure::Failed(text)), tried: true }
@@ -174,13 +176,14 @@ fn mark(object: [u8; 32], kind: &str, live: &LiveRun) -> repository::Mark {
 }
 
 /// Says something of a backup at every destination that has it. One that cannot be told is a warning.
-fn tell(env: &Environment, backup: &Backup, said: impl Fn([u8; 32]) -> repository::Mark, live: &LiveRun) {
+fn tell(env: &Environment, backup: &Backup, said: impl Fn([u8; 32]) -> repository::Mark, reading: Reading<'_>, live: &LiveRun) {
     live.step("marking the backup");
     for place in &backup.destinations {
         let told = || -> Result<(), Failure> {
             let target = env.config.destinations.get(&place.name);
             let target = target.ok_or_else(|| Failure::Failed(format!("there is no destination '{}' any more", place.name)))?;
-            let repository = destination::open(env, target, false)?;
+            let _reading = reading(&target.name);
+            let repository = destination::open_to_mark(env, target)?;
             let object = catalogue::object(&env.ledger, &place.name, &backup.id)?;
             catalogue::mark(&repository, &place.name, &env.ledger, &said(object))
         };

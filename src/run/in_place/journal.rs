@@ -1,6 +1,7 @@
 //! What a restore in place has begun, written down before each step so that the next start can finish or undo it.
 
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,9 @@ pub struct Journal {
     pub databases: Vec<Loaded>,
     /// Command sources that were fed, by name.
     pub commands: Vec<String>,
+    /// Command sources of which it is kept in a file what the safety backup has, for that opens with a private key alone.
+    #[serde(default)]
+    pub kept: Vec<String>,
     /// How the application is let go again; it may be running already.
     pub held: Option<Note>,
     /// What begins its maintenance mode.
@@ -71,9 +75,9 @@ fn directory(state_dir: &Path) -> PathBuf {
 impl Journal {
     pub fn new(state_dir: &Path, run: String, job: String, backup: String, health: Option<Health>) -> Self {
         let path = directory(state_dir).join(format!("{run}.json"));
-        let (trees, databases, commands) = (Vec::new(), Vec::new(), Vec::new());
+        let (trees, databases, commands, kept) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let phase = Phase::Preparing;
-        Self { format: 1, run, job, backup, safety: None, phase, trees, databases, commands, held: None, begin: None, health, path }
+        Self { format: 1, run, job, backup, safety: None, phase, trees, databases, commands, kept, held: None, begin: None, health, path }
     }
 
     /// Durable when it returns.
@@ -103,6 +107,26 @@ impl Journal {
         self.path.with_extension(format!("{tree}.changes"))
     }
 
+    /// Where it is kept what a command source had.
+    pub fn kept_of(&self, source: &str) -> PathBuf {
+        self.path.with_extension(format!("{source}.kept"))
+    }
+
+    /// Makes that file, for writing, readable by keepd's own user alone.
+    pub fn keep(&mut self, source: &str) -> std::io::Result<std::fs::File> {
+        std::fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/")))?;
+        let file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(self.kept_of(source))?;
+        self.kept.push(source.to_owned());
+        Ok(file)
+    }
+
+    /// Removes those files. What stays is swept at the next start.
+    pub fn forget_kept(&self) {
+        for source in &self.kept {
+            let _ = std::fs::remove_file(self.kept_of(source));
+        }
+    }
+
     /// All is done.
     pub fn remove(&self) -> Result<(), Failure> {
         let failed = |e: std::io::Error| Failure::Failed(format!("cannot remove {}: {e}", self.path.display()));
@@ -118,6 +142,7 @@ impl Journal {
             // What stays is swept at the next start.
             let _ = std::fs::remove_file(self.changes_of(tree));
         }
+        self.forget_kept();
         Ok(())
     }
 

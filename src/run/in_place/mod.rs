@@ -206,6 +206,10 @@ impl Transaction<'_> {
             self.job.health.clone(),
         );
         journal.safety = self.back_up_first()?;
+        if let Err(e) = self.keep_for_commands(&known, &mut journal) {
+            journal.forget_kept();
+            return Err(e);
+        }
         let mut restored = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.change(place, known, others, &mut journal)))
             .unwrap_or_else(|_| Err(Failure::Failed("an internal error (a panic, see the log)".into())));
         if let Err(failure) = &restored
@@ -276,6 +280,31 @@ impl Transaction<'_> {
         self.live.report.restart();
         self.live.tick();
         Ok(Some(id))
+    }
+
+    /// What the safety backup has for commands is kept in files where it takes a private key to read it: nobody lends one at the next start, when
+    /// commands may have to be given it back.
+    fn keep_for_commands(&self, known: &[Known<'_>], journal: &mut Journal) -> Result<(), Failure> {
+        let Some(safety) = journal.safety.clone() else { return Ok(()) };
+        for Known { target, .. } in known {
+            let SourceKind::Command(command) = &target.source.kind else { continue };
+            let place = (self.open)(&safety)?;
+            if !place.repository.has_write_only()? {
+                continue;
+            }
+            self.live.step(&format!("keeping what {} has", target.name));
+            let path = recover::file_in_backup(&target.name, &command.file);
+            let entry = super::restore::find_file(&place.repository, &place.manifest, &path)?;
+            let failed = |e: std::io::Error| Failure::Failed(format!("cannot keep what {} has in the state directory: {e}", target.name));
+            let file = journal.keep(&target.name).map_err(failed)?;
+            let out = file.try_clone().map_err(failed)?;
+            let dump = recover::contents(place, self.another, &safety, &path, &entry);
+            dump.write(out.into(), crate::source::load::PATIENCE, self.live)?;
+            file.sync_all().map_err(failed)?;
+            self.live.report.restart();
+            self.live.tick();
+        }
+        Ok(())
     }
 
     /// Of a server's databases those that are there; all of them when it cannot be asked, which the backup will tell.

@@ -208,6 +208,11 @@ fn take_back(tree: &Tree, changes: &std::path::Path, touched: bool) -> Vec<Strin
     errors
 }
 
+/// Where a command source's one file is in a backup.
+pub fn file_in_backup(source: &str, file: &str) -> Vec<u8> {
+    [source.as_bytes(), b"/", file.as_bytes()].concat()
+}
+
 /// Feeds a command what the safety backup has of it.
 fn feed_again(journal: &Journal, name: &str, helper: &Helper<'_>) -> Result<(), Failure> {
     let failed = |text: String| Failure::Failed(format!("source {name}: {text}"));
@@ -217,10 +222,14 @@ fn feed_again(journal: &Journal, name: &str, helper: &Helper<'_>) -> Result<(), 
         journal.safety.as_ref().ok_or_else(|| failed("there is no safety backup that its restore_command could be fed again".into()))?;
     let SourceKind::Command(command) = &source.kind else { return Err(failed("it is no command any more".into())) };
     restore_command(source).ok_or_else(|| failed("it has no restore_command any more".into()))?;
-    let path = [name.as_bytes(), b"/", command.file.as_bytes()].concat();
+    let uncancelled = helper.live.uncancelled();
+    if journal.kept.iter().any(|kept| kept == name) {
+        let file = std::fs::File::open(journal.kept_of(name)).map_err(|e| failed(format!("what was kept of it cannot be read: {e}")))?;
+        return load::file_through_command(job, source, file, &uncancelled);
+    }
+    let path = file_in_backup(name, &command.file);
     let place = (helper.open)(safety)?;
     let entry = restore::find_file(&place.repository, &place.manifest, &path)?;
-    let uncancelled = helper.live.uncancelled();
     load::through_command(job, source, contents(place, helper.another, safety, &path, &entry), &uncancelled)
 }
 

@@ -75,7 +75,7 @@ impl Runs {
         let run = self.start(work, move |live| {
             let mut tried = Vec::new();
             let reading = Reading::Contents(Vec::new());
-            let open = || Ok(runs.place(runs.open_beside(&env, &found, &[], &reading)?));
+            let open = || runs.open_beside(&env, &found, &[], &reading);
             let another = &mut || {
                 if tried.is_empty() {
                     tried.extend(live.snapshot().destination);
@@ -84,7 +84,7 @@ impl Runs {
             };
             let name = job.name.clone();
             let request = Request { job, backup: found.clone(), planned };
-            let ended = drill::drill(&env, request, open, another, live);
+            let ended = drill::drill(&env, request, open, another, &|name| runs.keep_readable(name), live);
             // One that could not be tried is tried again at the next look.
             if let Some(count) = calendar.filter(|_| ended.tried) {
                 env.ledger.set_note(&due_note(&name), &began.as_second().to_string())?;
@@ -104,8 +104,7 @@ impl Runs {
     pub fn start_due_drills(self: &Arc<Self>) -> Result<()> {
         let config = self.config.get();
         for job in config.jobs.values().filter(|j| j.enabled) {
-            // What is all written for a private key is drilled by hand (the check of the configuration says so).
-            let Some(every) = job.drill.every.filter(|_| !config.is_write_only(job)) else { continue };
+            let Some(every) = job.drill.every else { continue };
             let works =
                 |r: &keepd_protocol::model::Run| r.job.as_ref() == Some(&job.name) && matches!(r.kind, RunKind::Drill | RunKind::Backup);
             if lock(&self.live).values().any(|l| works(&l.snapshot())) || !self.is_due(&due_note(&job.name), every)? {
@@ -113,6 +112,10 @@ impl Runs {
             }
             let count = self.ledger.note(&count_note(&job.name))?.and_then(|n| n.parse().ok()).unwrap_or(0u64);
             let Some(backup) = self.whose_turn(job, count)? else { continue };
+            // What a private key alone opens is drilled by hand (the check of the configuration says so).
+            if config.are_write_only(backup.destinations.iter().map(|p| p.name.as_str())) {
+                continue;
+            }
             match self.drill(backup, Lent::default(), "schedule", Some(count)) {
                 Ok(started) => tracing::info!(job = %job.name, run = %started.run, "a drill was started by the schedule"),
                 Err(Error::Busy(_)) => {}

@@ -1,6 +1,7 @@
 //! The registry of runs: starts them, knows which live, and keeps them out of each other's way.
 
 mod drills;
+mod keys;
 mod questions;
 mod starts;
 
@@ -17,11 +18,9 @@ use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, broadcast, watch};
 pub use self::drills::DrillStarted;
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
-use super::restore::Place;
 use crate::config::{self, Config, Destination, Job};
 use crate::crypto::{self, Lent};
 use crate::ledger::Ledger;
-use crate::repository::{Manifest, Repository};
 
 /// Finished runs kept in the ledger.
 const KEEP_RUNS: u32 = 5000;
@@ -190,12 +189,6 @@ impl Runs {
         Arc::new(self.runtime.block_on(self.locks(destination).readers.read_owned()))
     }
 
-    /// An open backup as what is read from, kept from being pruned while that lives.
-    fn place(&self, (repository, manifest, destination): (Arc<Repository>, Manifest, String)) -> Place {
-        let _reading = self.keep_readable(&destination);
-        Place { repository, manifest, destination, _reading }
-    }
-
     /// Whether something that is done every so often, and known by a note of the ledger, is due; it counts as begun then.
     fn begin_if_due(&self, note: &str, every: Duration) -> Result<bool> {
         let is_due = self.is_due(note, every)?;
@@ -323,7 +316,7 @@ impl Runs {
         body: impl FnOnce(&LiveRun) -> Result<Finish, Failure> + Send + 'static,
     ) {
         // A backup waits for the destination it goes to itself.
-        let writes = matches!(work.kind, RunKind::Copy | RunKind::Prune | RunKind::Delete | RunKind::Retention);
+        let writes = matches!(work.kind, RunKind::Copy | RunKind::Prune | RunKind::Delete | RunKind::Retention | RunKind::Key);
         let prepare = async {
             // Always in the order of the names, so that two runs never wait for each other.
             let mut names = work.destinations.clone();
@@ -408,6 +401,8 @@ impl Runs {
             // Damage is forgotten when a check found none, other trouble when anything went well.
             let damaged = problems.get(destination).is_some_and(|(kind, _)| *kind == RunKind::Check);
             match (&run.error, run.state) {
+                // That a key is not removed says nothing of the destination.
+                (Some(_), RunState::Failed) if run.kind == RunKind::Key => {}
                 (Some(error), RunState::Failed) if run.kind == RunKind::Check || error.contains(destination.as_str()) => {
                     drop(problems.insert(destination.clone(), (run.kind, error.clone())))
                 }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{Error, Result, Runs, lock};
 use crate::config::{Config, Destination, Job, Retention};
-use crate::repository::{Manifest, Repository};
+use crate::profile;
 use crate::run::backup::{Environment, short};
 use crate::run::live::Failure;
 use crate::run::readable::{self, Reading};
@@ -62,10 +62,8 @@ impl Runs {
         let found = self.resolve(backup, job)?;
         let runs = self.clone();
         Ok(self.answer(move |emit| {
-            let (repository, manifest, destination) = runs.open_backup(&found)?;
-            let readers = runs.locks(&destination).readers;
-            let _reading = readers.blocking_read();
-            Ok(browse::list(&repository, &manifest, path, recursive, emit)?)
+            let place = runs.open_backup(&found)?;
+            Ok(browse::list(&place.repository, &place.manifest, path, recursive, emit)?)
         }))
     }
 
@@ -75,8 +73,8 @@ impl Runs {
         let runs = self.clone();
         Ok(self.answer(move |emit| {
             let (left, right) = (runs.open_backup(&a)?, runs.open_backup(&b)?);
-            let left_side = browse::Side { repository: &left.0, manifest: &left.1 };
-            let right_side = browse::Side { repository: &right.0, manifest: &right.1 };
+            let left_side = browse::Side { repository: &left.repository, manifest: &left.manifest };
+            let right_side = browse::Side { repository: &right.repository, manifest: &right.manifest };
             Ok(browse::diff(&left_side, &right_side, emit)?)
         }))
     }
@@ -129,7 +127,7 @@ impl Runs {
     }
 
     /// Opens a backup for what its entries say alone, without its contents.
-    pub(super) fn open_backup(&self, backup: &Backup) -> Result<(Arc<Repository>, Manifest, String)> {
+    pub(super) fn open_backup(&self, backup: &Backup) -> Result<restore::Place> {
         Ok(self.open_beside(&self.environment(), backup, &[], &Reading::Entries)?)
     }
 
@@ -142,9 +140,9 @@ impl Runs {
         reading: &Reading,
     ) -> Option<restore::Place> {
         let opened = self.open_beside(env, backup, tried, reading);
-        let (repository, manifest, destination) = opened.map_err(|e| tracing::warn!("no other copy can be read: {e}")).ok()?;
-        tried.push(destination.clone());
-        Some(self.place((repository, manifest, destination)))
+        let place = opened.map_err(|e| tracing::warn!("no other copy can be read: {e}")).ok()?;
+        tried.push(place.destination.clone());
+        Some(place)
     }
 
     /// Opens a backup at the best place that is not among `tried` and from which all can be read that is wanted; what every place lacks is damage.
@@ -154,9 +152,11 @@ impl Runs {
         backup: &Backup,
         tried: &[String],
         reading: &Reading,
-    ) -> Result<(Arc<Repository>, Manifest, String), Failure> {
+    ) -> Result<restore::Place, Failure> {
         let (mut errors, mut is_damage, mut needs_key) = (Vec::new(), true, false);
         for target in destination::best_first(&env.config, backup).into_iter().filter(|d| !tried.contains(&d.name)) {
+            // Before it is opened: its keys must not be exchanged in between.
+            let _reading = self.keep_readable(&target.name);
             let opened = destination::open(env, target, false).and_then(|repository| {
                 for problem in repository.sync_index()? {
                     tracing::warn!("{problem}");
@@ -167,7 +167,9 @@ impl Runs {
                 Ok((repository, manifest))
             });
             match opened {
-                Ok((repository, manifest)) => return Ok((repository, manifest, target.name.clone())),
+                Ok((repository, manifest)) => {
+                    return Ok(restore::Place { repository, manifest, destination: target.name.clone(), _reading });
+                }
                 Err(e) => {
                     is_damage &= matches!(e, Failure::Damaged(_));
                     needs_key |= matches!(e, Failure::NeedsKey(_));
@@ -192,12 +194,7 @@ impl Runs {
     }
 
     /// The same from an async caller.
-    pub(super) async fn open_for(
-        self: &Arc<Self>,
-        env: &Arc<Environment>,
-        backup: Backup,
-        reading: Reading,
-    ) -> Result<(Arc<Repository>, Manifest, String)> {
+    pub(super) async fn open_for(self: &Arc<Self>, env: &Arc<Environment>, backup: Backup, reading: Reading) -> Result<restore::Place> {
         let (runs, env) = (self.clone(), env.clone());
         let opened = tokio::task::spawn_blocking(move || runs.open_beside(&env, &backup, &[], &reading)).await;
         Ok(opened.map_err(|e| Error::Failed(e.to_string()))??)
@@ -213,6 +210,7 @@ impl Runs {
                 service: target.service.clone(),
                 location: destination::location(target),
                 encryption: target.encryption.clone().unwrap_or_else(|| "none".into()),
+                fingerprint: target.encryption.as_ref().and_then(|name| profile::fingerprint(config.encryption.get(name)?)),
                 compression: format!("{:?}", target.compression).to_lowercase(),
                 backups: self.ledger.count_backups(name).unwrap_or_default(),
                 last_good: self.ledger.last_good(None, Some(name)).ok().flatten().map(|t| t.to_string()),

@@ -284,7 +284,8 @@ impl Runs {
         let (mut done, mut errors) = (Vec::new(), Vec::new());
         for place in &found.destinations {
             let written = self.destination(&env.config, &place.name).map_err(|e| Failure::Failed(e.to_string())).and_then(|target| {
-                let repository = destination::open(&env, target, false)?;
+                let _reading = self.keep_readable(&target.name);
+                let repository = destination::open_to_mark(&env, target)?;
                 let object = catalogue::object(&env.ledger, &place.name, &found.id)?;
                 let said = repository::Mark::new(object, mark.as_str(), time.clone(), by.to_owned());
                 catalogue::mark(&repository, &place.name, &env.ledger, &said)
@@ -391,19 +392,18 @@ impl Runs {
         let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
         let reading = Reading::Contents(paths.clone());
-        let (repository, manifest, destination) = self.open_for(&env, found.clone(), reading.clone()).await?;
-        let (entries, bytes) = (manifest.entries(), manifest.bytes());
-        Selection::new(&manifest, &paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
+        let place = self.open_for(&env, found.clone(), reading.clone()).await?;
+        let (entries, bytes) = (place.manifest.entries(), place.manifest.bytes());
+        Selection::new(&place.manifest, &paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
         let whole = paths.is_empty();
-        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Restore, &destination, by) };
+        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Restore, &place.destination, by) };
         let (runs, id) = (self.clone(), found.id.clone());
         let run = self.start(work, move |live| {
             if whole {
                 live.set_total(bytes);
             }
             live.step("restoring");
-            let mut tried = vec![destination.clone()];
-            let place = runs.place((repository, manifest, destination));
+            let mut tried = vec![place.destination.clone()];
             restore::stream(place, &mut || runs.another_place(&env, &found, &mut tried, &reading), &paths, None, out, live)
         })?;
         Ok(RestoreStarted { run, backup: id, entries, bytes })
@@ -426,19 +426,19 @@ impl Runs {
         let lock = source.kind.lock();
         let name = source.name.clone();
         let reading = Reading::Contents(vec![path.clone()]);
-        let (repository, manifest, destination) = self.open_for(&env, found.clone(), reading.clone()).await?;
-        let looked = self.look_for_file(&repository, &manifest, &path).await?;
-        let facts = manifest.sources.iter().find(|s| s.name == name).and_then(|s| serde_json::from_str(&s.facts).ok()).unwrap_or_default();
+        let place = self.open_for(&env, found.clone(), reading.clone()).await?;
+        let looked = self.look_for_file(&place.repository, &place.manifest, &path).await?;
+        let facts =
+            place.manifest.sources.iter().find(|s| s.name == name).and_then(|s| serde_json::from_str(&s.facts).ok()).unwrap_or_default();
         let work = Work {
             backup: Some(found.id.clone()),
             job: Some(job.name.clone()),
             alone: lock.into_iter().chain(job.services.iter().map(|s| format!("service {s}"))).collect(),
-            ..Work::on(RunKind::Restore, &destination, by)
+            ..Work::on(RunKind::Restore, &place.destination, by)
         };
         let runs = self.clone();
         self.start(work, move |live| {
-            let mut tried = vec![destination.clone()];
-            let place = runs.place((repository, manifest, destination));
+            let mut tried = vec![place.destination.clone()];
             let another = Box::new(|| runs.another_place(&env, &found, &mut tried, &reading));
             load::load(&env, &job, &request, load::Dump { place, another, path, entry: looked }, facts, live)
         })
@@ -535,7 +535,7 @@ impl Runs {
 
     fn open_place(&self, env: &Environment, id: &str, reading: &Reading) -> Result<restore::Place, Failure> {
         let found = self.resolve(id, None).map_err(|e| Failure::Failed(e.to_string()))?;
-        Ok(self.place(self.open_beside(env, &found, &[], reading)?))
+        self.open_beside(env, &found, &[], reading)
     }
 
     /// Before anything else runs: restores in place that a keepd which died had begun are finished or undone, in the background; until then
@@ -619,16 +619,15 @@ impl Runs {
         let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
         let reading = Reading::Contents(vec![path.clone()]);
-        let (repository, manifest, destination) = self.open_for(&env, found.clone(), reading.clone()).await?;
-        let looked = self.look_for_file(&repository, &manifest, &path).await?;
+        let place = self.open_for(&env, found.clone(), reading.clone()).await?;
+        let looked = self.look_for_file(&place.repository, &place.manifest, &path).await?;
         let size = looked.size;
-        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Cat, &destination, by) };
+        let work = Work { backup: Some(found.id.clone()), ..Work::on(RunKind::Cat, &place.destination, by) };
         let runs = self.clone();
         let run = self.start(work, move |live| {
             live.set_total(size);
             live.step("reading");
-            let mut tried = vec![destination.clone()];
-            let place = runs.place((repository, manifest, destination));
+            let mut tried = vec![place.destination.clone()];
             let another = &mut || runs.another_place(&env, &found, &mut tried, &reading);
             contents::write(place, another, &path, &looked, (out, restore::PATIENCE), live)
         })?;
@@ -649,13 +648,13 @@ impl Runs {
         let found = self.resolve(backup, job)?;
         let job = job_named(&env.config, &found.job)?.clone();
         // Mostly the hashes tell; contents are read where they do not.
-        let (repository, manifest, destination) = self.open_for(&env, found.clone(), Reading::Entries).await?;
-        Selection::new(&manifest, &request.paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
-        let work = Work { backup: Some(found.id.clone()), job: Some(job.name.clone()), ..Work::on(RunKind::Compare, &destination, by) };
+        let place = self.open_for(&env, found.clone(), Reading::Entries).await?;
+        Selection::new(&place.manifest, &request.paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
+        let work =
+            Work { backup: Some(found.id.clone()), job: Some(job.name.clone()), ..Work::on(RunKind::Compare, &place.destination, by) };
         let (runs, id) = (self.clone(), found.id.clone());
         let run = self.start(work, move |live| {
-            let mut tried = vec![destination.clone()];
-            let place = runs.place((repository, manifest, destination));
+            let mut tried = vec![place.destination.clone()];
             let another = &mut || runs.another_place(&env, &found, &mut tried, &Reading::Entries);
             compare::compare(&env, &job, &place, another, &request, out, live)
         })?;
