@@ -442,7 +442,8 @@ fn hostile_repositories_reach_nothing_else() {
                 if command == "restore" {
                     assert_same(&here.join("expected"), &target);
                 }
-            } else if !name.starts_with("payload") {
+            } else if !name.starts_with("payload") && name != "twice" {
+                // With every chunk in two packs, which of them is read is left to chance.
                 assert_ne!(code, Some(0), "{name}: {}", text(&out));
                 assert!(!out.stderr.is_empty());
             }

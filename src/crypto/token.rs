@@ -123,7 +123,7 @@ impl Token for TokenKey {
 }
 
 fn gcm<T>(nonce: &mut [u8], associated: &[u8], run: impl FnOnce(&Mechanism<'_>) -> Result<T, Error>) -> Result<T, Error> {
-    run(&Mechanism::AesGcm(GcmParams::new(nonce, associated, ((TAG_BYTES * 8) as u64).try_into()?)?))
+    run(&Mechanism::AesGcm(GcmParams::new(nonce, associated, ((TAG_BYTES * 8) as u64).into())?))
 }
 
 impl Place {

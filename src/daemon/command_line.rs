@@ -59,7 +59,7 @@ enum Command {
     Manual,
     /// Bring backups back with nothing but the storage and a key: no daemon, no configuration
     #[command(subcommand)]
-    Rescue(rescue::Command),
+    Rescue(Box<rescue::Command>),
     /// Make keys
     Key {
         #[command(subcommand)]
