@@ -119,6 +119,9 @@ pub enum KeyFileError {
     Unwritable { path: PathBuf, reason: String },
 }
 
+/// The keys and the private keys of a text.
+type Loaded = (Vec<Key>, Vec<PrivateKey>);
+
 type Result<T, E = KeyFileError> = std::result::Result<T, E>;
 
 impl Key {
@@ -257,7 +260,7 @@ pub fn load_all(path: &Path, file: &File) -> Result<(Vec<Key>, Vec<PrivateKey>)>
 }
 
 /// Like [`load_all`], also from a stick or a disc that knows no owners and no modes: what it would be refused for comes with the keys.
-pub fn load_all_however_kept(path: &Path, file: &File) -> Result<((Vec<Key>, Vec<PrivateKey>), Option<KeyFileError>)> {
+pub fn load_all_however_kept(path: &Path, file: &File) -> Result<(Loaded, Option<KeyFileError>)> {
     let complaint = match check_rights(path, file, Kind::Profile) {
         Ok(_) => None,
         Err(e @ (KeyFileError::OpenToOthers { .. } | KeyFileError::ForeignOwner { .. })) => Some(e),

@@ -165,6 +165,9 @@ pub struct PackSealer {
 /// A pack sealed anew and what it replaces; None when it was new already, or is gone.
 type Resealed = Option<IndexedPack>;
 
+/// What threads have looked at, and its bytes.
+type Found = (Vec<([u8; 32], Resealed)>, u64);
+
 impl PackSealer {
     /// Seals packs anew for about `time`; true when all are. The repository was opened after [`begin`], and nobody else writes to it now.
     /// What is replaced is removed when `alone` keeps its readers away, else at the end.
@@ -181,7 +184,7 @@ impl PackSealer {
         let todo: Vec<([u8; 32], u64)> = listed.into_iter().filter(|(id, _)| !self.done.contains(id)).collect();
         let total = self.bytes + todo.iter().map(|(_, size)| size).sum::<u64>();
         let (until, next) = (Instant::now() + time, AtomicUsize::new(0));
-        let found: Mutex<(Vec<([u8; 32], Resealed)>, u64)> = Mutex::default();
+        let found: Mutex<Found> = Mutex::default();
         let failed = Mutex::new(None::<RepositoryError>);
         // Each works on two packs' bytes.
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(2);
@@ -530,7 +533,7 @@ mod tests {
         let source = sink.finish("{}".into()).unwrap().source;
         let flushed = writer.flush().unwrap();
         let link = before.map(ByteArray::from);
-        let manifest = Manifest { sequence, predecessor: link.clone(), parent: link, ..manifest(repository, vec![source]) };
+        let manifest = Manifest { sequence, predecessor: link, parent: link, ..manifest(repository, vec![source]) };
         commit(repository, &manifest, &flushed).unwrap()
     }
 
@@ -603,7 +606,7 @@ mod tests {
         let second = new.listed_backups().unwrap().into_iter().find(|id| new.read_manifest(id).unwrap().sequence == 2).unwrap();
         let chain = new.read_manifest(&second).unwrap();
         assert_eq!(chain.predecessor, chain.parent);
-        assert_eq!(new.read_manifest(&*chain.predecessor.unwrap()).unwrap().sequence, 1);
+        assert_eq!(new.read_manifest(&chain.predecessor.unwrap()).unwrap().sequence, 1);
         let packs = new.listed_packs().unwrap().len();
         back_up(&new, 3, Some(second));
         assert_eq!(new.listed_packs().unwrap().len(), packs + 2, "what was there is not stored again");
@@ -657,7 +660,7 @@ mod tests {
         let repository = world.opened_by("a", None, Some(&mine));
         let slot = Slot::wrap(&repository.id, "other", Some(&other.key), &repository.keys).unwrap();
         repository.storage.put_new(&slot_name(&slot.slot), to_json(&slot).unwrap()).unwrap();
-        let Begun::WouldDrop(foreign) = begin(&repository, &[mine.clone()], false).unwrap() else { panic!("dropped") };
+        let Begun::WouldDrop(foreign) = begin(&repository, std::slice::from_ref(&mine), false).unwrap() else { panic!("dropped") };
         assert_eq!(foreign.iter().map(|s| s.profile.as_str()).collect::<Vec<_>>(), ["other"]);
         assert!(!world.opened_by("b", None, Some(&other)).is_changing_keys(), "nothing was changed");
         // With its key it goes on opening.
