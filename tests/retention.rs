@@ -146,11 +146,21 @@ fn a_changed_policy_that_removes_more_asks_first() {
     assert_eq!(keepd.backups().len(), 4);
 }
 
+/// Waits until midnight (UTC) has passed where it is less than a minute away: what a test makes after this is of one day.
+fn wait_out_midnight() {
+    let to_midnight = 86_400 - jiff::Timestamp::now().as_second().rem_euclid(86_400);
+    if to_midnight < 60 {
+        std::thread::sleep(std::time::Duration::from_secs(to_midnight.unsigned_abs() + 1));
+    }
+}
+
 #[test]
 fn retention_tells_why_and_when_and_tries_other_rules() {
     let mut keepd = Keepd::prepared();
-    keepd.configure("", "schedule = \"0 2 * * *\"\ntimezone = \"UTC\"\nretention = { keep_daily = 3 }");
+    // A run at midnight is the first of its day: whatever the hour of this test, the next one belongs to another day.
+    keepd.configure("", "schedule = \"0 0 * * *\"\ntimezone = \"UTC\"\nretention = { keep_daily = 3 }");
     make_database(&keepd.path("shop.db"), 50);
+    wait_out_midnight();
     keepd.start();
     assert!(keepd.ok(&["retention", "shop"]).contains("keep_daily = 3"));
     backup(&keepd, 0);
@@ -160,9 +170,9 @@ fn retention_tells_why_and_when_and_tries_other_rules() {
     let verdict = &plan[0]["verdicts"][0];
     let (made, falls): (jiff::Timestamp, jiff::Timestamp) =
         (verdict["time"].as_str().unwrap().parse().unwrap(), verdict["falls"].as_str().unwrap().parse().unwrap());
-    // It stays until three other days have one; between 2 and 3 o'clock the first of them may be today's.
-    let days = falls.duration_since(made).as_secs_f64() / 86_400.0;
-    assert!((1.9..=4.0).contains(&days), "{days}");
+    // It stays until three other days have one: to the third midnight from now.
+    let today = made.to_zoned(jiff::tz::TimeZone::UTC).start_of_day().unwrap();
+    assert_eq!(falls, today.checked_add(jiff::Span::new().days(3)).unwrap().timestamp(), "made at {made}");
     backup(&keepd, 1);
     assert_eq!(keepd.backups().len(), 1);
     let tried = keepd.json(&["retention", "shop", "--keep-within", "30d", "--min-keep", "2"]);
