@@ -249,13 +249,8 @@ pub fn load(path: &Path) -> Result<Key> {
     Ok(Key(read(path, &open(path)?, Kind::Profile)?))
 }
 
-/// Reads a private key file in the same way.
-pub fn load_private(path: &Path) -> Result<PrivateKey> {
-    private(path, read(path, &open(path)?, Kind::Private)?)
-}
-
 /// Reads a key or a private key from an open file, or all those of a recovery kit; `path` is for messages. Mode and owner count as ever.
-pub fn load_all(path: &Path, file: &File) -> Result<(Vec<Key>, Vec<PrivateKey>)> {
+pub fn load_all(path: &Path, file: &File) -> Result<Loaded> {
     keys_in(path, &read_bytes(path, file, Kind::Profile)?)
 }
 
@@ -270,14 +265,18 @@ pub fn load_all_however_kept(path: &Path, file: &File) -> Result<(Loaded, Option
     Ok((keys_in(path, &bytes_of(path, file, len)?)?, complaint))
 }
 
-fn keys_in(path: &Path, bytes: &[u8]) -> Result<(Vec<Key>, Vec<PrivateKey>)> {
+fn keys_in(path: &Path, bytes: &[u8]) -> Result<Loaded> {
     let keys = kit_lines(path, bytes, Kind::Profile)?.into_iter().map(Key).collect::<Vec<_>>();
-    let private_keys = kit_lines(path, bytes, Kind::Private)?.into_iter().map(|k| private(path, k)).collect::<Result<Vec<_>>>()?;
+    let private_keys = private_keys_in(path, bytes)?;
     if keys.is_empty() && private_keys.is_empty() {
         // Says best what is wrong with it.
         return Ok((vec![Key(parse(path, bytes, Kind::Profile)?)], Vec::new()));
     }
     Ok((keys, private_keys))
+}
+
+fn private_keys_in(path: &Path, bytes: &[u8]) -> Result<Vec<PrivateKey>> {
+    kit_lines(path, bytes, Kind::Private)?.into_iter().map(|k| private(path, k)).collect()
 }
 
 /// Reads the private keys of an open file: of a private key file, or all those of a recovery kit. `path` is for messages. Mode and owner count as
@@ -289,7 +288,7 @@ pub fn load_private_keys(path: &Path, file: &File) -> Result<Vec<PrivateKey>> {
         return Err(KeyFileError::OtherKind { path: path.to_owned(), found: Kind::Public.what(), wanted: Kind::Private.what() });
     }
     check_rights(path, file, Kind::Private)?;
-    let keys = kit_lines(path, &bytes, Kind::Private)?.into_iter().map(|k| private(path, k)).collect::<Result<Vec<_>>>()?;
+    let keys = private_keys_in(path, &bytes)?;
     if keys.is_empty() {
         // Says best what is wrong with it.
         return Ok(vec![private(path, parse(path, &bytes, Kind::Private)?)?]);

@@ -14,10 +14,6 @@ impl Lent {
         Self(keys.into_iter().map(Arc::new).collect())
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub fn keys(&self) -> &[Arc<PrivateKey>] {
         &self.0
     }

@@ -4,7 +4,7 @@
 //! bytes live as long as somebody holds its slot.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::error::{RepositoryError, Result};
 use super::local::Location;
+use super::lock;
 use super::open::{Repository, pack_name};
 use super::pack::{ChunkOpener, SealedChunk};
 use crate::storage::direct::ReadBuffer;
@@ -46,10 +47,6 @@ struct Budget {
 
 /// Chunks whose memory is kept for use again.
 const FREE: usize = 16;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Slot {
     /// The chunk's plaintext, when it has come.

@@ -33,9 +33,16 @@ pub(crate) mod test_world;
 mod two_writers;
 pub mod writer;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub use entry::{ChunkId, Content, Entry, EntrySink, Extent, Kind, Segment, SinkError, Time};
 pub use error::RepositoryError;
 pub use manifest::{Manifest, ManifestSource};
 pub use mark::Mark;
 pub use open::{OpenOptions, Repository};
 pub use reader::SourceReader;
+
+/// What a thread that panicked left is looked at all the same: its error is told by whoever waits for it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -270,13 +270,14 @@ impl Repository {
         }
         for (id, size) in packs.into_iter().filter(|(id, _)| !known.contains_key(id)) {
             match self.read_footer(&id, size) {
-                // Who has the public key can put any contents beside a genuine footer.
-                Ok(contents) if !self.may_be_taken_up(&id, contents.kind) => problems.push(format!(
+                // Who has the public key can put any contents beside a genuine footer: only what this process wrote, or a private key
+                // opens, is what its footer says.
+                Ok(contents) if contents.header.is_write_only() && !self.keys.can_read(&contents.header) => problems.push(format!(
                     "{}: {}: no index lists it, and without its private key it cannot be proven; what is in it is stored anew",
                     self.location(),
                     pack_name(&id)
                 )),
-                Ok(contents) => self.local.add_unindexed(&IndexedPack { id, size, kind: contents.kind, chunks: contents.chunks })?,
+                Ok(contents) => self.local.add_unindexed(&IndexedPack { id, size, kind: contents.header.kind, chunks: contents.chunks })?,
                 Err(e @ RepositoryError::Storage(_)) => return Err(e),
                 // One that nobody can read, and it is known.
                 Err(_) if condemned.contains_key(&id) => {}
@@ -284,15 +285,6 @@ impl Repository {
             }
         }
         Ok(problems)
-    }
-
-    /// Whether a pack that no index lists is what its footer says: an ordinary one, one that this process wrote, or one that a private key opens.
-    fn may_be_taken_up(&self, id: &[u8; 32], kind: ObjectKind) -> bool {
-        let Ok(header) = self.storage.range(&pack_name(id), 0, HEADER_BYTES as u64) else { return false };
-        match ObjectHeader::expect(&header, &self.id, kind) {
-            Ok(header) => !header.is_write_only() || self.keys.can_read(&header),
-            Err(_) => false,
-        }
     }
 
     /// The packs that the local index knows and that are not condemned, with their sizes.
@@ -419,7 +411,7 @@ impl Repository {
         }
         let size = self.storage.size(&pack_name(id))?;
         let contents = self.read_footer(id, size)?;
-        Ok(IndexedPack { id: *id, size, kind: contents.kind, chunks: contents.chunks })
+        Ok(IndexedPack { id: *id, size, kind: contents.header.kind, chunks: contents.chunks })
     }
 
     /// What a chunk of these bytes is called here.
@@ -587,7 +579,10 @@ fn unlock(storage: &Storage, id: &[u8; 16], options: &OpenOptions<'_>) -> Result
         }
         for (name, slot) in &all {
             for key in &keys {
-                if !patience.allows(slot, *key) || (opened.is_some() && slots::is_dear(slot)) {
+                if opened.is_some() && slots::is_dear(slot) {
+                    continue;
+                }
+                if !patience.allows(slot, *key) {
                     found.push((slots::too_many(), name.clone()));
                     continue;
                 }

@@ -136,6 +136,14 @@ impl PackBuilder {
         Ok(Place { cipher: self.cipher.clone(), ordinal, bytes: self.rest.split_to(sealed_len) })
     }
 
+    /// Adds one chunk, sealed and proven; `payload` is what `raw` was compressed to.
+    pub fn push(&mut self, id: ChunkId, payload: &[u8], raw: &[u8], prover: &mut Prover) -> Result<(), PackError> {
+        let mut place = self.reserve(id, payload.len(), raw.len() as u32)?;
+        place.seal(payload, raw, prover)?;
+        self.give(place);
+        Ok(())
+    }
+
     /// Takes a place back, sealed.
     pub fn give(&mut self, place: Place) {
         if let Some(slot) = self.sealed.get_mut(place.ordinal) {
@@ -179,7 +187,7 @@ impl PackBuilder {
         }
         let kind = self.object_header.kind;
         let contents = contents(keys, repository, &bytes)?;
-        if contents.chunks != self.chunks || contents.kind != kind {
+        if contents.chunks != self.chunks || contents.header.kind != kind {
             return Err(PackError::Footer("it lists other chunks than were sealed".into()));
         }
         Ok(BuiltPack { kind, bytes: bytes.freeze(), chunks: self.chunks })
@@ -201,7 +209,7 @@ impl Place {
 /// What a pack (whole, or from a tail that holds the footer) says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackContents {
-    pub kind: ObjectKind,
+    pub header: ObjectHeader,
     pub chunks: Vec<PackedChunk>,
 }
 
@@ -238,7 +246,7 @@ pub fn open_footer(keys: &Keyring, header: &ObjectHeader, sealed: &[u8], start: 
     if end + sealed_key_len(header) as u64 != start {
         return Err(PackError::Footer(format!("its chunks end at {end}, not at {start}")));
     }
-    Ok(PackContents { kind: header.kind, chunks })
+    Ok(PackContents { header: *header, chunks })
 }
 
 /// Where a pack's last chunk ends.
@@ -283,6 +291,11 @@ pub struct SealedChunk<'a> {
 }
 
 impl ChunkOpener {
+    /// The chunk opened last as it is in its pack, compressed.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
     /// Opens one sealed chunk and proves that it is the one its id names; `raw` is of no use after an error.
     pub fn open_into(
         &mut self,

@@ -22,9 +22,8 @@ use super::index::{INDEX_CHUNKS, Index, IndexedPack};
 use super::local::{Mark, PackUsage};
 use super::manifest::Manifest;
 use super::open::{Repository, pack_name};
-use super::pack::{PACK_TARGET_BYTES, PackBuilder, PackMemory, Prover, chunk_id};
+use super::pack::{ChunkOpener, PACK_TARGET_BYTES, PackBuilder, PackMemory, Prover, SealedChunk};
 use super::page;
-use super::payload;
 use crate::crypto::{CryptoError, ObjectKind};
 
 /// A pack is rewritten when less than this share of it, in percent, is needed.
@@ -365,6 +364,7 @@ fn refuse(error: RepositoryError) -> RepositoryError {
 /// Seals the living chunks of packs anew into fuller ones.
 fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel: &CancellationToken) -> Result<Vec<IndexedPack>> {
     let (mut done, memory, mut prover) = (Vec::new(), PackMemory::default(), Prover::default());
+    let (mut opener, mut raw) = (ChunkOpener::default(), Vec::new());
     for kind in [ObjectKind::DataPack, ObjectKind::MetaPack] {
         let mut builder: Option<PackBuilder> = None;
         for pack in packs.iter().filter(|p| p.kind == kind) {
@@ -374,21 +374,17 @@ fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel:
             let cipher = repository.pack_cipher(&pack.id, kind)?;
             for (ordinal, c) in repository.local.marked_chunks(round, &pack.id)? {
                 let sealed = repository.storage.range(&pack_name(&pack.id), u64::from(c.offset), u64::from(c.sealed_len))?;
-                let error = |e: String| repository.damaged(&pack_name(&pack.id), format!("chunk {}: {e}; nothing was pruned", c.id));
-                let payload = cipher.open(u64::from(ordinal), &sealed).map_err(|e| error(e.to_string()))?;
-                let raw = payload::decompress(&payload, c.len as usize).map_err(|e| error(e.to_string()))?;
-                if chunk_id(&repository.chunk_key, &raw) != c.id {
-                    return Err(error("it is another chunk than its name says".into()));
-                }
+                let sealed = SealedChunk { ordinal: u64::from(ordinal), id: c.id, len: c.len, bytes: &sealed };
+                opener
+                    .open_into(&cipher, &repository.chunk_key, &sealed, &mut raw)
+                    .map_err(|e| repository.damaged(&pack_name(&pack.id), format!("chunk {}: {e}; nothing was pruned", c.id)))?;
                 let other =
                     |e: &dyn std::fmt::Display| RepositoryError::Other(format!("a pack could not be sealed: {e}; nothing was pruned"));
                 let open = match &mut builder {
                     Some(open) => open,
                     None => builder.insert(PackBuilder::new(&repository.keys, &repository.id, kind, &memory).map_err(|e| other(&e))?),
                 };
-                let mut place = open.reserve(c.id, payload.len(), c.len).map_err(|e| other(&e))?;
-                place.seal(&payload, &raw, &mut prover).map_err(|e| other(&e))?;
-                open.give(place);
+                open.push(c.id, opener.payload(), &raw, &mut prover).map_err(|e| other(&e))?;
                 if open.len() >= PACK_TARGET_BYTES
                     && let Some(full) = builder.take()
                 {

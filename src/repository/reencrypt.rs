@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::index::{Index, IndexedPack};
+use super::lock;
 use super::manifest::Manifest;
 use super::mark::mark_name;
-use super::open::{MAX_SMALL_OBJECT, Repository, ids, manifest_name, pack_name, slot_name, to_json};
-use super::pack::{self, MAX_PACK_BYTES, PackBuilder, PackMemory, Prover, chunk_id};
-use super::payload;
-use super::slots;
-use crate::crypto::slot::{METHOD_NONE, Slot};
+use super::open::{Repository, ids, manifest_name, pack_name};
+use super::pack::{self, ChunkOpener, MAX_PACK_BYTES, PackBuilder, PackMemory, Prover, SealedChunk};
+use super::slots::{self, Unreadable};
+use crate::crypto::slot::METHOD_NONE;
 use crate::crypto::{CryptoError, HEADER_BYTES, Keyring, ObjectHeader, Profile, ProfileKey};
 use crate::storage::StorageError;
 use crate::storage::direct::ReadBuffer;
@@ -76,21 +76,26 @@ fn replace_slots(repository: &Repository, profiles: &[Profile], keys: &Keyring, 
     let (mut old, mut foreign, mut opening, mut ready) = (Vec::new(), Vec::new(), HashSet::new(), HashSet::new());
     // The destination's own has one in any case.
     opening.insert(0);
-    for name in repository.storage.names("keys/")? {
-        let bytes = repository.storage.get(&name, MAX_SMALL_OBJECT)?;
+    for (name, slot) in slots::read_all(&repository.storage)? {
         // What is no slot, and what opens for everybody, somebody put there.
-        let foreign_name = || name.strip_prefix("keys/").unwrap_or(&name).to_owned();
-        let Ok(slot) = serde_json::from_slice::<Slot>(&bytes) else {
-            foreign.push(ForeignSlot { slot: foreign_name(), profile: "no valid slot".into(), fingerprint: String::new() });
-            old.push(name);
-            continue;
+        let mut put_there = |profile: &str| {
+            let slot = name.strip_prefix("keys/").unwrap_or(&name).to_owned();
+            foreign.push(ForeignSlot { slot, profile: profile.to_owned(), fingerprint: String::new() });
+            old.push(name.clone());
+        };
+        let slot = match slot {
+            Ok(slot) => slot,
+            Err(Unreadable::Storage(e)) => return Err(e.into()),
+            Err(Unreadable::Slot(_)) => {
+                put_there("no valid slot");
+                continue;
+            }
         };
         if slot.repository != repository.id() {
             continue;
         }
         if slot.method == METHOD_NONE {
-            foreign.push(ForeignSlot { slot: foreign_name(), profile: "opens without a key".into(), fingerprint: String::new() });
-            old.push(name);
+            put_there("opens without a key");
             continue;
         }
         // Nobody but an attacker makes such ones.
@@ -127,23 +132,9 @@ fn replace_slots(repository: &Repository, profiles: &[Profile], keys: &Keyring, 
     let mut opening: Vec<usize> = opening.into_iter().filter(|n| !ready.contains(n)).collect();
     opening.sort_unstable();
     for profile in opening.into_iter().filter_map(|n| profiles.get(n)) {
-        let slot = Slot::wrap(&repository.id, &profile.name, Some(&profile.key), keys).map_err(|e| crypto(repository, e))?;
-        let name = slot_name(&slot.slot);
-        repository.storage.put_new(&name, to_json(&slot)?)?;
-        let there: Slot = serde_json::from_slice(&repository.storage.get(&name, MAX_SMALL_OBJECT)?)
-            .map_err(|e| repository.damaged(&name, format!("it was just written and cannot be read: {e}")))?;
-        let opened = there.unwrap(&repository.id, Some(&profile.key)).map_err(|e| crypto(repository, e))?;
-        if !opened.is_same(keys) {
-            return Err(repository.damaged(&name, "it was just written and wraps something else".into()));
-        }
+        repository.put_slot(&profile.name, &profile.key, keys)?;
     }
-    for name in &old {
-        repository.storage.delete(name)?;
-    }
-    let left = repository.storage.names("keys/")?;
-    if let Some(name) = left.iter().find(|name| old.contains(name)) {
-        return Err(repository.damaged(name, "the storage says it is removed, and it is still there: the old key stays in force".into()));
-    }
+    repository.delete_slots(&old)?;
     Ok(Begun::Now { dropped: foreign })
 }
 
@@ -229,19 +220,14 @@ impl PackSealer {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What one thread uses again for each pack.
 #[derive(Default)]
 struct OnePack {
     old: ReadBuffer,
     memory: PackMemory,
     prover: Prover,
-    decompressor: payload::Decompressor,
+    opener: ChunkOpener,
     raw: Vec<u8>,
-    plain: Vec<u8>,
 }
 
 impl OnePack {
@@ -273,25 +259,19 @@ impl OnePack {
             let text = format!("{text}; nothing of it was changed: 'keepctl check --read-data --repair' first");
             repository.damaged(&name, text)
         };
-        let header = ObjectHeader::parse(bytes, &repository.id).map_err(|e| stop(e.to_string()))?;
         let contents = pack::contents(&repository.keys, &repository.id, bytes).map_err(|e| stop(e.to_string()))?;
+        let header = contents.header;
         let cipher = pack::cipher(&repository.keys, &header, bytes, &contents.chunks).map_err(|e| match e {
             e @ CryptoError::NeedsPrivateKey(_) => repository.key_error(id, e),
             other => stop(other.to_string()),
         })?;
-        let mut builder =
-            PackBuilder::new(&repository.keys, &repository.id, contents.kind, &self.memory).map_err(|e| stop(e.to_string()))?;
+        let mut builder = PackBuilder::new(&repository.keys, &repository.id, header.kind, &self.memory).map_err(|e| stop(e.to_string()))?;
         for (ordinal, c) in contents.chunks.iter().enumerate() {
             let sealed = bytes.get(c.offset as usize..c.offset as usize + c.sealed_len as usize).unwrap_or_default();
             let wrong = |e: &dyn std::fmt::Display| stop(format!("chunk {}: {e}", c.id));
-            cipher.open_into(ordinal as u64, sealed, &mut self.plain).map_err(|e| wrong(&e))?;
-            self.decompressor.decompress_into(&self.plain, c.len as usize, &mut self.raw).map_err(|e| wrong(&e))?;
-            if chunk_id(&repository.chunk_key, &self.raw) != c.id {
-                return Err(wrong(&"it is another chunk than its name says"));
-            }
-            let mut place = builder.reserve(c.id, self.plain.len(), c.len).map_err(|e| wrong(&e))?;
-            place.seal(&self.plain, &self.raw, &mut self.prover).map_err(|e| wrong(&e))?;
-            builder.give(place);
+            let sealed = SealedChunk { ordinal: ordinal as u64, id: c.id, len: c.len, bytes: sealed };
+            self.opener.open_into(&cipher, &repository.chunk_key, &sealed, &mut self.raw).map_err(|e| wrong(&e))?;
+            builder.push(c.id, self.opener.payload(), &self.raw, &mut self.prover).map_err(|e| wrong(&e))?;
         }
         let built = builder.finish(&repository.keys, &repository.id).map_err(|e| stop(e.to_string()))?;
         repository.store_pack(built, &self.memory).map(Some)
@@ -658,8 +638,7 @@ mod tests {
         let (mine, other) = (profile(1), Profile { name: "other".into(), ..profile(2) });
         let (world, _) = world(&mine);
         let repository = world.opened_by("a", None, Some(&mine));
-        let slot = Slot::wrap(&repository.id, "other", Some(&other.key), &repository.keys).unwrap();
-        repository.storage.put_new(&slot_name(&slot.slot), to_json(&slot).unwrap()).unwrap();
+        repository.put_slot("other", &other.key, &repository.keys).unwrap();
         let Begun::WouldDrop(foreign) = begin(&repository, std::slice::from_ref(&mine), false).unwrap() else { panic!("dropped") };
         assert_eq!(foreign.iter().map(|s| s.profile.as_str()).collect::<Vec<_>>(), ["other"]);
         assert!(!world.opened_by("b", None, Some(&other)).is_changing_keys(), "nothing was changed");

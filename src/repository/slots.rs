@@ -63,9 +63,8 @@ pub(super) fn read_all(storage: &Storage) -> Result<Vec<(String, Result<Slot, Un
         };
         slots.push((name, slot));
     }
-    let usual = Cost::USUAL.to_string();
     // One that somebody made dear to open must not stand before the others.
-    slots.sort_by_key(|(_, slot)| matches!(slot, Ok(Slot { kdf: Some(kdf), .. }) if *kdf != usual));
+    slots.sort_by_key(|(_, slot)| slot.as_ref().is_ok_and(is_dear));
     Ok(slots)
 }
 
@@ -188,28 +187,33 @@ impl Repository {
                 there.len()
             )));
         }
+        self.put_slot(label, key, &self.keys).map(Added::New)
+    }
+
+    /// Has a key open a slot of its own that wraps `keys`; its id. Durable and proven when it returns.
+    pub(super) fn put_slot(&self, label: &str, key: &ProfileKey, keys: &Keyring) -> Result<String> {
         let object = |source| RepositoryError::Object { location: self.location().to_owned(), name: "a new key slot".into(), source };
-        let slot = Slot::wrap(&self.id, label, Some(key), &self.keys).map_err(object)?;
+        let slot = Slot::wrap(&self.id, label, Some(key), keys).map_err(object)?;
         let name = slot_name(&slot.slot);
         self.storage.put_new(&name, to_json(&slot)?)?;
-        let proven = self.proven(&name, Some(key));
+        let proven = self.proven(&name, key, keys);
         if let Err(e) = proven {
             // It opens nothing; what cannot be removed now is told as damaged by the list.
             let _ = self.storage.delete(&name);
             return Err(e);
         }
-        Ok(Added::New(slot.slot))
+        Ok(slot.slot)
     }
 
     /// Reads a slot back and opens it.
-    fn proven(&self, name: &str, key: Option<&ProfileKey>) -> Result<()> {
+    fn proven(&self, name: &str, key: &ProfileKey, keys: &Keyring) -> Result<()> {
         let bytes = self.storage.get(name, MAX_SMALL_OBJECT)?;
         let slot: Slot =
             serde_json::from_slice(&bytes).map_err(|e| self.damaged(name, format!("it was not stored as it was written: {e}")))?;
-        let opened = slot.unwrap(&self.id, key);
+        let opened = slot.unwrap(&self.id, Some(key));
         let opened =
             opened.map_err(|source| RepositoryError::Object { location: self.location().to_owned(), name: name.to_owned(), source })?;
-        match opened.is_same(&self.keys) {
+        match opened.is_same(keys) {
             true => Ok(()),
             false => Err(self.damaged(name, "it does not hold the keys of the repository".into())),
         }
@@ -234,16 +238,28 @@ impl Repository {
                     .into(),
             ));
         }
+        let mut goes = Vec::new();
         for id in ids {
             let Some((slot, _)) = there.iter().find(|(slot, _)| slot.id == *id) else {
                 return Err(self.other(format!("there is no key slot {id}")));
             };
-            self.storage.delete(&slot.name)?;
+            goes.push(slot.name.clone());
         }
-        let left: Vec<String> = self.storage.names("keys/")?;
-        match there.iter().find(|(slot, _)| ids.contains(&slot.id) && left.contains(&slot.name)) {
-            None => Ok(opening),
-            Some((slot, _)) => Err(self.other(format!("the storage says that it deleted {}, but it is still there", slot.name))),
+        self.delete_slots(&goes)?;
+        Ok(opening)
+    }
+
+    /// Deletes slots by their objects' names, and looks that they are gone.
+    pub(super) fn delete_slots(&self, names: &[String]) -> Result<()> {
+        for name in names {
+            self.storage.delete(name)?;
+        }
+        let left = self.storage.names("keys/")?;
+        match left.iter().find(|name| names.contains(name)) {
+            None => Ok(()),
+            Some(name) => {
+                Err(self.other(format!("the storage says that it deleted {name}, but it is still there: it opens what it opened")))
+            }
         }
     }
 

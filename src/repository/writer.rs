@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::error::{RepositoryError, Result};
 use super::index::{INDEX_CHUNKS, Index};
+use super::lock;
 use super::manifest::Manifest;
 use super::open::{Repository, ids};
 use super::pack::{BuiltPack, PACK_TARGET_BYTES, PackBuilder, PackMemory, Place, Prover, chunk_id};
@@ -109,10 +110,6 @@ struct Shared {
     added: AtomicU64,
     /// Plaintext of what was new.
     new: AtomicU64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Writer {

@@ -14,7 +14,7 @@ use crate::crypto::Profile;
 use crate::ledger::Ledger;
 use crate::profile;
 use crate::repository::lease::Lease;
-use crate::repository::reencrypt::{self, Begun, PackSealer, Sealed};
+use crate::repository::reencrypt::{self, Begun, ForeignSlot, PackSealer, Sealed};
 use crate::repository::{Repository, RepositoryError};
 
 /// The repository is kept from backups for so long at a time.
@@ -82,10 +82,10 @@ pub fn destination_anew(
                 }
             }
             Begun::WouldDrop(slots) => {
-                let slots = slots.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 return Err(Failure::Failed(format!(
-                    "destination {}: no configured profile opens these key slots, and they would open the repository no more: {slots}; give --drop-slots if that is meant (a recovery kit of them is void then)",
-                    target.name
+                    "destination {}: no configured profile opens these key slots, and they would open the repository no more: {}; give --drop-slots if that is meant (a recovery kit of them is void then)",
+                    target.name,
+                    listed(&slots)
                 )));
             }
         }
@@ -124,10 +124,10 @@ pub fn destination_anew(
             }
         }
         Begun::WouldDrop(slots) => {
-            let slots = slots.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             return Err(Failure::Failed(format!(
-                "destination {}: these key slots came meanwhile: {slots}; begin again with --drop-slots",
-                target.name
+                "destination {}: these key slots came meanwhile: {}; begin again with --drop-slots",
+                target.name,
+                listed(&slots)
             )));
         }
     }
@@ -145,6 +145,10 @@ pub fn destination_anew(
         ),
     );
     Ok(Finish::Good)
+}
+
+fn listed(slots: &[ForeignSlot]) -> String {
+    slots.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Refuses what has packs that only a private key opens which was not lent.
