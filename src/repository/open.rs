@@ -515,7 +515,12 @@ fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConf
     let profile = options.profile;
     let slot = Slot::wrap(&id, profile.map_or("none", |p| &p.name), profile.map(|p| &p.key), &keys).map_err(crypto)?;
     // The key goes first: a repository that says it is one can always be opened.
-    storage.put_new(&slot_name(&slot.slot), to_json(&slot)?)?;
+    let key = to_json(&slot)?;
+    let slot = slot_name(&slot.slot);
+    storage.put_new(&slot, key)?;
+    if storage.is_remote() {
+        gives_way(storage, &slot)?;
+    }
     let config = RepositoryConfig {
         format: 1,
         repository: HEXLOWER.encode(&id),
@@ -530,6 +535,28 @@ fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConf
         is_still(storage, &config.repository)?;
     }
     Ok(config)
+}
+
+/// Where create-if-absent is ignored, what is put last counts, also when it was on its way for long: so each one shows itself by its key slot first, then looks for others. Of
+/// two that see each other the one whose slot comes first goes on. One that was interrupted here earlier holds nobody up for longer than that.
+fn gives_way(storage: &Storage, slot: &str) -> Result<()> {
+    let others: Vec<String> = storage.names("keys/")?.into_iter().filter(|name| name != slot).collect();
+    if !others.is_empty() {
+        let is_first = others.iter().all(|other| slot < other.as_str());
+        std::thread::sleep(if is_first { SETTLE } else { 4 * SETTLE });
+    }
+    match storage.get(CONFIG_NAME, MAX_SMALL_OBJECT) {
+        Err(StorageError::NotFound { .. }) => Ok(()),
+        Err(e) => Err(e.into()),
+        Ok(_) => {
+            // A slot of no repository that is there opens nothing and is passed over.
+            if !storage.is_append_only() {
+                storage.delete(slot)?;
+            }
+            let text = "another keepd made a repository here at the same time; try again".to_owned();
+            Err(RepositoryError::NoRepository { location: storage.location().to_owned(), text })
+        }
+    }
 }
 
 fn is_still(storage: &Storage, id: &str) -> Result<()> {
