@@ -9,6 +9,7 @@ pub mod crypto;
 pub mod daemon;
 pub mod kit;
 pub mod ledger;
+pub mod portable;
 pub mod process;
 pub mod profile;
 pub mod repository;

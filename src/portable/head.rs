@@ -1,0 +1,137 @@
+//! `manifest.json`, the first member of an archive, and `contents.json`, the last one where contents were not known before they were read.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The name of the first member.
+pub const HEAD_NAME: &str = "manifest.json";
+/// The name of the last member, where [`Head::contents`] says so.
+pub const TAIL_NAME: &str = "contents.json";
+
+/// Where the list of files stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Contents {
+    /// In the head: everything was read before.
+    #[default]
+    First,
+    /// In the tail: the archive was written while its contents were captured.
+    Last,
+}
+
+/// What stands in `manifest.json`, but for the list of files (`files`, its last key, which is never held in memory).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Head {
+    /// 1
+    pub format: u32,
+    /// A random name of the archive, 32 hexadecimal digits.
+    pub archive: String,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// Of keepd that made it.
+    pub keepd_version: String,
+    pub contents: Contents,
+    pub origin: Origin,
+    /// In the order in which they follow. With [`Contents::Last`] without their counts and facts.
+    pub sources: Vec<Source>,
+    #[serde(default)]
+    pub totals: Option<Totals>,
+    /// Names of the users and groups by number.
+    #[serde(default)]
+    pub users: BTreeMap<u32, String>,
+    #[serde(default)]
+    pub groups: BTreeMap<u32, String>,
+    /// Level and text, as the backup had them.
+    #[serde(default)]
+    pub messages: Vec<(String, String)>,
+    /// How many things the backup itself left out.
+    #[serde(default)]
+    pub left_out: u64,
+    /// Only some of the backup was exported.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub selected: bool,
+}
+
+/// The backup that it is of.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The backup's id (64 hexadecimal digits), the same wherever a copy of it lies.
+    pub backup: String,
+    pub job: String,
+    pub run: String,
+    pub host: String,
+    /// Of keepd that captured it.
+    pub keepd_version: String,
+    /// RFC 3339
+    pub started: String,
+    /// With [`Contents::Last`] empty here, and in the tail.
+    #[serde(default)]
+    pub finished: String,
+    /// manual, scheduled, pre-update, pre-restore or imported
+    pub r#type: String,
+    /// good or suspect; with [`Contents::Last`] the tail's counts.
+    #[serde(default)]
+    pub outcome: String,
+    #[serde(default)]
+    pub name: Option<String>,
+    #[serde(default)]
+    pub description: Option<String>,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub version: Option<String>,
+    #[serde(default)]
+    pub schema_version: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    pub name: String,
+    /// sqlite, files, postgres, mysql or command
+    pub kind: String,
+    /// Where it was captured from: a path, or a server with its databases, or a program. Bytes that are no UTF-8 as in [`keepd_protocol::model::BytesPath`].
+    pub place: keepd_protocol::model::BytesPath,
+    #[serde(default)]
+    pub entries: u64,
+    #[serde(default)]
+    pub files: u64,
+    #[serde(default)]
+    pub directories: u64,
+    #[serde(default)]
+    pub bytes: u64,
+    #[serde(default)]
+    pub facts: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    pub entries: u64,
+    pub files: u64,
+    pub directories: u64,
+    pub bytes: u64,
+}
+
+/// What stands in `contents.json`, but for the list of files (`files`, its last key).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tail {
+    /// That of the head.
+    pub archive: String,
+    pub finished: String,
+    pub outcome: String,
+    /// With counts and facts.
+    pub sources: Vec<Source>,
+    pub totals: Totals,
+    #[serde(default)]
+    pub users: BTreeMap<u32, String>,
+    #[serde(default)]
+    pub groups: BTreeMap<u32, String>,
+    #[serde(default)]
+    pub messages: Vec<(String, String)>,
+    #[serde(default)]
+    pub left_out: u64,
+    #[serde(default)]
+    pub version: Option<String>,
+    #[serde(default)]
+    pub schema_version: Option<String>,
+}
