@@ -159,7 +159,7 @@ fn stream_from<W: Write>(
 ) -> Result<(), Broken> {
     // What is still on its way when a place fails is given up.
     let cancel = live.cancel.child_token();
-    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false };
+    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false, in_order: false };
     with_ops(&place.repository, &place.manifest, &wanted, &cancel, |queue| write_out(queue, frames, done, live))
 }
 
@@ -173,6 +173,8 @@ pub struct Wanted<'a> {
     pub skip: u64,
     /// Damage does not end the stream: it goes on with what is whole. Directories that were lost are made up.
     pub is_patient: bool,
+    /// The contents of each file come from its start to its end, also where that means to read a chunk twice.
+    pub in_order: bool,
 }
 
 /// Has `consume` take what a backup consists of, while it is fetched.
@@ -199,6 +201,7 @@ pub fn with_ops(
                     next: 0,
                     skip: wanted.skip,
                     is_patient: wanted.is_patient,
+                    in_order: wanted.in_order,
                     above: HashSet::new(),
                     open: Vec::new(),
                 },
@@ -288,6 +291,7 @@ struct Planner<'a> {
     /// Ops that another place gave already.
     skip: u64,
     is_patient: bool,
+    in_order: bool,
     /// Of the source at hand: directories above what is wanted, which were sent first.
     above: HashSet<Vec<u8>>,
     /// The directories sent that the next entry may stand in, each in the one before.
@@ -468,7 +472,7 @@ impl Planner<'_> {
         for window in entry.content.segments.chunks(WINDOW_SEGMENTS) {
             let mut offset = at;
             at += window.iter().map(Segment::len).sum::<u64>();
-            if self.is_fine_in_order(window) {
+            if self.in_order || self.is_fine_in_order(window) {
                 for segment in window {
                     if let Segment::Data(extent) = segment
                         && !self.skipped()
