@@ -121,7 +121,7 @@ pub fn into_archive<W: Write + Send + 'static>(
     let (head, files) = loop {
         live.report.restart();
         let mut listing = Listing::new(&place.manifest, options.work_dir)?;
-        let read = read(&place, paths, 0, live, |ops| listing.all(ops, live));
+        let read = read(&place, paths, (0, false), live, |ops| listing.all(ops, live));
         match read {
             Ok(()) => break listing.finish(&place.manifest, backup, !paths.is_empty())?,
             Err(Broken::End(failure)) => return Err(failure),
@@ -131,9 +131,10 @@ pub fn into_archive<W: Write + Send + 'static>(
     };
     live.report.restart();
     live.step("writing the archive");
+    let as_frames = options.packing == Packing::Zstd;
     let mut writing = Writing { archive: ArchiveWriter::create(out, options, &head, Some(files))?, done: 0, open: None };
     loop {
-        match read(&place, paths, writing.done, live, |ops| writing.all(ops, live)) {
+        match read(&place, paths, (writing.done, as_frames), live, |ops| writing.all(ops, live)) {
             Ok(()) => break,
             Err(Broken::End(failure)) => return Err(failure),
             Err(Broken::Place(e)) if next_place(&mut place, another, &e, live) => {}
@@ -147,13 +148,13 @@ pub fn into_archive<W: Write + Send + 'static>(
 fn read(
     place: &Place,
     paths: &[Vec<u8>],
-    skip: u64,
+    (skip, frames): (u64, bool),
     live: &LiveRun,
     consume: impl FnOnce(&Ops) -> Result<(), Broken>,
 ) -> Result<(), Broken> {
     // What is still on its way when a place fails is given up.
     let cancel = live.cancel.child_token();
-    let wanted = Wanted { paths, only: None, skip, is_patient: false, in_order: true };
+    let wanted = Wanted { paths, only: None, skip, is_patient: false, in_order: true, frames };
     with_ops(&place.repository, &place.manifest, &wanted, &cancel, consume)
 }
 

@@ -159,7 +159,7 @@ fn stream_from<W: Write>(
 ) -> Result<(), Broken> {
     // What is still on its way when a place fails is given up.
     let cancel = live.cancel.child_token();
-    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false, in_order: false };
+    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false, in_order: false, frames: false };
     with_ops(&place.repository, &place.manifest, &wanted, &cancel, |queue| write_out(queue, frames, done, live))
 }
 
@@ -175,6 +175,8 @@ pub struct Wanted<'a> {
     pub is_patient: bool,
     /// The contents of each file come from its start to its end, also where that means to read a chunk twice.
     pub in_order: bool,
+    /// With `in_order`: what is a whole chunk comes as its zstd frame, where it has one. For what was read and proven before.
+    pub frames: bool,
 }
 
 /// Has `consume` take what a backup consists of, while it is fetched.
@@ -202,6 +204,7 @@ pub fn with_ops(
                     skip: wanted.skip,
                     is_patient: wanted.is_patient,
                     in_order: wanted.in_order,
+                    frames: wanted.frames,
                     above: HashSet::new(),
                     open: Vec::new(),
                 },
@@ -292,6 +295,7 @@ struct Planner<'a> {
     skip: u64,
     is_patient: bool,
     in_order: bool,
+    frames: bool,
     /// Of the source at hand: directories above what is wanted, which were sent first.
     above: HashSet<Vec<u8>>,
     /// The directories sent that the next entry may stand in, each in the one before.
@@ -477,7 +481,10 @@ impl Planner<'_> {
                     if let Segment::Data(extent) = segment
                         && !self.skipped()
                     {
-                        let slot = self.fetcher.request(extent.chunk)?;
+                        let slot = match self.frames && extent.offset == 0 {
+                            true => self.fetcher.request_frame(extent.chunk, extent.len)?,
+                            false => self.fetcher.request(extent.chunk)?,
+                        };
                         self.send(Op::Data { entry: index, offset, slot, extent: *extent })?;
                     }
                     offset += segment.len();
