@@ -8,6 +8,7 @@ mod coverage;
 mod drill;
 mod edit;
 mod follow;
+mod import;
 mod in_place;
 mod key;
 mod keys;

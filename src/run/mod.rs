@@ -16,6 +16,7 @@ mod differences;
 mod drill;
 mod hooks;
 pub mod housekeeping;
+mod import;
 mod in_place;
 mod keys;
 mod kit;
@@ -37,6 +38,7 @@ mod to_directory;
 
 pub use compare::CompareRequest;
 pub use drill::scratch::{clear_dead as clear_dead_drills, remove_tree};
+pub use import::Given as GivenArchive;
 pub use in_place::Request as InPlaceRequest;
 pub use live::LiveRun;
 pub use load::LoadRequest;
