@@ -162,7 +162,7 @@ fn request(context: &Context<'_>, arguments: &ImportArguments, file: &Path, fore
 fn tar(directory: &Path) -> Result<(OwnedFd, Sent)> {
     let mut command = Command::new("tar");
     command.arg("-C").arg(directory);
-    command.args(["--format=posix", "--xattrs", "--acls", "--numeric-owner", "--sort=name", "--sparse", "-cf", "-", "."]);
+    command.args(["--format=posix", "--xattrs", "--acls", "--numeric-owner", "--sort=name", "-cf", "-", "."]);
     let mut tar = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
