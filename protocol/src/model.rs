@@ -39,13 +39,15 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", Key = "key", ReEncrypt = "re-encrypt", Import = "import" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", Key = "key", ReEncrypt = "re-encrypt", Export = "export", Import = "import" });
 word_enum!(/// Where an import is. `timeout`: it was not started by its deadline.
     ImportState { #[default] Pending = "pending", Uploading = "uploading", Processing = "processing", Completed = "completed", Failed = "failed", Timeout = "timeout" });
 word_enum!(/// What is done when a backup of the same id is at the destination already.
     OnConflict { #[default] Skip = "skip", Rename = "rename", Replace = "replace" });
 word_enum!(/// What is uploaded of an import: the archive, or a key that it opens with.
     ImportPart { #[default] Archive = "archive", Key = "key" });
+word_enum!(/// How a portable archive is compressed.
+    ArchiveCompression { #[default] None = "none", Gzip = "gzip", Zstd = "zstd" });
 word_enum!(/// Whether a profile's keys open a slot: the one that is configured, or one of before.
     KeyOpens { #[default] No = "no", Current = "current", Retired = "retired" });
 word_enum!(/// Of a rotation: the new key's slots are added, or the old one's removed.

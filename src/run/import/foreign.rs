@@ -50,11 +50,11 @@ pub fn import(mut work: Work<'_>, writing: Writing<'_>, whole: &CancellationToke
     live.update(|run| run.job = Some(job.clone()));
     if request.validate_only {
         live.step("Validating archive");
-        while let Some(header) = work.reader()?.next_entry()? {
+        while let Some(header) = work.next_entry()? {
             work.count(&header);
             work.read_past()?;
         }
-        work.take_reader()?.finish()?;
+        work.finish()?;
         work.wait_for_word(whole, patience)?;
         live.message(Level::Info, format!("the archive is whole: {}", told(&work.counts)));
         return Ok(Done { backup: None, job: job.clone(), counts: work.counts });
@@ -66,7 +66,7 @@ pub fn import(mut work: Work<'_>, writing: Writing<'_>, whole: &CancellationToke
     let mut writer = Writer::new(open.repository.clone(), live.cancel.clone())?;
     let mut first = SourceWriter::new(&mut writer, source, "files", &place, None).into_first_pass(&work.work_dir)?.in_any_order();
     let (mut users, mut groups) = (Owners::default(), Owners::default());
-    while let Some(header) = work.reader()?.next_entry()? {
+    while let Some(header) = work.next_entry()? {
         let path = header.path.to_bytes().map_err(failed)?;
         let mut entry = entry(&header, below(&path))?;
         work.count(&header);
@@ -84,7 +84,7 @@ pub fn import(mut work: Work<'_>, writing: Writing<'_>, whole: &CancellationToke
             _ => first.push(entry)?,
         }
     }
-    work.take_reader()?.finish()?;
+    work.finish()?;
     work.wait_for_word(whole, patience)?;
     live.step("Sorting entries");
     let mut table = Table::create(&work.work_dir)?;

@@ -48,12 +48,11 @@ pub struct Done {
     pub counts: ImportCounts,
 }
 
-impl From<PortableError> for Failure {
-    fn from(error: PortableError) -> Self {
-        match error {
-            PortableError::Cancelled => Failure::Cancelled,
-            other => Failure::Failed(format!("the archive is not imported: {other}")),
-        }
+/// Why an archive is not imported.
+fn refused(error: PortableError) -> Failure {
+    match error {
+        PortableError::Cancelled => Failure::Cancelled,
+        other => failed(format!("the archive is not imported: {other}")),
     }
 }
 
@@ -127,9 +126,9 @@ pub fn import(env: &Environment, mut taken: Taken, live: &LiveRun, writing: Writ
     let told = |error: PortableError| match error {
         _ if live.cancel.is_cancelled() => Failure::Cancelled,
         PortableError::NotOpen(_) | PortableError::Key(_) if !keys.problems.is_empty() => {
-            failed(format!("{} (and not every configured key could be tried: {})", Failure::from(error), keys.problems.join("; ")))
+            failed(format!("{} (and not every configured key could be tried: {})", refused(error), keys.problems.join("; ")))
         }
-        other => other.into(),
+        other => refused(other),
     };
     let reader = ArchiveReader::open(input, &with).map_err(told)?;
     live.step("Loading metadata");
@@ -281,8 +280,7 @@ impl Work<'_> {
                 self.source(source, None, wanted.sources.get_mut(&source.name))?;
             }
             self.all_found(&wanted)?;
-            let taken = self.take_reader()?;
-            taken.finish()?;
+            self.finish()?;
             self.wait_for_word(whole, patience)?;
             live.message(Level::Info, format!("the archive of backup {} is whole: {}", short(&id), told(&self.counts)));
             return Ok(Done { backup: Some(id), job, counts: ImportCounts { backups: 0, ..self.counts } });
@@ -338,7 +336,7 @@ impl Work<'_> {
         }
         self.all_found(&wanted)?;
         live.step("Verifying archive");
-        let (totals, tail) = self.take_reader()?.finish()?;
+        let (totals, tail) = self.finish()?;
         self.wait_for_word(whole, patience)?;
         if wanted.everything {
             self.is_all(&totals)?;
@@ -376,12 +374,25 @@ impl Work<'_> {
     }
 
     /// The reader, for its end.
-    pub fn take_reader(&mut self) -> Result<ArchiveReader, Failure> {
+    fn take_reader(&mut self) -> Result<ArchiveReader, Failure> {
         self.reader.take().ok_or_else(|| failed("the archive was read already; this is a bug"))
     }
 
-    pub fn reader(&mut self) -> Result<&mut ArchiveReader, Failure> {
+    fn reader(&mut self) -> Result<&mut ArchiveReader, Failure> {
         self.reader.as_mut().ok_or_else(|| failed("the archive was read already; this is a bug"))
+    }
+
+    pub fn next_entry(&mut self) -> Result<Option<EntryHeader>, Failure> {
+        self.reader()?.next_entry().map_err(refused)
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, Failure> {
+        self.reader()?.read(into).map_err(refused)
+    }
+
+    /// Proves that all came that the archive lists.
+    pub fn finish(&mut self) -> Result<(Totals, Option<Tail>), Failure> {
+        self.take_reader()?.finish().map_err(refused)
     }
 
     /// Opens the destination when nobody else writes there.
@@ -459,7 +470,7 @@ impl Work<'_> {
             let small = self.contents(sink, header.size)?;
             next = self.next_of(source)?;
             if let Some(root) = root.take() {
-                if next.is_none() && is_one_file(source) {
+                if next.is_none() && is_made_up(&root, &entry) {
                     entry.path.clear();
                     self.counts.entries -= 1;
                     self.counts.directories -= 1;
@@ -488,7 +499,7 @@ impl Work<'_> {
     /// The next entry, if it is of this source.
     fn next_of(&mut self, source: &Source) -> Result<Option<EntryHeader>, Failure> {
         if self.ahead.is_none() {
-            self.ahead = self.reader()?.next_entry()?;
+            self.ahead = self.next_entry()?;
         }
         let is_of = |header: &EntryHeader| header.path.to_bytes().is_ok_and(|path| split(&path).0 == source.name.as_bytes());
         Ok(self.ahead.take_if(|header| is_of(header)))
@@ -512,7 +523,7 @@ impl Work<'_> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut read = || -> Result<(), Failure> {
             loop {
-                let n = self.reader()?.read(&mut buffer)?;
+                let n = self.read(&mut buffer)?;
                 if n == 0 {
                     return Ok(());
                 }
@@ -532,7 +543,7 @@ impl Work<'_> {
             loop {
                 let space = contents.get_mut(len..).unwrap_or_default();
                 let mut end = [0];
-                let n = if space.is_empty() { self.reader()?.read(&mut end)? } else { self.reader()?.read(space)? };
+                let n = if space.is_empty() { self.read(&mut end)? } else { self.read(space)? };
                 if n == 0 {
                     break;
                 }
@@ -554,7 +565,7 @@ impl Work<'_> {
         loop {
             let mut len = 0;
             while let Some(space) = buffer.get_mut(len..).filter(|space| !space.is_empty()) {
-                let n = self.reader()?.read(space)?;
+                let n = self.read(space)?;
                 if n == 0 {
                     break;
                 }
@@ -595,7 +606,7 @@ impl Work<'_> {
     }
 
     fn all_found(&mut self, wanted: &Wanted) -> Result<(), Failure> {
-        if self.ahead.is_some() || self.reader()?.next_entry()?.is_some() {
+        if self.ahead.is_some() || self.next_entry()?.is_some() {
             return Err(failed("the archive is not imported: it has entries of a source that its manifest does not name"));
         }
         match wanted.sources.values().flatten().all(|p| p.found) {
@@ -715,8 +726,10 @@ fn file_name(source: &Source) -> Vec<u8> {
     name.unwrap_or(source.name.as_bytes()).to_vec()
 }
 
-fn is_one_file(source: &Source) -> bool {
-    source.kind == "sqlite" || (source.entries == 1 && source.files == 1)
+/// Whether a directory stands for a source of one file, as [`crate::run::selection::Shown::made_up_directory`] makes it.
+fn is_made_up(directory: &Entry, file: &Entry) -> bool {
+    let of = |e: &Entry| (e.uid, e.gid, e.mtime);
+    directory.mode == 0o700 && directory.xattrs.is_empty() && of(directory) == of(file)
 }
 
 /// As the configuration has it.
