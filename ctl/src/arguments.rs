@@ -199,13 +199,13 @@ pub struct ImportArguments {
     #[arg(long)]
     pub detach: bool,
     /// Imports that are under way, and those that ended within a day
-    #[arg(long, exclusive = true)]
+    #[arg(long, conflicts_with = "file")]
     pub list: bool,
     /// How an import is doing
-    #[arg(long, value_name = "IMPORT", exclusive = true)]
+    #[arg(long, value_name = "IMPORT", conflicts_with_all = ["file", "list"])]
     pub status: Option<String>,
     /// End an import that is under way
-    #[arg(long, value_name = "IMPORT", exclusive = true)]
+    #[arg(long, value_name = "IMPORT", conflicts_with_all = ["file", "list"])]
     pub cancel: Option<String>,
 }
 

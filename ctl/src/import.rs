@@ -92,7 +92,8 @@ fn send(context: &Context<'_>, arguments: &ImportArguments, file: &Path) -> Resu
     let ended = follow::follow(context.arguments, context.socket, &run)?;
     let warning = warned.map(|thread| thread.join().unwrap_or_default()).unwrap_or_default();
     let exit = context.ended(&ended, true)?;
-    if !warning.is_empty() {
+    // One that the daemon refused made tar fail, and was told.
+    if !warning.is_empty() && ended.state != RunState::Failed {
         eprintln!("keepctl: {}", escape(&warning));
         return Ok(if ended.state == RunState::Good { Exit::Partial } else { exit });
     }
