@@ -55,10 +55,6 @@ class Daemon:
         peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
         return took, int(peak.split()[1]) / 1024
 
-    def forget(self):
-        """An import begins with an empty repository."""
-        shutil.rmtree(self.dir / "there", ignore_errors=True)
-
     def end(self):
         self.process.terminate()
         self.process.wait()
@@ -109,10 +105,12 @@ def one(name, scale, rounds):
 
     def bring(suffix):
         def step():
-            daemon.forget()
+            # Into an empty repository, of another machine.
+            other = Daemon(sources)
             key = out / f"keepd{suffix}.key"
             key = ["--key", key] if key.exists() else []
-            took, peak = daemon.measured("import", out / f"keepd{suffix}", *key, "--destination", "there")
+            took, peak = other.measured("import", out / f"keepd{suffix}", *key, "--destination", "there")
+            other.end()
             note(f"keepctl import {suffix}", took, peak)
         return step
 
