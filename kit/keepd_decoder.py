@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # keepd_decoder: gives back what keepd stored, without keepd. Format 1.
 #
-# Written from docs/format.md of keepd alone. Python 3.8 or newer is all it
-# needs to start. Two packages make it quicker, and it uses them when they are
+# Written from docs/format.md and docs/archive.md of keepd alone. Python 3.8
+# or newer is all it needs to start. Two packages make it quicker, and it uses them when they are
 # there:    python3 -m pip install cryptography zstandard
 # Without "cryptography" it takes the system's libcrypto, without that its own
 # AES (some MB/s). Without "zstandard" it takes Python's own zstd (3.14), the
@@ -10,12 +10,15 @@
 # With the package "blake3" it checks the ids of chunks as well.
 import argparse
 import array
+import base64
 import ctypes
 import ctypes.util
 import errno
 import getpass
+import gzip
 import hashlib
 import hmac
+import io
 import json
 import os
 import re
@@ -24,6 +27,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import zlib
 from collections import OrderedDict
@@ -32,13 +36,17 @@ USAGE = """\
 keepd_decoder.py [REPOSITORY] [--key FILE]... list
 keepd_decoder.py [REPOSITORY] [--key FILE]... ls BACKUP
 keepd_decoder.py [REPOSITORY] [--key FILE]... restore BACKUP DIR [PATH...]
-keepd_decoder.py [REPOSITORY] [--key FILE]... verify"""
+keepd_decoder.py [REPOSITORY] [--key FILE]... verify
+keepd_decoder.py ARCHIVE [--key FILE]... list | ls | verify | stream
+keepd_decoder.py ARCHIVE [--key FILE]... restore DIR [PATH...]"""
 HELP = """\
 REPOSITORY is a directory: a copy of a whole destination (with keepd.json in
 it); without it, the directory where you are. BACKUP is an id, the start of
 one, or 'latest'. DIR must not exist, or be empty: nothing is overwritten.
 PATH is one as ls shows it. FILE is a key file, a private key file, or any
-text with such a line; a recovery kit has its own key in it."""
+text with such a line; a recovery kit has its own key in it. ARCHIVE is a file
+that keepctl export made; 'stream' writes the tar in it to standard output,
+compressed as it was; it is whole if no error follows."""
 
 MIB = 1 << 20
 HEADER, TAG, FOOTER = 64, 16, (1 << 64) - 1
@@ -863,13 +871,10 @@ CHUNK_SHAPE = (bytes, MAX_OBJECT, MAX_CHUNK)
 
 
 class Repository:
+    what = "repository"
+
     def __init__(self, root, keys, privates, passphrase):
         self.root = root
-        if os.path.isfile(root):
-            # Archives (keepctl export) and copies of the configuration will
-            # be decoded from here, once keepd writes such files.
-            raise Bad("%s is a file: this decoder reads repositories, which "
-                      "are directories with keepd.json in them" % root)
         config = self.json("keepd.json")
         if config.get("format") != 1:
             raise Bad("the repository is of format %s, this decoder reads 1"
@@ -951,21 +956,22 @@ class Repository:
 
     # -- keys
 
-    def unlock(self, keys, passphrase):
-        """The master keys by epoch, and the first master key."""
-        opened, wanted, refused, none = [], [], [], None
+    def slots(self):
+        """Where each key slot is, and what it is if that is known."""
         try:
             names = sorted(os.listdir(self.path("keys")))
         except OSError as e:
             raise Bad("cannot list %s: %s"
                       % (self.path("keys"), e.strerror)) from None
+        return [("keys/" + n, None) for n in names if n.endswith(".json")]
+
+    def unlock(self, keys, passphrase):
+        """The master keys by epoch, and the first master key."""
+        opened, wanted, refused, none = [], [], [], None
         slots = []
-        for name in names:
-            if not name.endswith(".json"):
-                continue
-            where = "keys/" + name
+        for where, slot in self.slots():
             try:
-                slot = self.json(where)
+                slot = self.json(where) if slot is None else slot
                 for field in ("repository", "slot", "profile", "method",
                               "fingerprint", "salt", "wrapped"):
                     if type(slot.get(field)) is not str:
@@ -975,7 +981,7 @@ class Repository:
                 if slot.get("format") != 1 or type(slot["format"]) is bool:
                     raise Bad("%s is of another format" % where)
                 if slot["repository"] != self.id.hex():
-                    raise Bad("%s belongs to another repository" % where)
+                    raise Bad("%s belongs to another %s" % (where, self.what))
                 slots.append((where, slot))
             except Bad as e:
                 say(e)
@@ -1032,8 +1038,8 @@ class Repository:
                           "others ask for a key",
                           " (--no-key opens what is not encrypted)"
                           if given and not wanted else ""))
-        raise Bad("no key that was given opens the repository; it wants %s"
-                  % ("; or ".join(wanted) or "a slot in keys/, and has none"))
+        raise Bad("no key that was given opens the %s; it wants %s" % (
+            self.what, "; or ".join(wanted) or "a key slot, and has none"))
 
     @staticmethod
     def fingerprint(key):
@@ -1708,6 +1714,443 @@ class Restore:
                       % (shown(where), error))
 
 
+# ---- Archives -------------------------------------------------------------
+
+SEGMENT, MAX_SLOTS, MAX_WINDOW = MIB + TAG, 32, 1 << 26
+
+
+class Sealed(io.RawIOBase):
+    """The plaintext of a sealed archive; gives nothing that is not proven."""
+
+    def __init__(self, f, key, header):
+        self.f, self.cipher, self.header = f, gcm(key), header
+        self.number, self.plain, self.at, self.last = 0, b"", 0, False
+        self.next = f.read(SEGMENT)
+
+    def readable(self):
+        return True
+
+    def segment(self):
+        sealed, self.next = self.next, self.f.read(SEGMENT)
+        self.last = not self.next
+        nonces = [struct.pack("<B3xQ", last, self.number)
+                  for last in (self.last, not self.last)]
+        self.plain = self.cipher.decrypt(nonces[0], sealed, self.header) \
+            if len(sealed) >= TAG else None
+        if self.plain is None:
+            other = len(sealed) >= TAG and self.cipher.decrypt(
+                nonces[1], sealed, self.header) is not None
+            raise Bad("the archive is cut off after segment %d" % self.number
+                      if other and self.last else
+                      "something follows the end of the archive" if other else
+                      "segment %d of the archive does not open: it is damaged,"
+                      " cut off, or not in its place" % self.number)
+        self.number, self.at = self.number + 1, 0
+
+    def readinto(self, into):
+        while self.at == len(self.plain):
+            if self.last:
+                return 0
+            self.segment()
+        piece = self.plain[self.at:self.at + len(into)]
+        into[:len(piece)] = piece
+        self.at += len(piece)
+        return len(piece)
+
+
+class Frames(io.RawIOBase):
+    """zstd by the system's library, frame by frame: keepd's have 1 MiB."""
+
+    def __init__(self, f):
+        self.f, self.lib, self.data, self.plain = f, shared_library("zstd"), \
+            b"", b""
+        self.find = self.lib.ZSTD_findFrameCompressedSize
+        self.find.restype = ctypes.c_size_t
+        self.find.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+        self.run = zstd_library()
+
+    def readable(self):
+        return True
+
+    def readinto(self, into):
+        while not self.plain:
+            if len(self.data) < 2 * MIB:
+                self.data += self.f.read(4 * MIB)
+            if not self.data:
+                return 0
+            size = self.find(self.data, len(self.data))
+            if size > len(self.data):
+                raise Bad("the archive's zstd stream is damaged or cut off")
+            frame, self.data = self.data[:size], self.data[size:]
+            length = frame_length(frame)
+            if length is None or length > MIB:
+                raise Bad("the archive's zstd stream is not as keepd makes it:"
+                          " install the Python package zstandard")
+            self.plain = self.run(frame, length)
+            if len(self.plain) != length:
+                raise Bad("the archive's zstd stream is damaged")
+        n = min(len(into), len(self.plain))
+        into[:n], self.plain = self.plain[:n], self.plain[n:]
+        return n
+
+
+class Program(io.RawIOBase):
+    """zstd by the program."""
+
+    def __init__(self, f, path):
+        self.f, self.failed = f, None
+        self.child = subprocess.Popen(
+            [path, "-dcq", "--single-thread", "--memory=64MB"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL)
+        self.feeder = threading.Thread(target=self.feed, daemon=True)
+        self.feeder.start()
+
+    def readable(self):
+        return True
+
+    def feed(self):
+        try:
+            shutil.copyfileobj(self.f, self.child.stdin, MIB)
+        except BrokenPipeError:
+            pass
+        except Exception as e:
+            self.failed = e
+        try:
+            self.child.stdin.close()
+        except OSError:
+            pass
+
+    def readinto(self, into):
+        data = self.child.stdout.read(len(into))
+        if not data:
+            self.feeder.join()
+            if self.failed:
+                raise self.failed
+            if self.child.wait() != 0:
+                raise Bad("the archive's zstd stream is damaged or cut off")
+        into[:len(data)] = data
+        return len(data)
+
+    def close(self):
+        if not self.closed:
+            self.child.kill()
+            self.child.wait()
+            self.child.stdout.close()
+            self.feeder.join()
+        super().close()
+
+
+def unzstd(f):
+    package, own = library("zstandard"), library("compression.zstd")
+    if package:
+        return package.ZstdDecompressor(max_window_size=MAX_WINDOW) \
+            .stream_reader(f, read_across_frames=True)
+    if own:
+        return own.ZstdFile(f)
+    lib = shared_library("zstd")
+    if lib and hasattr(lib, "ZSTD_findFrameCompressedSize"):
+        return Frames(f)
+    path = None if "zstd" in AVOID else shutil.which("zstd")
+    if not path:
+        raise Bad("this needs zstd: install the Python package zstandard, or "
+                  "the program zstd")
+    return Program(f, path)
+
+
+class Member:
+    """An entry of an archive, as Entry is one of a repository."""
+    table = None
+
+    def __init__(self, info, path):
+        def text(value):
+            return value.encode("utf-8", "surrogateescape")
+
+        self.path, self.info = path, info
+        self.kind = (FILE if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+                     and not info.issparse() else
+                     DIRECTORY if info.isdir() else
+                     SYMLINK if info.issym() else
+                     HARDLINK if info.islnk() else None)
+        if self.kind is None:
+            raise Bad("%s is no file, directory or link" % shown(info.name))
+        self.mode, self.uid, self.gid = info.mode & 0o7777, info.uid, info.gid
+        self.size = info.size if self.kind == FILE else 0
+        self.target = text(info.linkname)
+        whole, _, part = info.pax_headers.get(
+            "mtime", "%d" % info.mtime).lstrip("-").partition(".")
+        self.mtime = int(whole) * 10**9 + int((part + "0" * 9)[:9])
+        if info.mtime < 0:
+            self.mtime = -self.mtime
+        prefix = "SCHILY.xattr."
+        self.xattrs = [
+            (text(key[len(prefix):]).replace(b"%3D", b"=")
+             .replace(b"%25", b"%"), text(value))
+            for key, value in info.pax_headers.items()
+            if key.startswith(prefix)]
+
+
+class ArchiveSource:
+    def __init__(self, fields):
+        self.name = fields["name"]
+        self.origin = fields["place"]["path"].encode("utf-8", "surrogatepass")
+        self.odd = not self.name or "/" in self.name or odd_path(
+            self.name.encode("utf-8", "surrogatepass"))
+        if self.odd:
+            raise Bad("the archive has a source called %s" % shown(self.name))
+
+
+class ArchiveBackup:
+    """The backup that an archive is of."""
+
+    def __init__(self, head, tail):
+        origin, tail = head["origin"], tail or head
+        self.id = origin["backup"]
+        self.job, self.started, self.type = (
+            shown(origin[k]) for k in ("job", "started", "type"))
+        self.outcome = shown(tail.get("outcome") or origin.get("outcome"))
+        self.sources = [ArchiveSource(s) for s in head["sources"]]
+        self.users, self.groups = (
+            {int(k): v for k, v in tail.get(n, {}).items()
+             if type(v) is str} for n in ("users", "groups"))
+
+
+class Archive(Repository):
+    """A file that keepctl export made. It is read once for each look at it,
+    and its contents are proven by the list in it."""
+    what = "archive"
+
+    def __init__(self, path, keys, privates, passphrase):
+        self.root, self.problems = path, 0
+        self.header = self.key = None
+        self.privates = {
+            sha256(b"keepd/1 public key fingerprint", public_key(p))[:8]
+            .hex(): p for p in privates}
+        with open_object(path) as f:
+            start = f.read(HEADER)
+            if start[:8] == b"KEEPDENC":
+                self.unseal(start, f, keys, passphrase)
+
+    def unseal(self, header, f, keys, passphrase):
+        if len(header) != HEADER:
+            raise Bad("the archive is cut off")
+        if header[8:12] != b"\1\x14\0\0":
+            raise Bad("the archive is sealed in format %d, or its header is "
+                      "damaged; this decoder reads 1" % header[8])
+        size, = struct.unpack("<I", header[12:16])
+        raw = f.read(size) if size <= MAX_SMALL else b""
+        try:
+            found = json.loads(raw.decode())
+        except (ValueError, RecursionError):
+            found = None
+        if type(found) is not list or not 0 < len(found) <= MAX_SLOTS \
+                or not all(type(s) is dict for s in found):
+            raise Bad("the key slots of the archive are damaged")
+        self.header, self.id, self.start = header, header[16:32], HEADER + size
+        self.found = [("key slot %d" % n, s) for n, s in enumerate(found)
+                      if s.get("method") != "none"]
+        master = self.sealed_to_public()
+        if master is None:
+            master = self.unlock(keys, passphrase)[1]
+        self.key = hkdf(master, header[32:64], b"keepd/1 archive")
+
+    def slots(self):
+        return self.found
+
+    def sealed_to_public(self):
+        for where, slot in self.found:
+            if slot.get("method") != "public-key":
+                continue
+            private = self.privates.get(slot.get("fingerprint"))
+            if private is None:
+                raise Bad("no key that was given opens the archive; it wants "
+                          "the private key %s"
+                          % shown(slot.get("fingerprint")))
+            wrapped = self.hex(slot, "wrapped", 80, where)
+            master = hpke_open(private, wrapped[:32], wrapped[32:],
+                               b"keepd/1 archive key", self.header)
+            if master is None:
+                raise Bad("%s does not open" % where)
+            return master
+        return None
+
+    def opened(self):
+        """What is sealed in it, or it itself."""
+        f = open_object(self.root)
+        if self.header is None:
+            return f
+        f.seek(self.start)
+        return io.BufferedReader(Sealed(f, self.key, self.header), MIB)
+
+    def unpacked(self):
+        f = self.opened()
+        magic = f.peek(4)[:4]
+        if magic[:2] == b"\x1f\x8b":
+            return gzip.GzipFile(fileobj=f)
+        return unzstd(f) if magic == b"\x28\xb5\x2f\xfd" else f
+
+    def members(self):
+        """Each with a reader of its contents; to the very end, or an error.
+        Nothing but what is wrong with the archive is raised from here."""
+        began = False
+        try:
+            f = self.unpacked()
+            try:
+                tar = tarfile.open(fileobj=f, mode="r|", bufsize=MIB,
+                                   encoding="utf-8", errors="surrogateescape")
+                while True:
+                    info = tar.next()
+                    if info is None:
+                        break
+                    tar.members, began = [], True
+                    yield info, tar.extractfile(info) if info.isreg() else None
+                # Those who cut it, cut the end.
+                if tar.fileobj.read(512) != bytes(512):
+                    raise Bad("the archive is damaged, or cut off: it has no "
+                              "end")
+                rest = tar.fileobj.read(MIB)
+                while rest:
+                    if rest.strip(b"\0"):
+                        raise Bad("something follows the end of the archive")
+                    rest = tar.fileobj.read(MIB)
+            finally:
+                f.close()
+        except Bad:
+            raise
+        except Exception as e:  # of tarfile, gzip and any zstd
+            raise Bad(("the archive is damaged or cut off: %s" if began else
+                       shown(self.root) + " is no archive of keepd, or a "
+                       "damaged one: %s") % (e or type(e).__name__)) from None
+
+    def listing(self, info, f):
+        try:
+            found = json.loads(f.read().decode())
+            if type(found) is dict and type(found.get("archive")) is str:
+                return found
+        except (ValueError, RecursionError, MemoryError):
+            pass
+        raise Bad("%s of the archive is damaged" % info.name)
+
+    def backups(self):
+        """Reads its head, and its tail where it has one."""
+        head = tail = None
+        for info, f in self.members():
+            if head is None:
+                if info.name != "manifest.json" or not f:
+                    raise Bad("%s is no archive of keepd: it does not begin "
+                              "with manifest.json" % self.root)
+                head = self.listing(info, f)
+                if head.get("format") != 1:
+                    raise Bad("the archive is of format %s, this decoder reads"
+                              " 1" % shown(head.get("format")))
+                if head.get("contents") != "last":
+                    break
+            elif info.name == "contents.json" and f:
+                tail = self.listing(info, f)
+        if head is None or head.get("contents") == "last" and tail is None:
+            raise Bad("the archive is not whole")
+        try:
+            self.tail = tail is not None
+            self.files = {}
+            for line in (tail or head)["files"]:
+                name = line["path"].encode("utf-8", "surrogatepass")
+                if "base64" in line:
+                    name = base64.b64decode(line["base64"], validate=True)
+                self.files[name] = (line["size"], line["sha256"])
+            return [ArchiveBackup(head, tail)]
+        except (LookupError, TypeError, AttributeError, ValueError):
+            raise Bad("manifest.json of the archive is damaged") from None
+
+    def backup(self, name, job=None):
+        return self.backups()[0]
+
+    def entries(self, source):
+        mine = source.name.encode("utf-8", "surrogatepass")
+        last, first = None, True
+        left = {n for n in self.files if n.split(b"/", 1)[0] == mine}
+        for info, f in self.members():
+            if first or info.name == "contents.json" and self.tail:
+                first = False
+                continue
+            full = info.name.encode("utf-8", "surrogateescape").rstrip(b"/")
+            name, _, path = full.partition(b"/")
+            if name != mine:
+                continue
+            if odd_path(path):
+                self.problem("not restored: %s: refused: it leads elsewhere"
+                             % shown(full))
+                continue
+            order = [path] if not path else path.split(b"/")
+            if last is not None and order <= last and path:
+                self.problem("not restored: %s: refused: it does not stand "
+                             "where it belongs" % shown(full))
+                continue
+            last = order if path else []
+            try:
+                e = Member(info, path)
+            except (Bad, ValueError) as error:
+                self.problem("not restored: refused: %s" % error)
+                continue
+            if e.kind == FILE:
+                left.discard(full)
+            if e.kind == HARDLINK:
+                of, _, target = e.target.partition(b"/")
+                if of != mine or odd_path(target):
+                    self.problem("not restored: %s: refused: it links to %s, "
+                                 "which leads elsewhere"
+                                 % (shown(full), shown(e.target)))
+                    continue
+                e.target = target
+            e.form = (full, f)
+            yield e
+        for name in sorted(left):
+            self.problem("%s is in the archive's list of files, and not in it"
+                         % shown(name))
+
+    def proven(self, e, write):
+        """Gives the contents of a file, and says whether they are those."""
+        full, f = e.form
+        total, digest = 0, hashlib.sha256()
+        while True:
+            try:
+                piece = f.read(MIB)
+            except Bad:
+                raise
+            except Exception as error:
+                raise Bad("the archive is damaged or cut off: %s"
+                          % error) from None
+            if not piece:
+                break
+            write(piece)
+            digest.update(piece)
+            total += len(piece)
+        if self.files.get(full) != (total, digest.hexdigest()):
+            raise Bad("its contents are not those that were archived")
+        return total
+
+    def verify(self):
+        files = total = 0
+        for source in self.backup("").sources:
+            for e in self.entries(source):
+                if e.kind == FILE:
+                    try:
+                        total += self.proven(e, lambda piece: None)
+                        files += 1
+                    except Bad as error:
+                        self.problem("%s: %s" % (shown(e.form[0]), error))
+        if not self.problems:
+            print("%d files with %d bytes are whole" % (files, total))
+
+    def stream(self):
+        with self.opened() as f:
+            shutil.copyfileobj(f, sys.stdout.buffer, MIB)
+
+
+class RestoreArchive(Restore):
+    def contents(self, e, f, full):
+        self.bytes += self.repository.proven(e, f.write)
+
+
 def verify(repository):
     """Every object's SHA-256, every chunk of every pack, and that every
     backup finds what it refers to."""
@@ -1810,11 +2253,16 @@ def arguments():
     a = p.parse_intermixed_args()
     lengths = {"list": (0, 0), "ls": (1, 1), "verify": (0, 0),
                "restore": (2, 1 << 30)}
+    if a.words and os.path.isfile(a.words[0]):
+        # Of an archive there is one backup.
+        lengths = {"list": (0, 0), "ls": (0, 0), "verify": (0, 0),
+                   "stream": (0, 0), "restore": (1, 1 << 30)}
     if a.words and a.words[0] in lengths:
         a.words.insert(0, ".")
     least, most = lengths.get(a.words[1] if len(a.words) > 1 else "", (1, 0))
     if not least <= len(a.words) - 2 <= most:
-        p.error("name a REPOSITORY and one of list, ls, restore, verify, "
+        p.error("name a REPOSITORY or an ARCHIVE, and one of list, ls, "
+                "restore, verify (and stream of an archive), "
                 "with what it wants")
     return a
 
@@ -1828,9 +2276,12 @@ def main():
         more = read_keys(path, path != own)
         keys += more[0]
         privates += more[1]
-    repository = Repository(a.words[0], keys, privates,
-                            ask_passphrase(a.passphrase_file))
+    archive = os.path.isfile(a.words[0])
+    repository = (Archive if archive else Repository)(
+        a.words[0], keys, privates, ask_passphrase(a.passphrase_file))
     command, rest = a.words[1], a.words[2:]
+    if archive and command in ("ls", "restore"):
+        rest.insert(0, "latest")
     if command == "list":
         for b in repository.backups():
             print("%s  %s  %s  %s  %s  %s" % (
@@ -1845,11 +2296,14 @@ def main():
                 print("%s %4o %12d %s" % ("fdlh"[e.kind], e.mode, e.size,
                                           shown(source.name) + "/"
                                           + shown(path)))
+    elif command == "stream":
+        repository.stream()
     elif command == "verify":
-        verify(repository)
+        repository.verify() if archive else verify(repository)
     else:
-        restore = Restore(repository, repository.backup(rest[0], a.job),
-                          rest[1], rest[2:], a.damaged)
+        restore = (RestoreArchive if archive else Restore)(
+            repository, repository.backup(rest[0], a.job), rest[1], rest[2:],
+            a.damaged)
         restore.run()
         print("%d files with %d bytes are in %s" % (
             restore.files, restore.bytes, shown(rest[1])))

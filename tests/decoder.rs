@@ -409,7 +409,7 @@ fn arguments_that_make_no_sense_are_told() {
     }
     for (arguments, wanted) in [
         (&["none", "list"][..], "cannot read none/keepd.json: No such file"),
-        (&["main.key", "list"], "main.key is a file: this decoder reads repositories"),
+        (&["main.key", "list"], "main.key is no archive of keepd"),
         (&["repository", "--key", "main.key", "ls", "ffffffffffff"], "no backups have an id that begins with ffffffffffff"),
         (&["repository", "--key", "main.key", "--job", "other", "ls", "latest"], "there is no backup of job other"),
     ] {

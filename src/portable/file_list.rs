@@ -78,6 +78,17 @@ impl FileListWriter {
         Ok(())
     }
 
+    /// Where the next record will begin.
+    pub(super) fn offset(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether a name is among the first records from this offset on; of those that were pushed.
+    pub(super) fn finds(&mut self, name: &[u8], from: u64) -> Result<bool> {
+        self.out.flush().map_err(spooled)?;
+        find(self.out.get_ref(), name, from, self.bytes)
+    }
+
     pub fn finish(self) -> Result<FileList> {
         let file = self.out.into_inner().map_err(|e| spooled(e.into_error()))?;
         Ok(FileList { file: Arc::new(file), end: self.bytes, at: 0, lines: self.lines, buffer: Vec::new(), taken: 0 })
@@ -113,6 +124,16 @@ impl FileList {
         let (size, sha256) = rest.split_first_chunk::<8>().ok_or_else(|| spooled(io::ErrorKind::UnexpectedEof.into()))?;
         let sha256 = sha256.first_chunk().copied().unwrap_or_default();
         Ok(Some(Line { name, size: u64::from_le_bytes(*size), sha256 }))
+    }
+
+    /// Where the next record begins.
+    pub(super) fn offset(&self) -> u64 {
+        self.at - (self.buffer.len() - self.taken) as u64
+    }
+
+    /// Whether a name is among the first records from this offset on; of those that were read.
+    pub(super) fn finds(&self, name: &[u8], from: u64) -> Result<bool> {
+        find(&self.file, name, from, self.offset())
     }
 
     fn fill(&mut self, mut into: &mut [u8]) -> Result<()> {
@@ -151,6 +172,30 @@ impl FileList {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// A mark stands at each so many lines, for those who look for one.
+pub(super) const MARK_LINES: usize = 256;
+
+fn find(file: &File, name: &[u8], mut from: u64, end: u64) -> Result<bool> {
+    for _ in 0..MARK_LINES {
+        if from >= end {
+            break;
+        }
+        let mut record = [0; RECORD];
+        file.read_exact_at(&mut record, from).map_err(spooled)?;
+        let [a, b, c, d, ..] = record;
+        let len = (u32::from_le_bytes([a, b, c, d]) as usize).min(MAX_NAME_BYTES);
+        if len == name.len() {
+            let mut found = vec![0; len];
+            file.read_exact_at(&mut found, from + RECORD as u64).map_err(spooled)?;
+            if found == name {
+                return Ok(true);
+            }
+        }
+        from += (RECORD + len) as u64;
+    }
+    Ok(false)
 }
 
 /// A name as it can be shown: nothing in it steers a terminal.

@@ -58,4 +58,9 @@ impl PortableError {
     fn inside(e: std::io::Error) -> std::result::Result<Self, std::io::Error> {
         e.downcast::<Self>()
     }
+
+    /// Of the place, unless it has another inside.
+    fn io(e: std::io::Error) -> Self {
+        Self::inside(e).unwrap_or_else(Self::Io)
+    }
 }

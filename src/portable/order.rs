@@ -4,7 +4,7 @@ use keepd_protocol::model::EntryKind;
 use keepd_protocol::restore::EntryHeader;
 use std::cmp::Ordering;
 
-use super::file_list::shown;
+use super::file_list::{MARK_LINES, shown};
 use super::head::{HEAD_NAME, Head, Source, TAIL_NAME, Totals};
 use super::{PortableError, Result};
 use crate::repository::entry::path_order;
@@ -18,6 +18,9 @@ pub struct Order {
     at: usize,
     /// The entry that came last, within its source; and whether something may be below it.
     last: Option<(Vec<u8>, EntryKind)>,
+    /// Of the files of this source that came each so many: its path, and where its line is in the list of files.
+    marks: Vec<(Vec<u8>, u64)>,
+    unmarked: usize,
 }
 
 impl Order {
@@ -44,7 +47,7 @@ impl Order {
             }
         }
         let sources = head.sources.iter().map(|s| (s.name.clone().into_bytes(), Totals::default())).collect();
-        Ok(Self { sources, at: 0, last: None })
+        Ok(Self { sources, at: 0, last: None, marks: Vec::new(), unmarked: 0 })
     }
 
     /// The next entry; `path` and `target` are those of the header.
@@ -60,6 +63,7 @@ impl Order {
         if found > 0 {
             self.at += found;
             self.last = None;
+            self.marks.clear();
         }
         if let Some((last, kind)) = &self.last {
             match path_order(last, rest) {
@@ -90,6 +94,22 @@ impl Order {
         last.extend_from_slice(rest);
         self.last = Some((last, header.kind));
         Ok(())
+    }
+
+    /// A file came, whose line stands at this offset of the list.
+    pub fn mark(&mut self, path: &[u8], offset: u64) {
+        self.unmarked += 1;
+        if self.marks.is_empty() || self.unmarked == MARK_LINES {
+            self.marks.push((split(path).1.to_vec(), offset));
+            self.unmarked = 0;
+        }
+    }
+
+    /// From which offset of the list on the line of a file of this source stands, if it came.
+    pub fn near(&self, path: &[u8]) -> Option<u64> {
+        let rest = split(path).1;
+        let after = self.marks.partition_point(|(mark, _)| path_order(mark, rest) != Ordering::Greater);
+        self.marks.get(after.checked_sub(1)?).map(|(_, offset)| *offset)
     }
 
     pub fn totals(&self) -> Totals {

@@ -233,6 +233,30 @@ impl ArchiveReader {
                     header.target = Some(BytesPath::from_bytes(&target));
                 }
                 order.next(&header, &name, &target)?;
+                if header.kind == EntryKind::Hardlink {
+                    let came = match (order.near(&target), &mut *files) {
+                        (None, _) => false,
+                        (Some(from), Files::First(files)) => files.finds(&target, from)?,
+                        (Some(from), Files::Last(files)) => files.finds(&target, from)?,
+                    };
+                    if !came {
+                        let text = format!(
+                            "{} in the archive is a hard link to {}, which is no file that stands before it",
+                            shown(&name),
+                            shown(&target)
+                        );
+                        return Err(PortableError::Hostile(text));
+                    }
+                }
+                if header.kind == EntryKind::File {
+                    order.mark(
+                        &name,
+                        match files {
+                            Files::First(files) => files.offset(),
+                            Files::Last(files) => files.offset(),
+                        },
+                    );
+                }
                 if let (EntryKind::File, Files::First(files)) = (header.kind, files) {
                     let listed = files.next()?;
                     if listed.as_ref().is_none_or(|line| line.name != name || line.size != header.size) {

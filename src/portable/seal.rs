@@ -303,7 +303,7 @@ fn open_public(
 fn read_exact(input: &mut impl Read, into: &mut [u8], what: &str) -> Result<()> {
     input.read_exact(into).map_err(|e| match e.kind() {
         io::ErrorKind::UnexpectedEof => PortableError::Damaged(format!("the sealed archive is cut off within {what}")),
-        _ => PortableError::Io(e),
+        _ => PortableError::io(e),
     })
 }
 
