@@ -689,3 +689,18 @@ fn an_imported_backup_stays_and_counts_for_nothing() {
     here.ok(&["delete", &id, "--yes"]);
     assert_eq!(here.backups().len(), 1);
 }
+
+#[test]
+fn the_client_of_the_document_imports() {
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/importing.md")).unwrap();
+    let program = document.split("```python\n").nth(1).unwrap().split("```").next().unwrap();
+    let (there, id) = origin();
+    let archive = export(&there, "shop.tar.gz", &[]);
+    let here = another();
+    let program = program.replace("/run/keepd/keepd.sock", str(&here.path("keepd.sock"))).replace("shop.tar.gz", str(&archive));
+    let out = Command::new(python()).args(["-c", &program]).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let said = text(&out);
+    assert!(said.contains("Importing files") && said.contains("'backups': 1"), "{said}");
+    assert_eq!(here.backups(), [id]);
+}
