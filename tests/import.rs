@@ -705,6 +705,28 @@ fn the_client_of_the_document_imports() {
     assert_eq!(here.backups(), [id]);
 }
 
+#[test]
+fn an_archive_for_a_public_key_opens_with_the_private_one() {
+    let mut there = Keepd::prepared();
+    let made = Command::new(keepd_binary()).args(["key", "generate", "--pair"]).arg(there.path("read")).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made));
+    let config = fs::read_to_string(there.path("keepd.toml")).unwrap();
+    let further = "[encryption.away]\nkey_file = \"main.key\"\npublic_key = \"read.pub\"\n[destination.local]";
+    fs::write(there.path("keepd.toml"), config.replace("[destination.local]", further)).unwrap();
+    make_database(&there.path("shop.db"), 50);
+    there.start();
+    there.ok(&["backup", "shop"]);
+    let archive = export(&there, "shop.tar.zst.enc", &["--encryption", "away"]);
+    let here = another();
+    for without in [&["import", str(&archive)][..], &["import", str(&archive), "--key", str(&there.path("main.key"))]] {
+        let said = here.fails(1, without);
+        assert!(said.contains("private key"), "{said}");
+        nothing_is_left(&here);
+    }
+    here.ok(&["import", str(&archive), "--key", str(&there.path("read"))]);
+    assert_eq!(proven_sum(&here.restored("latest").join("db/shop.db")), 5_000);
+}
+
 /// An archive as it is written while its contents are captured: what is in it stands at its end.
 #[test]
 fn an_archive_that_was_streamed_is_imported_too() {
