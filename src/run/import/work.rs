@@ -251,6 +251,9 @@ impl Work<'_> {
         live.step("Storing");
         let flushed = writer.flush()?;
         live.set_added(flushed.added_bytes);
+        if head.selected {
+            notes.push(format!("the archive held only some of backup {}", short(&id)));
+        }
         if !wanted.everything {
             notes.push(format!("only {} of backup {} was imported", wanted.told(), short(&id)));
         }
