@@ -197,12 +197,12 @@ fn what_is_there_already_is_skipped_renamed_or_replaced() {
     let said = here.ok(&["import", str(&archive)]);
     assert!(said.contains("already; nothing was imported"), "{said}");
     assert_eq!(here.json(&["import", "--list"])[0]["counts"]["skipped"], 1);
-    assert_eq!(here.backups(), [id.clone()]);
+    assert_eq!(here.backups(), std::slice::from_ref(&id));
     here.ok(&["pin", &id]);
     let object = |keepd: &Keepd| keepd.json(&["show", &id])["object"].clone();
     let before = object(&here);
     here.ok(&["import", str(&archive), "--on-conflict", "replace"]);
-    assert_eq!(here.backups(), [id.clone()]);
+    assert_eq!(here.backups(), std::slice::from_ref(&id));
     assert_ne!(object(&here), before);
     assert_eq!(here.json(&["list"])[0]["pinned"], true);
     assert_eq!(files_below(&here.path("repository/backups")).len(), 1);
