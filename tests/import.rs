@@ -197,12 +197,12 @@ fn what_is_there_already_is_skipped_renamed_or_replaced() {
     let said = here.ok(&["import", str(&archive)]);
     assert!(said.contains("already; nothing was imported"), "{said}");
     assert_eq!(here.json(&["import", "--list"])[0]["counts"]["skipped"], 1);
-    assert_eq!(here.backups(), [id.clone()]);
+    assert_eq!(here.backups(), std::slice::from_ref(&id));
     here.ok(&["pin", &id]);
     let object = |keepd: &Keepd| keepd.json(&["show", &id])["object"].clone();
     let before = object(&here);
     here.ok(&["import", str(&archive), "--on-conflict", "replace"]);
-    assert_eq!(here.backups(), [id.clone()]);
+    assert_eq!(here.backups(), std::slice::from_ref(&id));
     assert_ne!(object(&here), before);
     assert_eq!(here.json(&["list"])[0]["pinned"], true);
     assert_eq!(files_below(&here.path("repository/backups")).len(), 1);
@@ -676,9 +676,9 @@ fn an_imported_backup_stays_and_counts_for_nothing() {
     let job =
         |keepd: &Keepd| -> Value { serde_json::from_slice::<Value>(&keepd.ctl(&["status", "--json"]).stdout).unwrap()["jobs"][0].clone() };
     assert_eq!(job(&here)["last_good"], Value::Null, "the job itself made none");
-    assert_eq!(here.json(&["show", "latest"])["backup"]["id"], json!(id), "there is no other");
+    assert_eq!(here.json(&["show", "latest"])["id"], json!(id), "there is no other");
     here.ok(&["backup", "shop"]);
-    let own = here.json(&["show", "latest"])["backup"]["id"].as_str().unwrap().to_owned();
+    let own = here.json(&["show", "latest"])["id"].as_str().unwrap().to_owned();
     assert_ne!(own, id);
     assert_eq!(here.json(&["show", "latest"])["parent"], Value::Null, "it is not built upon the imported one");
     here.ok(&["backup", "shop"]);
@@ -688,4 +688,118 @@ fn an_imported_backup_stays_and_counts_for_nothing() {
     assert!(told.contains("imported: kept until it is deleted"), "{told}");
     here.ok(&["delete", &id, "--yes"]);
     assert_eq!(here.backups().len(), 1);
+}
+
+#[test]
+fn the_client_of_the_document_imports() {
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/importing.md")).unwrap();
+    let program = document.split("```python\n").nth(1).unwrap().split("```").next().unwrap();
+    let (there, id) = origin();
+    let archive = export(&there, "shop.tar.gz", &[]);
+    let here = another();
+    let program = program.replace("/run/keepd/keepd.sock", str(&here.path("keepd.sock"))).replace("shop.tar.gz", str(&archive));
+    let out = Command::new(python()).args(["-c", &program]).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let said = text(&out);
+    assert!(said.contains("Importing files") && said.contains("'backups': 1"), "{said}");
+    assert_eq!(here.backups(), [id]);
+}
+
+#[test]
+fn an_archive_for_a_public_key_opens_with_the_private_one() {
+    let mut there = Keepd::prepared();
+    let made = Command::new(keepd_binary()).args(["key", "generate", "--pair"]).arg(there.path("read")).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made));
+    let config = fs::read_to_string(there.path("keepd.toml")).unwrap();
+    let further = "[encryption.away]\nkey_file = \"main.key\"\npublic_key = \"read.pub\"\n[destination.local]";
+    fs::write(there.path("keepd.toml"), config.replace("[destination.local]", further)).unwrap();
+    make_database(&there.path("shop.db"), 50);
+    there.start();
+    there.ok(&["backup", "shop"]);
+    let archive = export(&there, "shop.tar.zst.enc", &["--encryption", "away"]);
+    let here = another();
+    for without in [&["import", str(&archive)][..], &["import", str(&archive), "--key", str(&there.path("main.key"))]] {
+        let said = here.fails(1, without);
+        assert!(said.contains("private key"), "{said}");
+        nothing_is_left(&here);
+    }
+    here.ok(&["import", str(&archive), "--key", str(&there.path("read"))]);
+    assert_eq!(proven_sum(&here.restored("latest").join("db/shop.db")), 5_000);
+}
+
+/// An archive as it is written while its contents are captured: what is in it stands at its end.
+#[test]
+fn an_archive_that_was_streamed_is_imported_too() {
+    use keepd::crypto::{Profile, ProfileKey, key_file};
+    use keepd::portable::head::{Contents, Head, Origin, Source, Tail, Totals};
+    use keepd::portable::{ArchiveWriter, Packing, write};
+    use keepd_protocol::model::{BytesPath, EntryKind};
+    use keepd_protocol::restore::EntryHeader;
+    let here = another();
+    let key = key_file::load(&here.path("main.key")).unwrap();
+    let profile = Profile::of("streamed", ProfileKey::Key(std::sync::Arc::new(key)));
+    let source = Source { name: "files".into(), kind: "files".into(), place: BytesPath::from("/srv/files"), ..Source::default() };
+    let id = "ab".repeat(32);
+    let make = |name: &str, outcome: &str, cut: bool| {
+        let options =
+            write::Options { packing: Packing::Gzip, seal: Some(&profile), work_dir: here.dir.path(), cancel: Default::default() };
+        let head = Head {
+            format: 1,
+            archive: "0123456789abcdef0123456789abcdef".into(),
+            created: "2026-01-01T00:00:00Z".into(),
+            contents: Contents::Last,
+            origin: Origin {
+                backup: id.clone(),
+                job: "shop".into(),
+                started: "2026-01-01T00:00:00Z".into(),
+                r#type: "scheduled".into(),
+                ..Origin::default()
+            },
+            sources: vec![source.clone()],
+            ..Head::default()
+        };
+        let file = fs::File::create(here.path(name)).unwrap();
+        let mut writer = ArchiveWriter::create(file, &options, &head, None).unwrap();
+        let mut totals = Totals::default();
+        let mut entry = |path: &str, kind, size| {
+            let header = EntryHeader { path: BytesPath::from(path), kind, mode: 0o755, size, ..EntryHeader::default() };
+            totals.count(&header);
+            header
+        };
+        writer.entry(&entry("files", EntryKind::Directory, 0)).unwrap();
+        writer.entry(&entry("files/a", EntryKind::File, 3)).unwrap();
+        writer.contents(b"abc").unwrap();
+        writer.entry(&entry("files/b", EntryKind::File, 300_000)).unwrap();
+        writer.zeros(299_999).unwrap();
+        writer.contents(b"!").unwrap();
+        let Totals { entries, files, directories, bytes } = totals;
+        let facts = std::collections::BTreeMap::from([("found".to_owned(), json!("at the end"))]);
+        let tail = Tail {
+            archive: head.archive.clone(),
+            finished: "2026-01-01T00:01:00Z".into(),
+            outcome: outcome.into(),
+            sources: vec![Source { entries, files, directories, bytes, facts, ..source.clone() }],
+            totals,
+            left_out: 2,
+            version: Some("7.1".into()),
+            ..Tail::default()
+        };
+        if !cut {
+            writer.finish(Some(&tail)).unwrap();
+        }
+        here.path(name)
+    };
+    // Whoever wrote it died: what is there is no archive.
+    let cut = make("cut.tar.gz.enc", "good", true);
+    let said = here.fails(1, &["import", str(&cut)]);
+    assert!(said.contains("the archive is not imported"), "{said}");
+    nothing_is_left(&here);
+    here.ok(&["import", str(&make("whole.tar.gz.enc", "suspect", false))]);
+    let backup = &here.json(&["list"])[0];
+    assert_eq!((&backup["id"], &backup["outcome"], &backup["partial"]), (&id.clone().into(), &"suspect".into(), &true.into()));
+    assert_eq!((&backup["version"], &backup["bytes"]), (&"7.1".into(), &300_003.into()));
+    let shown: Value = serde_json::from_slice(&here.ctl(&["show", &id, "--json"]).stdout).unwrap();
+    assert_eq!(shown["sources"][0]["facts"]["found"], "at the end");
+    let to = here.restored(&id);
+    assert_eq!(fs::read(to.join("files/b")).unwrap(), [vec![0; 299_999], b"!".to_vec()].concat());
 }

@@ -373,10 +373,11 @@ impl Desk {
         }
     }
 
-    /// Its run has ended; everybody is told.
-    pub fn end(&self, id: &str, result: &Result<Done, Failure>) {
+    /// Its run has ended, in this step; everybody is told.
+    pub fn end(&self, id: &str, step: String, result: &Result<Done, Failure>) {
         let mut all = self.held();
         let Some(held) = all.get_mut(id) else { return };
+        held.kept.import.step = step;
         let (state, error) = match result {
             Ok(done) => {
                 let import = &mut held.kept.import;

@@ -11,7 +11,9 @@ use keepd_protocol::model::{ImportCounts, Level};
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio_util::sync::CancellationToken;
 
-use super::work::{Done, Work, entry, failed, foreign_manifest, told};
+use super::commit::foreign_manifest;
+use super::contents::entry;
+use super::work::{Done, Work, failed, told};
 use crate::repository::entry::EntrySink;
 use crate::repository::page::{PageBuilder, PagedEntry, decode_list, decode_page, lists_of};
 use crate::repository::source_writer::SourceWriter;

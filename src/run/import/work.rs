@@ -1,17 +1,18 @@
 //! The run of an import: reads the archive once, from its start to its end, and commits when all of it was proven.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use data_encoding::{BASE64, HEXLOWER};
 use jiff::Timestamp;
 use keepd_protocol::methods::initiate_import;
-use keepd_protocol::model::{BackupDetail, EntryKind, ImportCounts, Level, Mark as Said, OnConflict, Outcome};
+use keepd_protocol::model::{BackupDetail, ImportCounts, Level, OnConflict};
 use keepd_protocol::restore::EntryHeader;
 use minicbor::bytes::ByteArray;
 
+use super::chosen::Wanted;
+use super::commit::{check_head, is_source_name, manifest};
 use super::desk::{Given, Taken};
 use super::foreign;
 use super::input::Input;
@@ -20,22 +21,16 @@ use crate::config::Destination;
 use crate::portable::head::{Contents, Source, Totals};
 use crate::portable::read::OpenWith;
 use crate::portable::{ArchiveReader, Head, Limits, PortableError, Tail};
-use crate::repository::entry::{EntrySink, SMALL_FILE_BYTES};
 use crate::repository::lease::Lease;
 use crate::repository::source_writer::SourceWriter;
-use crate::repository::writer::{self, Flushed, Writer};
-use crate::repository::{self, Entry, Kind, Manifest, ManifestSource, Repository, SinkError, Time};
+use crate::repository::writer::Writer;
+use crate::repository::{Repository, SinkError};
 use crate::run::backup::{Environment, Writing, short, unhex};
 use crate::run::live::{Failure, LiveRun};
-use crate::run::selection::is_at_or_below;
-use crate::run::{catalogue, destination, names};
+use crate::run::{catalogue, destination};
 
 /// Read at once.
 const BUFFER: usize = 1 << 20;
-/// Zeros of this length, at a multiple of it, become a hole.
-const HOLE: usize = 64 << 10;
-/// Names that an error lists.
-const NAMED: usize = 20;
 /// Between looks for the sender's word.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -79,15 +74,15 @@ pub(super) struct Work<'a> {
     pub counts: ImportCounts,
     pub work_dir: PathBuf,
     /// Read of the next source already.
-    ahead: Option<EntryHeader>,
-    buffer: Vec<u8>,
+    pub ahead: Option<EntryHeader>,
+    pub buffer: Vec<u8>,
 }
 
 /// An open destination, with all that keeps others away from it.
 pub(super) struct Open {
     pub target: Destination,
     pub repository: Arc<Repository>,
-    lease: Lease,
+    pub lease: Lease,
     _alone: Box<dyn Send>,
 }
 
@@ -155,101 +150,6 @@ pub fn import(env: &Environment, mut taken: Taken, live: &LiveRun, writing: Writ
 
 fn null() -> Result<std::fs::File, Failure> {
     std::fs::File::open("/dev/null").map_err(|e| failed(format!("cannot open /dev/null: {e}")))
-}
-
-/// What of an archive's sources is wanted: paths below each in the archive's terms, empty for all of it.
-struct Wanted {
-    sources: BTreeMap<String, Vec<Path>>,
-    everything: bool,
-}
-
-struct Path {
-    below: Vec<u8>,
-    found: bool,
-}
-
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().position(|b| *b == b'/') {
-        None => (path, &[]),
-        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
-    }
-}
-
-fn lossy(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).into_owned()
-}
-
-impl Wanted {
-    fn new(request: &initiate_import::In, head: &Head) -> Result<Self, Failure> {
-        let known = || head.sources.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
-        let is_known = |name: &str| match head.sources.iter().any(|s| s.name == name) {
-            true => Ok(()),
-            false => Err(failed(format!("the archive has no source '{name}'; it has {}", known()))),
-        };
-        request.rename_sources.keys().try_for_each(|name| is_known(name))?;
-        let mut sources: BTreeMap<String, Vec<Path>> = BTreeMap::new();
-        let everything = request.sources.is_empty() && request.paths.is_empty();
-        let all: Vec<String> = if everything { head.sources.iter().map(|s| s.name.clone()).collect() } else { request.sources.clone() };
-        for name in all {
-            is_known(&name)?;
-            sources.entry(name).or_default().push(Path { below: Vec::new(), found: true });
-        }
-        for path in &request.paths {
-            let bytes = path.to_bytes().map_err(failed)?;
-            let trimmed: Vec<&[u8]> = bytes.split(|b| *b == b'/').filter(|part| !part.is_empty()).collect();
-            let joined = trimmed.join(&b'/');
-            let (name, below) = split(&joined);
-            let name = lossy(name);
-            is_known(&name)?;
-            sources.entry(name).or_default().push(Path { below: below.to_vec(), found: below.is_empty() });
-        }
-        Ok(Self { sources, everything })
-    }
-
-    /// In words, for the backup's messages.
-    fn told(&self) -> String {
-        let path = |name: &String, p: &Path| if p.below.is_empty() { name.clone() } else { format!("{name}/{}", lossy(&p.below)) };
-        self.sources.iter().flat_map(|(name, paths)| paths.iter().map(move |p| path(name, p))).collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// Whether an entry is wanted: it is at or below a path, or a directory on the way to one.
-fn takes(paths: &mut [Path], below: &[u8], kind: EntryKind) -> bool {
-    let mut taken = false;
-    for path in paths {
-        if is_at_or_below(below, &path.below) {
-            (path.found, taken) = (true, true);
-        } else if kind == EntryKind::Directory && is_at_or_below(&path.below, below) {
-            taken = true;
-        }
-    }
-    taken
-}
-
-/// An entry as the repository has it, without its contents; its path is taken from `below`, a link's target is as in the header.
-pub(super) fn entry(header: &EntryHeader, below: &[u8]) -> Result<Entry, Failure> {
-    let wrong = |text: String| failed(format!("the archive is not imported: {}: {text}", header.path.path));
-    let mut xattrs = Vec::new();
-    for (name, value) in &header.xattrs {
-        xattrs.push((name.to_bytes().map_err(wrong)?, BASE64.decode(value.as_bytes()).map_err(|e| wrong(e.to_string()))?));
-    }
-    xattrs.sort();
-    Ok(Entry {
-        path: below.to_vec(),
-        kind: match header.kind {
-            EntryKind::File => Kind::File,
-            EntryKind::Directory => Kind::Directory,
-            EntryKind::Symlink => Kind::Symlink,
-            EntryKind::Hardlink => Kind::Hardlink,
-        },
-        mode: header.mode & 0o7777,
-        uid: header.uid,
-        gid: header.gid,
-        mtime: Time { seconds: header.mtime_seconds, nanoseconds: header.mtime_nanoseconds.min(999_999_999) },
-        target: header.target.as_ref().map(|t| t.to_bytes()).transpose().map_err(wrong)?.unwrap_or_default(),
-        xattrs,
-        ..Entry::default()
-    })
 }
 
 impl Work<'_> {
@@ -351,6 +251,9 @@ impl Work<'_> {
         live.step("Storing");
         let flushed = writer.flush()?;
         live.set_added(flushed.added_bytes);
+        if head.selected {
+            notes.push(format!("the archive held only some of backup {}", short(&id)));
+        }
         if !wanted.everything {
             notes.push(format!("only {} of backup {} was imported", wanted.told(), short(&id)));
         }
@@ -386,7 +289,7 @@ impl Work<'_> {
         self.reader()?.next_entry().map_err(refused)
     }
 
-    fn read(&mut self, into: &mut [u8]) -> Result<usize, Failure> {
+    pub fn read(&mut self, into: &mut [u8]) -> Result<usize, Failure> {
         self.reader()?.read(into).map_err(refused)
     }
 
@@ -409,223 +312,6 @@ impl Work<'_> {
         Ok(Open { target, repository, lease, _alone: alone })
     }
 
-    /// The entries of one source, the next of the archive. Without a sink they are read and proven alone; without paths they are not counted either.
-    fn source(
-        &mut self,
-        source: &Source,
-        mut sink: Option<&mut SourceWriter<'_>>,
-        mut paths: Option<&mut Vec<Path>>,
-    ) -> Result<(), Failure> {
-        let mut tops: BTreeSet<String> = BTreeSet::new();
-        let mut links: HashSet<Vec<u8>> = HashSet::new();
-        let chosen = paths.as_ref().is_some_and(|p| !p.iter().any(|p| p.below.is_empty()));
-        // A source that is one file shows as a directory with that file in it; it is pushed when something else follows.
-        let mut root: Option<Entry> = None;
-        let mut next = self.next_of(source)?;
-        while let Some(header) = next {
-            let path = header.path.to_bytes().map_err(failed)?;
-            let (_, below) = split(&path);
-            if chosen && tops.len() < NAMED && !below.is_empty() && !below.contains(&b'/') {
-                tops.insert(lossy(below));
-            }
-            let wanted = paths.as_deref_mut().is_some_and(|paths| takes(paths, below, header.kind));
-            if !wanted {
-                if chosen && header.kind == EntryKind::File {
-                    links.insert(below.to_vec());
-                }
-                next = self.next_of(source)?;
-                continue;
-            }
-            let mut entry = entry(&header, below)?;
-            if entry.kind == Kind::Hardlink {
-                entry.target = split(&entry.target).1.to_vec();
-                if links.contains(&entry.target) {
-                    let (name, path) = (&source.name, lossy(&entry.target));
-                    return Err(failed(format!(
-                        "'{name}/{}' is another name of '{name}/{path}', which is not chosen; choose it, too",
-                        lossy(below)
-                    )));
-                }
-            }
-            self.count(&header);
-            if below.is_empty() && entry.kind == Kind::Directory {
-                root = Some(entry);
-                next = self.next_of(source)?;
-                continue;
-            }
-            let Some(sink) = sink.as_deref_mut() else {
-                self.read_past()?;
-                next = self.next_of(source)?;
-                continue;
-            };
-            let may_be_alone = root.is_some() && entry.kind == Kind::File && below == file_name(source);
-            if !may_be_alone && let Some(root) = root.take() {
-                sink.push(root)?;
-            }
-            if entry.kind != Kind::File {
-                sink.push(entry)?;
-                next = self.next_of(source)?;
-                continue;
-            }
-            let small = self.contents(sink, header.size)?;
-            next = self.next_of(source)?;
-            if let Some(root) = root.take() {
-                if next.is_none() && is_made_up(&root, &entry) {
-                    entry.path.clear();
-                    self.counts.entries -= 1;
-                    self.counts.directories -= 1;
-                } else {
-                    sink.push(root)?;
-                }
-            }
-            match small {
-                Some(contents) => sink.push_small(entry, &contents)?,
-                None => sink.large_finish(entry)?,
-            }
-        }
-        if let (Some(root), Some(sink)) = (root, sink) {
-            sink.push(root)?;
-        }
-        if let Some(paths) = paths
-            && let Some(missing) = paths.iter().find(|p| !p.found)
-        {
-            let names = tops.into_iter().collect::<Vec<_>>().join(", ");
-            let path = lossy(&missing.below);
-            return Err(failed(format!("the archive has no '{}/{path}'; source {} has {names}", source.name, source.name)));
-        }
-        Ok(())
-    }
-
-    /// The next entry, if it is of this source.
-    fn next_of(&mut self, source: &Source) -> Result<Option<EntryHeader>, Failure> {
-        if self.ahead.is_none() {
-            self.ahead = self.next_entry()?;
-        }
-        let is_of = |header: &EntryHeader| header.path.to_bytes().is_ok_and(|path| split(&path).0 == source.name.as_bytes());
-        Ok(self.ahead.take_if(|header| is_of(header)))
-    }
-
-    pub fn count(&mut self, header: &EntryHeader) {
-        self.counts.entries += 1;
-        match header.kind {
-            EntryKind::File => {
-                self.counts.files += 1;
-                self.counts.bytes += header.size;
-            }
-            EntryKind::Directory => self.counts.directories += 1,
-            _ => {}
-        }
-        self.live.report.entry();
-    }
-
-    /// Reads what is not stored, so that it is proven.
-    pub fn read_past(&mut self) -> Result<(), Failure> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let mut read = || -> Result<(), Failure> {
-            loop {
-                let n = self.read(&mut buffer)?;
-                if n == 0 {
-                    return Ok(());
-                }
-                self.live.report.bytes(n as u64);
-            }
-        };
-        let done = read();
-        self.buffer = buffer;
-        done
-    }
-
-    /// Gives the contents of a file of `size` bytes: a small one's as a whole; those of a large one go to the sink, where they wait for their entry.
-    pub fn contents(&mut self, sink: &mut SourceWriter<'_>, size: u64) -> Result<Option<Vec<u8>>, Failure> {
-        if size <= SMALL_FILE_BYTES {
-            let mut contents = vec![0; size as usize];
-            let mut len = 0;
-            loop {
-                let space = contents.get_mut(len..).unwrap_or_default();
-                let mut end = [0];
-                let n = if space.is_empty() { self.read(&mut end)? } else { self.read(space)? };
-                if n == 0 {
-                    break;
-                }
-                len += n;
-            }
-            self.live.report.bytes(len as u64);
-            return if len as u64 == size { Ok(Some(contents)) } else { Err(lying()) };
-        }
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let done = self.large(sink, size, &mut buffer);
-        self.buffer = buffer;
-        done.map(|()| None)
-    }
-
-    fn large(&mut self, sink: &mut SourceWriter<'_>, size: u64, buffer: &mut [u8]) -> Result<(), Failure> {
-        static ZEROS: [u8; HOLE] = [0; HOLE];
-        sink.large_begin()?;
-        let (mut hole, mut done) = (0u64, 0u64);
-        loop {
-            let mut len = 0;
-            while let Some(space) = buffer.get_mut(len..).filter(|space| !space.is_empty()) {
-                let n = self.read(space)?;
-                if n == 0 {
-                    break;
-                }
-                len += n;
-            }
-            for block in buffer.get(..len).unwrap_or_default().chunks(HOLE) {
-                // The rest of a hole at the end belongs to it.
-                let zeros = (block.len() == HOLE || hole > 0) && ZEROS.get(..block.len()) == Some(block);
-                if zeros {
-                    hole += block.len() as u64;
-                    continue;
-                }
-                if hole > 0 {
-                    sink.large_hole(std::mem::take(&mut hole))?;
-                }
-                let mut rest = block;
-                while !rest.is_empty() {
-                    let space = sink.large_space(rest.len());
-                    let n = space.len().min(rest.len());
-                    let (head, tail) = rest.split_at(n);
-                    if let Some(space) = space.get_mut(..n) {
-                        space.copy_from_slice(head);
-                    }
-                    sink.large_filled(n)?;
-                    rest = tail;
-                }
-            }
-            self.live.report.bytes(len as u64);
-            done += len as u64;
-            if len < buffer.len() {
-                break;
-            }
-        }
-        if hole > 0 {
-            sink.large_hole(hole)?;
-        }
-        if done == size { Ok(()) } else { Err(lying()) }
-    }
-
-    fn all_found(&mut self, wanted: &Wanted) -> Result<(), Failure> {
-        if self.ahead.is_some() || self.next_entry()?.is_some() {
-            return Err(failed("the archive is not imported: it has entries of a source that its manifest does not name"));
-        }
-        match wanted.sources.values().flatten().all(|p| p.found) {
-            true => Ok(()),
-            false => Err(failed("the archive does not have all that was chosen")),
-        }
-    }
-
-    /// What was stored is what was proven.
-    fn is_all(&self, totals: &Totals) -> Result<(), Failure> {
-        match totals.bytes == self.counts.bytes && totals.files == self.counts.files {
-            true => Ok(()),
-            false => Err(failed(format!(
-                "the archive has {} files with {} bytes, and {} with {} were imported; this is a bug",
-                totals.files, totals.bytes, self.counts.files, self.counts.bytes
-            ))),
-        }
-    }
-
     /// Until whoever sends the archive says that it is whole.
     pub fn wait_for_word(&self, whole: &tokio_util::sync::CancellationToken, patience: Duration) -> Result<(), Failure> {
         let since = Instant::now();
@@ -643,71 +329,6 @@ impl Work<'_> {
         }
         Ok(())
     }
-
-    /// Commits, and removes what it replaces; the backup's id.
-    pub fn commit(
-        &self,
-        open: &Open,
-        mut manifest: Manifest,
-        flushed: &Flushed,
-        replaced: Option<BackupDetail>,
-    ) -> Result<String, Failure> {
-        let (env, live, target, repository) = (self.env, self.live, &open.target, &open.repository);
-        let newest = env.ledger.newest_in_chain(&target.name)?;
-        manifest.repository = ByteArray::from(repository.raw_id());
-        manifest.sequence = catalogue::next_sequence(&target.name, &env.ledger, newest.as_ref().map_or(0, |d| d.sequence))?;
-        manifest.predecessor = newest.as_ref().and_then(|d| unhex(d.object())).map(ByteArray::from);
-        (manifest.added_bytes, manifest.new_bytes) = (flushed.added_bytes, Some(flushed.new_bytes));
-        if live.cancel.is_cancelled() {
-            return Err(Failure::Cancelled);
-        }
-        open.lease.check()?;
-        live.step("Committing");
-        let raw = writer::commit(repository, &manifest, flushed)?;
-        destination::remember(&env.ledger, repository)?;
-        let before = match &replaced {
-            Some(old) => env.ledger.marks(&target.name, Some(&old.backup.id))?,
-            None => Vec::new(),
-        };
-        let detail = catalogue::detail(&HEXLOWER.encode(&raw), &manifest);
-        env.ledger.put_backup(&target.name, &detail)?;
-        let id = detail.backup.id;
-        live.update(|run| run.backup = Some(id.clone()));
-        if let Some(old) = replaced {
-            if old.backup.pinned {
-                let said = repository::Mark::new(raw, Said::Pin.as_str(), Timestamp::now().to_string(), live.snapshot().by);
-                catalogue::mark(repository, &target.name, &env.ledger, &said)?;
-            }
-            // The new one is committed: what fails now does not take that back.
-            let removed = || -> Result<(), Failure> {
-                if let Some(raw) = unhex(old.object()) {
-                    repository.delete_manifest(&raw)?;
-                }
-                for mark in before {
-                    if let Some(raw) = unhex(&mark.id) {
-                        repository.delete_mark(&raw)?;
-                    }
-                    env.ledger.remove_mark(&target.name, &mark.id)?;
-                }
-                Ok(())
-            };
-            match removed() {
-                Ok(()) => live.message(Level::Info, format!("it takes the place of backup {} at {}", short(&id), target.name)),
-                Err(e) => {
-                    live.message(Level::Error, format!("the backup is imported, but the one that it replaces could not be removed: {e}"))
-                }
-            }
-        }
-        live.message(
-            Level::Info,
-            format!("backup {} of job {} imported to {}: {}", short(&id), manifest.job, target.name, told(&self.counts)),
-        );
-        Ok(id)
-    }
-}
-
-fn lying() -> Failure {
-    failed("the archive is not imported: a file does not have the size that its header says")
 }
 
 /// In words and numbers.
@@ -717,45 +338,6 @@ pub(super) fn told(counts: &ImportCounts) -> String {
 
 fn facts(source: &Source) -> Result<String, Failure> {
     serde_json::to_string(&source.facts).map_err(|e| failed(format!("the facts of source {}: {e}", source.name)))
-}
-
-/// The name that the file of a source which is one file shows under.
-fn file_name(source: &Source) -> Vec<u8> {
-    let place = source.place.to_bytes().unwrap_or_default();
-    let name = place.rsplit(|b| *b == b'/').next().filter(|n| !n.is_empty());
-    name.unwrap_or(source.name.as_bytes()).to_vec()
-}
-
-/// Whether a directory stands for a source of one file, as [`crate::run::selection::Shown::made_up_directory`] makes it.
-fn is_made_up(directory: &Entry, file: &Entry) -> bool {
-    let of = |e: &Entry| (e.uid, e.gid, e.mtime);
-    directory.mode == 0o700 && directory.xattrs.is_empty() && of(directory) == of(file)
-}
-
-/// As the configuration has it.
-pub fn is_source_name(name: &str) -> bool {
-    !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.contains('/') && !name.chars().any(char::is_control)
-}
-
-/// What no backup can be made of is told before anything is read.
-fn check_head(head: &Head, job: &str) -> Result<(), Failure> {
-    let wrong = |text: String| failed(format!("the archive is not imported: its manifest is not one that keepd makes: {text}"));
-    if unhex(&head.origin.backup).is_none() {
-        return Err(wrong(format!("'{}' is no backup id", head.origin.backup)));
-    }
-    if head.origin.started.parse::<Timestamp>().is_err() {
-        return Err(wrong(format!("'{}' is no time", head.origin.started)));
-    }
-    if !crate::config::is_name(job) {
-        return Err(wrong(format!("'{job}' is no name of a job")));
-    }
-    if let Some(source) = head.sources.iter().find(|s| !is_source_name(&s.name)) {
-        return Err(wrong(format!("'{}' is no name of a source", source.name)));
-    }
-    if head.sources.is_empty() {
-        return Err(wrong("it names no source".into()));
-    }
-    Ok(())
 }
 
 /// The new names of sources by the old ones; all names stay different.
@@ -786,88 +368,3 @@ fn is_same(known: &BackupDetail, head: &Head, job: &str, renamed: &BTreeMap<&str
         && times(&known.started, &head.origin.started)
         && head.sources.iter().all(same)
 }
-
-fn manifest(head: &Head, tail: Option<&Tail>, sources: Vec<ManifestSource>, notes: Vec<String>) -> Result<Manifest, Failure> {
-    let origin = &head.origin;
-    let list = |names: &BTreeMap<u32, String>| names.iter().map(|(id, name)| (*id, name.clone())).collect::<Vec<_>>();
-    let outcome = tail.map_or(&origin.outcome, |t| &t.outcome);
-    // What is no word that is known was not good.
-    let outcome = outcome.parse::<Outcome>().unwrap_or(Outcome::Suspect);
-    let mut messages = tail.map_or(&head.messages, |t| &t.messages).clone();
-    messages.push((
-        Level::Info.as_str().into(),
-        format!("imported at {} from archive {}, made on {} by keepd {}", Timestamp::now(), head.archive, origin.host, head.keepd_version),
-    ));
-    messages.extend(notes.into_iter().map(|text| (Level::Info.as_str().into(), text)));
-    Ok(Manifest {
-        format: 1,
-        repository: ByteArray::from([0; 16]),
-        sequence: 0,
-        predecessor: None,
-        job: origin.job.clone(),
-        run: origin.run.clone(),
-        started: origin.started.clone(),
-        finished: tail.map_or(&origin.finished, |t| &t.finished).clone(),
-        r#type: IMPORTED.into(),
-        outcome: outcome.as_str().into(),
-        name: origin.name.clone(),
-        labels: origin.labels.clone().into_iter().collect(),
-        host: origin.host.clone(),
-        keepd_version: origin.keepd_version.clone(),
-        sources,
-        users: list(tail.map_or(&head.users, |t| &t.users)),
-        groups: list(tail.map_or(&head.groups, |t| &t.groups)),
-        messages,
-        left_out: tail.map_or(head.left_out, |t| t.left_out),
-        added_bytes: 0,
-        new_bytes: None,
-        parent: None,
-        origin: None,
-        description: origin.description.clone(),
-        version: tail.map_or(&origin.version, |t| &t.version).clone(),
-        schema_version: tail.map_or(&origin.schema_version, |t| &t.schema_version).clone(),
-    })
-}
-
-/// The manifest of a foreign tar.
-pub(super) fn foreign_manifest(
-    work: &Work<'_>,
-    started: String,
-    source: ManifestSource,
-    users: Vec<(u32, String)>,
-    groups: Vec<(u32, String)>,
-) -> Manifest {
-    let request = work.request;
-    let now = Timestamp::now().to_string();
-    let place = request.place.as_ref().map(|p| format!(" from {p}")).unwrap_or_default();
-    Manifest {
-        format: 1,
-        repository: ByteArray::from([0; 16]),
-        sequence: 0,
-        predecessor: None,
-        job: request.job.clone().unwrap_or_default(),
-        run: work.live.id(),
-        started,
-        finished: now.clone(),
-        r#type: IMPORTED.into(),
-        outcome: Outcome::Good.as_str().into(),
-        name: request.name.clone(),
-        labels: request.labels.clone().into_iter().collect(),
-        host: names::host(),
-        keepd_version: env!("CARGO_PKG_VERSION").into(),
-        sources: vec![source],
-        users,
-        groups,
-        messages: vec![(Level::Info.as_str().into(), format!("imported at {now}{place}, of a tar archive that keepd did not make"))],
-        left_out: 0,
-        added_bytes: 0,
-        new_bytes: None,
-        parent: None,
-        origin: None,
-        description: request.description.clone(),
-        version: None,
-        schema_version: None,
-    }
-}
-
-const IMPORTED: &str = "imported";

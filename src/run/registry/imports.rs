@@ -29,9 +29,9 @@ struct Told {
 }
 
 impl Told {
-    fn end(mut self, result: &Result<Done, Failure>) {
+    fn end(mut self, step: String, result: &Result<Done, Failure>) {
         self.told = true;
-        self.runs.imports.end(&self.import, result);
+        self.runs.imports.end(&self.import, step, result);
     }
 }
 
@@ -42,7 +42,7 @@ impl Drop for Told {
                 true => Failure::Failed("an internal error (a panic, see the log); nothing was committed by it".into()),
                 false => Failure::Cancelled,
             };
-            self.runs.imports.end(&self.import, &Err(failure));
+            self.runs.imports.end(&self.import, String::new(), &Err(failure));
         }
     }
 }
@@ -120,7 +120,7 @@ impl Runs {
             runs.imports.set_run(&told.import, &live.id());
             let writing = |name: &str| runs.wait_to_write(name, live);
             let done = import::import(&env, taken, live, &writing);
-            told.end(&done);
+            told.end(live.snapshot().step, &done);
             done.map(|_| Finish::Good)
         })?;
         self.imports.set_run(import, &run);

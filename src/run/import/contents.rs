@@ -1,0 +1,282 @@
+//! The entries of a source and their contents, from the archive into the repository: large runs of zeros become holes.
+
+use std::collections::{BTreeSet, HashSet};
+
+use data_encoding::BASE64;
+use keepd_protocol::model::EntryKind;
+use keepd_protocol::restore::EntryHeader;
+
+use super::chosen::{Path, Wanted, lossy, split, takes};
+use super::work::{Work, failed};
+use crate::portable::head::{Source, Totals};
+use crate::repository::entry::{EntrySink, SMALL_FILE_BYTES};
+use crate::repository::source_writer::SourceWriter;
+use crate::repository::{Entry, Kind, Time};
+use crate::run::live::Failure;
+
+/// Zeros of this length, at a multiple of it, become a hole.
+const HOLE: usize = 64 << 10;
+/// Names that an error lists.
+const NAMED: usize = 20;
+
+/// An entry as the repository has it, without its contents; its path is taken from `below`, a link's target is as in the header.
+pub fn entry(header: &EntryHeader, below: &[u8]) -> Result<Entry, Failure> {
+    let wrong = |text: String| failed(format!("the archive is not imported: {}: {text}", header.path.path));
+    let mut xattrs = Vec::new();
+    for (name, value) in &header.xattrs {
+        xattrs.push((name.to_bytes().map_err(wrong)?, BASE64.decode(value.as_bytes()).map_err(|e| wrong(e.to_string()))?));
+    }
+    xattrs.sort();
+    Ok(Entry {
+        path: below.to_vec(),
+        kind: match header.kind {
+            EntryKind::File => Kind::File,
+            EntryKind::Directory => Kind::Directory,
+            EntryKind::Symlink => Kind::Symlink,
+            EntryKind::Hardlink => Kind::Hardlink,
+        },
+        mode: header.mode & 0o7777,
+        uid: header.uid,
+        gid: header.gid,
+        mtime: Time { seconds: header.mtime_seconds, nanoseconds: header.mtime_nanoseconds.min(999_999_999) },
+        target: header.target.as_ref().map(|t| t.to_bytes()).transpose().map_err(wrong)?.unwrap_or_default(),
+        xattrs,
+        ..Entry::default()
+    })
+}
+
+impl Work<'_> {
+    /// The entries of one source, the next of the archive. Without a sink they are read and proven alone; without paths they are not counted either.
+    pub fn source(
+        &mut self,
+        source: &Source,
+        mut sink: Option<&mut SourceWriter<'_>>,
+        mut paths: Option<&mut Vec<Path>>,
+    ) -> Result<(), Failure> {
+        let mut tops: BTreeSet<String> = BTreeSet::new();
+        let mut links: HashSet<Vec<u8>> = HashSet::new();
+        let chosen = paths.as_ref().is_some_and(|p| !p.iter().any(|p| p.below.is_empty()));
+        // A source that is one file shows as a directory with that file in it; it is pushed when something else follows.
+        let mut root: Option<Entry> = None;
+        let mut next = self.next_of(source)?;
+        while let Some(header) = next {
+            let path = header.path.to_bytes().map_err(failed)?;
+            let (_, below) = split(&path);
+            if chosen && tops.len() < NAMED && !below.is_empty() && !below.contains(&b'/') {
+                tops.insert(lossy(below));
+            }
+            let wanted = paths.as_deref_mut().is_some_and(|paths| takes(paths, below, header.kind));
+            if !wanted {
+                if chosen && header.kind == EntryKind::File {
+                    links.insert(below.to_vec());
+                }
+                next = self.next_of(source)?;
+                continue;
+            }
+            let mut entry = entry(&header, below)?;
+            if entry.kind == Kind::Hardlink {
+                entry.target = split(&entry.target).1.to_vec();
+                if links.contains(&entry.target) {
+                    let (name, path) = (&source.name, lossy(&entry.target));
+                    return Err(failed(format!(
+                        "'{name}/{}' is another name of '{name}/{path}', which is not chosen; choose it, too",
+                        lossy(below)
+                    )));
+                }
+            }
+            self.count(&header);
+            if below.is_empty() && entry.kind == Kind::Directory {
+                root = Some(entry);
+                next = self.next_of(source)?;
+                continue;
+            }
+            let Some(sink) = sink.as_deref_mut() else {
+                self.read_past()?;
+                next = self.next_of(source)?;
+                continue;
+            };
+            let may_be_alone = root.is_some() && entry.kind == Kind::File && below == file_name(source);
+            if !may_be_alone && let Some(root) = root.take() {
+                sink.push(root)?;
+            }
+            if entry.kind != Kind::File {
+                sink.push(entry)?;
+                next = self.next_of(source)?;
+                continue;
+            }
+            let small = self.contents(sink, header.size)?;
+            next = self.next_of(source)?;
+            if let Some(root) = root.take() {
+                if next.is_none() && is_made_up(&root, &entry) {
+                    entry.path.clear();
+                    self.counts.entries -= 1;
+                    self.counts.directories -= 1;
+                } else {
+                    sink.push(root)?;
+                }
+            }
+            match small {
+                Some(contents) => sink.push_small(entry, &contents)?,
+                None => sink.large_finish(entry)?,
+            }
+        }
+        if let (Some(root), Some(sink)) = (root, sink) {
+            sink.push(root)?;
+        }
+        if let Some(paths) = paths
+            && let Some(missing) = paths.iter().find(|p| !p.found)
+        {
+            let names = tops.into_iter().collect::<Vec<_>>().join(", ");
+            let path = lossy(&missing.below);
+            return Err(failed(format!("the archive has no '{}/{path}'; source {} has {names}", source.name, source.name)));
+        }
+        Ok(())
+    }
+
+    /// The next entry, if it is of this source.
+    fn next_of(&mut self, source: &Source) -> Result<Option<EntryHeader>, Failure> {
+        if self.ahead.is_none() {
+            self.ahead = self.next_entry()?;
+        }
+        let is_of = |header: &EntryHeader| header.path.to_bytes().is_ok_and(|path| split(&path).0 == source.name.as_bytes());
+        Ok(self.ahead.take_if(|header| is_of(header)))
+    }
+
+    pub fn count(&mut self, header: &EntryHeader) {
+        self.counts.entries += 1;
+        match header.kind {
+            EntryKind::File => {
+                self.counts.files += 1;
+                self.counts.bytes += header.size;
+            }
+            EntryKind::Directory => self.counts.directories += 1,
+            _ => {}
+        }
+        self.live.report.entry();
+    }
+
+    /// Reads what is not stored, so that it is proven.
+    pub fn read_past(&mut self) -> Result<(), Failure> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut read = || -> Result<(), Failure> {
+            loop {
+                let n = self.read(&mut buffer)?;
+                if n == 0 {
+                    return Ok(());
+                }
+                self.live.report.bytes(n as u64);
+            }
+        };
+        let done = read();
+        self.buffer = buffer;
+        done
+    }
+
+    /// Gives the contents of a file of `size` bytes: a small one's as a whole; those of a large one go to the sink, where they wait for their entry.
+    pub fn contents(&mut self, sink: &mut SourceWriter<'_>, size: u64) -> Result<Option<Vec<u8>>, Failure> {
+        if size <= SMALL_FILE_BYTES {
+            let mut contents = vec![0; size as usize];
+            let mut len = 0;
+            loop {
+                let space = contents.get_mut(len..).unwrap_or_default();
+                let mut end = [0];
+                let n = if space.is_empty() { self.read(&mut end)? } else { self.read(space)? };
+                if n == 0 {
+                    break;
+                }
+                len += n;
+            }
+            self.live.report.bytes(len as u64);
+            return if len as u64 == size { Ok(Some(contents)) } else { Err(lying()) };
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let done = self.large(sink, size, &mut buffer);
+        self.buffer = buffer;
+        done.map(|()| None)
+    }
+
+    fn large(&mut self, sink: &mut SourceWriter<'_>, size: u64, buffer: &mut [u8]) -> Result<(), Failure> {
+        static ZEROS: [u8; HOLE] = [0; HOLE];
+        sink.large_begin()?;
+        let (mut hole, mut done) = (0u64, 0u64);
+        loop {
+            let mut len = 0;
+            while let Some(space) = buffer.get_mut(len..).filter(|space| !space.is_empty()) {
+                let n = self.read(space)?;
+                if n == 0 {
+                    break;
+                }
+                len += n;
+            }
+            for block in buffer.get(..len).unwrap_or_default().chunks(HOLE) {
+                // The rest of a hole at the end belongs to it.
+                let zeros = (block.len() == HOLE || hole > 0) && ZEROS.get(..block.len()) == Some(block);
+                if zeros {
+                    hole += block.len() as u64;
+                    continue;
+                }
+                if hole > 0 {
+                    sink.large_hole(std::mem::take(&mut hole))?;
+                }
+                let mut rest = block;
+                while !rest.is_empty() {
+                    let space = sink.large_space(rest.len());
+                    let n = space.len().min(rest.len());
+                    let (head, tail) = rest.split_at(n);
+                    if let Some(space) = space.get_mut(..n) {
+                        space.copy_from_slice(head);
+                    }
+                    sink.large_filled(n)?;
+                    rest = tail;
+                }
+            }
+            self.live.report.bytes(len as u64);
+            done += len as u64;
+            if len < buffer.len() {
+                break;
+            }
+        }
+        if hole > 0 {
+            sink.large_hole(hole)?;
+        }
+        if done == size { Ok(()) } else { Err(lying()) }
+    }
+
+    pub fn all_found(&mut self, wanted: &Wanted) -> Result<(), Failure> {
+        if self.ahead.is_some() || self.next_entry()?.is_some() {
+            return Err(failed("the archive is not imported: it has entries of a source that its manifest does not name"));
+        }
+        match wanted.sources.values().flatten().all(|p| p.found) {
+            true => Ok(()),
+            false => Err(failed("the archive does not have all that was chosen")),
+        }
+    }
+
+    /// What was stored is what was proven.
+    pub fn is_all(&self, totals: &Totals) -> Result<(), Failure> {
+        match totals.bytes == self.counts.bytes && totals.files == self.counts.files {
+            true => Ok(()),
+            false => Err(failed(format!(
+                "the archive has {} files with {} bytes, and {} with {} were imported; this is a bug",
+                totals.files, totals.bytes, self.counts.files, self.counts.bytes
+            ))),
+        }
+    }
+}
+
+fn lying() -> Failure {
+    failed("the archive is not imported: a file does not have the size that its header says")
+}
+
+/// The name that the file of a source which is one file shows under.
+fn file_name(source: &Source) -> Vec<u8> {
+    let place = source.place.to_bytes().unwrap_or_default();
+    let name = place.rsplit(|b| *b == b'/').next().filter(|n| !n.is_empty());
+    name.unwrap_or(source.name.as_bytes()).to_vec()
+}
+
+/// Whether a directory stands for a source of one file, as [`crate::run::selection::Shown::made_up_directory`] makes it.
+fn is_made_up(directory: &Entry, file: &Entry) -> bool {
+    let of = |e: &Entry| (e.uid, e.gid, e.mtime);
+    directory.mode == 0o700 && directory.xattrs.is_empty() && of(directory) == of(file)
+}
