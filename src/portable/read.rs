@@ -342,6 +342,22 @@ impl ArchiveReader {
         Ok(n)
     }
 
+    /// The next bytes of the file that came last, where they are a whole zstd frame of the archive: what it unpacks to, and the frame. None: read on with [`Self::read`].
+    pub fn frame(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let Some(open) = self.open.as_mut().filter(|open| open.left > 0 && open.front.is_empty()) else { return Ok(None) };
+        let came = self.tar.frame(open.left)?;
+        if let Some((contents, _)) = &came {
+            open.hash.update(contents);
+            open.left -= contents.len() as u64;
+        }
+        Ok(came)
+    }
+
+    /// Takes memory back that [`Self::frame`] gave.
+    pub fn recycle(&self, contents: Vec<u8>) {
+        self.tar.recycle(contents);
+    }
+
     /// Of a file that came whole.
     fn prove(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };

@@ -27,7 +27,8 @@ const LOOK: Duration = Duration::from_millis(100);
 enum Message {
     /// It is sealed, and bears this name.
     Archive([u8; 16]),
-    Block(Vec<u8>),
+    /// What was unpacked, and the zstd frame that it came as, where it is one whole frame.
+    Block(Vec<u8>, Option<Vec<u8>>),
     Failed(PortableError),
     End,
 }
@@ -38,6 +39,7 @@ pub struct Unpacked {
     spare: Sender<Vec<u8>>,
     read: Arc<AtomicU64>,
     block: Vec<u8>,
+    frame: Option<Vec<u8>>,
     taken: usize,
     came: u64,
     limit: Option<u64>,
@@ -63,7 +65,7 @@ impl Unpacked {
         };
         let started = thread::Builder::new().name("archive-read".into()).spawn(pump);
         started.map_err(|e| PortableError::Io(io::Error::new(e.kind(), format!("cannot start a thread: {e}"))))?;
-        Ok(Self { from, spare, read, block: Vec::new(), taken: 0, came: 0, limit, ended: false, archive: None, cancel })
+        Ok(Self { from, spare, read, block: Vec::new(), frame: None, taken: 0, came: 0, limit, ended: false, archive: None, cancel })
     }
 
     /// Bytes read of the archive as it lies there.
@@ -88,7 +90,7 @@ impl Unpacked {
                 Message::Archive(archive) => self.archive = Some(archive),
                 Message::Failed(e) => return Err(e),
                 Message::End => self.ended = true,
-                Message::Block(block) => {
+                Message::Block(block, frame) => {
                     self.came += block.len() as u64;
                     let read = self.position();
                     let most = self.limit.unwrap_or_else(|| FREE_BYTES.saturating_add(RATIO.saturating_mul(read)));
@@ -97,7 +99,7 @@ impl Unpacked {
                             "the archive unpacks to more than {most} bytes, of {read} that were read of it; allow more if that is what it should hold"
                         )));
                     }
-                    self.block = block;
+                    (self.block, self.frame) = (block, frame);
                 }
             }
         }
@@ -128,6 +130,21 @@ impl Unpacked {
         }
         self.taken += n;
         Ok(n)
+    }
+
+    /// The next bytes as a whole zstd frame, with what it unpacks to, at most `most` bytes; None where they are not one. What was unpacked may be given back to be
+    /// used again ([`Self::recycle`]).
+    pub fn frame(&mut self, most: u64) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let len = self.have()?.len();
+        if self.taken > 0 || len == 0 || len as u64 > most {
+            return Ok(None);
+        }
+        let Some(frame) = self.frame.take() else { return Ok(None) };
+        Ok(Some((std::mem::take(&mut self.block), frame)))
+    }
+
+    pub fn recycle(&self, block: Vec<u8>) {
+        let _ = self.spare.try_send(block);
     }
 
     /// Fills it; false where it ended before the first byte.
@@ -173,6 +190,11 @@ fn unpack(mut input: impl BufRead, to: &Sender<Message>, spares: &Receiver<Vec<u
         [] => Err(PortableError::Damaged("the archive is empty".into())),
         [0x1f, 0x8b, ..] => send(&mut MultiGzDecoder::new(input), to, spares, "gzip"),
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            let (rest, ended) = send_frames(&mut input, to, spares)?;
+            if ended {
+                return Ok(());
+            }
+            let input = BufReader::with_capacity(64 << 10, io::Cursor::new(rest).chain(input));
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(PortableError::Io)?;
             decoder.window_log_max(MAX_WINDOW_LOG).map_err(PortableError::Io)?;
             send(&mut decoder, to, spares, "zstd")
@@ -183,6 +205,54 @@ fn unpack(mut input: impl BufRead, to: &Sender<Message>, spares: &Receiver<Vec<u
             Err(PortableError::Version("it is a zip file; keepd reads tar archives: plain, or compressed with gzip or zstd".into()))
         }
         _ => send(&mut input, to, spares, "tar"),
+    }
+}
+
+/// Plaintext of a frame that is unpacked as a whole.
+const FRAME_BYTES: usize = 4 << 20;
+/// Of a frame so much is read at least before it is looked whether it is whole.
+const FRAME_STEP: usize = 256 << 10;
+
+/// Unpacks frame by frame, as long as each says that it is not large: as keepd makes them. What was read and belongs to another kind of frame comes back; or true at the end.
+fn send_frames(input: &mut impl BufRead, to: &Sender<Message>, spares: &Receiver<Vec<u8>>) -> Result<(Vec<u8>, bool)> {
+    let mut decompressor = zstd::bulk::Decompressor::new().map_err(PortableError::Io)?;
+    let most = zstd::zstd_safe::compress_bound(FRAME_BYTES);
+    let mut have: Vec<u8> = Vec::new();
+    let mut more = |have: &mut Vec<u8>| -> Result<bool> {
+        let came = input.take(FRAME_STEP as u64).read_to_end(have).map_err(|e| failed(e, "zstd"))?;
+        Ok(came > 0)
+    };
+    loop {
+        if have.is_empty() && !more(&mut have)? {
+            return Ok((have, true));
+        }
+        let mut whole = None;
+        // A header has at most 18 bytes.
+        while have.len() < 18 && more(&mut have)? {}
+        let said = match have.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+            true => zstd::zstd_safe::get_frame_content_size(&have).ok().flatten(),
+            false => None,
+        };
+        let Some(len) = said.and_then(|len| usize::try_from(len).ok()).filter(|len| *len <= FRAME_BYTES) else { return Ok((have, false)) };
+        while whole.is_none() {
+            whole = zstd::zstd_safe::find_frame_compressed_size(&have).ok().filter(|size| *size <= have.len());
+            if whole.is_none() && (have.len() > most || !more(&mut have)?) {
+                // Cut off or damaged: the other way says which.
+                return Ok((have, false));
+            }
+        }
+        let rest = have.split_off(whole.unwrap_or(have.len()));
+        let frame = std::mem::replace(&mut have, rest);
+        let mut block = spares.try_recv().unwrap_or_default();
+        block.clear();
+        block.reserve(len);
+        match decompressor.decompress_to_buffer(&frame, &mut block) {
+            Ok(came) if came == len => {}
+            _ => return Err(PortableError::Damaged("the archive's zstd stream is damaged".into())),
+        }
+        if !block.is_empty() && to.send(Message::Block(block, Some(frame))).is_err() {
+            return Ok((Vec::new(), true));
+        }
     }
 }
 
@@ -198,7 +268,7 @@ fn send(input: &mut impl Read, to: &Sender<Message>, spares: &Receiver<Vec<u8>>,
         block.clear();
         // What came before an error is passed on first: the tar in it may say more.
         let read = input.take(BLOCK_BYTES as u64).read_to_end(&mut block);
-        if !block.is_empty() && to.send(Message::Block(block)).is_err() {
+        if !block.is_empty() && to.send(Message::Block(block, None)).is_err() {
             return Ok(());
         }
         match read {

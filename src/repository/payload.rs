@@ -176,6 +176,15 @@ impl Decompressor {
     }
 }
 
+/// A payload of a zstd frame that unpacks to `len` bytes; None where it is not one such frame, or no shorter than them.
+pub fn of_zstd_frame(frame: &[u8], len: usize) -> Option<Vec<u8>> {
+    let mut payload = Vec::with_capacity(PREFIX + frame.len());
+    payload.push(ZSTD);
+    payload.extend_from_slice(&u32::try_from(len).ok()?.to_le_bytes());
+    payload.extend_from_slice(frame);
+    (frame.len() < len && zstd_frame(&payload, len).is_some()).then_some(payload)
+}
+
 /// The zstd frame of a payload, where it is one of exactly `len` bytes of plaintext and says so itself.
 pub fn zstd_frame(payload: &[u8], len: usize) -> Option<&[u8]> {
     match parts(payload, len) {

@@ -288,6 +288,16 @@ impl<'w> SourceWriter<'w> {
         Ok(())
     }
 
+    /// The next bytes of a large file as a chunk of their own, with a zstd frame that unpacks to them.
+    pub fn large_frame(&mut self, contents: &[u8], frame: &[u8]) -> Result<()> {
+        self.cut_large(true)?;
+        let len = contents.len() as u32;
+        let chunk = self.writer.store_frame(contents, frame)?;
+        self.large.size += u64::from(len);
+        self.large.segments.push(Segment::Data(Extent { chunk, offset: 0, len }));
+        Ok(())
+    }
+
     fn cut_large(&mut self, last: bool) -> Result<()> {
         while let Some(chunk) = self.chunker.next_chunk(last) {
             let len = chunk.len() as u32;

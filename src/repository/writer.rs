@@ -21,7 +21,8 @@ use super::manifest::Manifest;
 use super::open::{Repository, ids};
 use super::pack::{BuiltPack, PACK_TARGET_BYTES, PackBuilder, PackMemory, Place, Prover, chunk_id};
 use super::page;
-use super::payload::{Compressor, Texture};
+use super::payload::{self, Compressor, Texture};
+use crate::config::Compression;
 use crate::crypto::{CryptoError, ObjectKind};
 
 /// Chunks of this run that are remembered as stored, so that the local index is not asked again.
@@ -44,6 +45,8 @@ struct Job {
     raw: Vec<u8>,
     kind: ObjectKind,
     texture: Texture,
+    /// Its payload, where it was compressed before.
+    payload: Option<Vec<u8>>,
 }
 
 /// A pack that threads are filling; `closed` when nobody may reserve a place in it any more.
@@ -164,6 +167,17 @@ impl Writer {
 
     /// Stores a chunk unless the repository has it; returns its id. Blocks while the queue is full.
     pub fn store(&mut self, chunk: &[u8], kind: ObjectKind, texture: Texture) -> Result<ChunkId> {
+        self.store_as(chunk, kind, texture, None)
+    }
+
+    /// The same with a zstd frame that unpacks to it, which is taken as it is where the repository compresses with zstd. It is proven as any payload is.
+    pub fn store_frame(&mut self, chunk: &[u8], frame: &[u8]) -> Result<ChunkId> {
+        let is_zstd = self.shared.repository.compression == Compression::Zstd;
+        let payload = if is_zstd { payload::of_zstd_frame(frame, chunk.len()) } else { None };
+        self.store_as(chunk, ObjectKind::DataPack, Texture::Mixed, payload)
+    }
+
+    fn store_as(&mut self, chunk: &[u8], kind: ObjectKind, texture: Texture, payload: Option<Vec<u8>>) -> Result<ChunkId> {
         if chunk.len() > MAX_CHUNK_BYTES {
             return Err(RepositoryError::Other(format!("a chunk of {} bytes is over the limit of {MAX_CHUNK_BYTES}", chunk.len())));
         }
@@ -187,7 +201,7 @@ impl Writer {
         drop(queued);
         let mut raw = lock(&self.shared.chunk_memory).take(chunk.len());
         raw.extend_from_slice(chunk);
-        let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { id, raw, kind, texture }).is_ok());
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { id, raw, kind, texture, payload }).is_ok());
         match sent {
             Some(true) => Ok(id),
             _ => Err(self.shared.take_error()),
@@ -414,7 +428,10 @@ impl Shared {
         let mut prover = Prover::default();
         for job in jobs {
             if !self.failed.load(Ordering::Acquire) {
-                let payload = compressor.compress(&job.raw, job.texture).map_err(|e| other(&e))?;
+                let payload = match &job.payload {
+                    Some(payload) => payload,
+                    None => compressor.compress(&job.raw, job.texture).map_err(|e| other(&e))?,
+                };
                 let (pack, mut place) = self.reserve(&job, payload.len()).map_err(|e| other(&e))?;
                 place.seal(payload, &job.raw, &mut prover).map_err(|e| {
                     RepositoryError::Other(format!("what was sealed does not open to what went in ({e}); nothing of it was stored"))

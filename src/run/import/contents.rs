@@ -200,6 +200,20 @@ impl Work<'_> {
         sink.large_begin()?;
         let (mut hole, mut done) = (0u64, 0u64);
         loop {
+            // What is a frame of its own in the archive becomes a chunk of its own.
+            while let Some((contents, frame)) = self.frame()? {
+                if contents.iter().all(|b| *b == 0) {
+                    hole += contents.len() as u64;
+                } else {
+                    if hole > 0 {
+                        sink.large_hole(std::mem::take(&mut hole))?;
+                    }
+                    sink.large_frame(&contents, &frame)?;
+                }
+                self.live.report.bytes(contents.len() as u64);
+                done += contents.len() as u64;
+                self.recycle(contents)?;
+            }
             let mut len = 0;
             while let Some(space) = buffer.get_mut(len..).filter(|space| !space.is_empty()) {
                 let n = self.read(space)?;

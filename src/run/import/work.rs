@@ -293,6 +293,16 @@ impl Work<'_> {
         self.reader()?.read(into).map_err(refused)
     }
 
+    /// The next contents as a whole zstd frame, where they are one.
+    pub fn frame(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>, Failure> {
+        self.reader()?.frame().map_err(refused)
+    }
+
+    pub fn recycle(&mut self, contents: Vec<u8>) -> Result<(), Failure> {
+        self.reader()?.recycle(contents);
+        Ok(())
+    }
+
     /// Proves that all came that the archive lists.
     pub fn finish(&mut self) -> Result<(Totals, Option<Tail>), Failure> {
         self.take_reader()?.finish().map_err(refused)
