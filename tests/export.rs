@@ -131,8 +131,8 @@ fn sealed_for_a_profile_or_with_a_key_of_its_own() {
         let out = Command::new(python())
             .arg("-c")
             .arg(&script)
-            .arg(keepd.path(name))
             .arg(&key)
+            .stdin(fs::File::open(keepd.path(name)).unwrap())
             .stdout(fs::File::create(&opened).unwrap())
             .output();
         assert!(out.as_ref().unwrap().status.success(), "{}", text(&out.unwrap()));

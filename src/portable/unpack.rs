@@ -15,7 +15,7 @@ use super::{PortableError, Result};
 
 const BLOCK_BYTES: usize = 1 << 20;
 /// Blocks that are read ahead.
-const AHEAD: usize = 4;
+const AHEAD: usize = 2;
 /// Frames of zstd that need more memory than this power of 2 are refused: `zstd --long=26` makes such.
 const MAX_WINDOW_LOG: u32 = 26;
 /// What may come out besides [`RATIO`] times what went in.

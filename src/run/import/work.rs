@@ -315,7 +315,7 @@ impl Work<'_> {
         live.step(&format!("Waiting for {name}"));
         let alone = writing(name)?;
         live.step("Opening the repository");
-        let (repository, lease) = destination::open_for_writing(env, &target, live, true)?;
+        let (repository, lease) = destination::open_for_writing(&frugal(env), &target, live, true)?;
         for problem in repository.sync_index()?.into_iter().chain(catalogue::sync(&repository, name, &env.ledger)?) {
             live.message(Level::Warning, problem);
         }
@@ -339,6 +339,16 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Buffers of an import beside those of its archive, in bytes: it waits for nothing that longer queues would hide.
+const MEMORY: u64 = 40 << 20;
+
+/// The same environment with less memory for a run.
+fn frugal(env: &Environment) -> Environment {
+    let mut config = (*env.config).clone();
+    config.daemon.memory = config.daemon.memory.min(MEMORY * config.daemon.max_parallel_runs.max(1) as u64);
+    Environment { config: Arc::new(config), ledger: env.ledger.clone(), runtime: env.runtime.clone(), lent: env.lent.clone() }
 }
 
 /// In words and numbers.
