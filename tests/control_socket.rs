@@ -319,7 +319,7 @@ fn the_interface_text_fits_the_methods() {
         })*};
     }
     fits!(get_status "GetStatus", list_jobs "ListJobs", show_job "ShowJob", start_backup "StartBackup", start_check "StartCheck", start_prune "StartPrune", start_re_encrypt "StartReEncrypt",
-        start_delete "StartDelete", mark_backup "MarkBackup", show_retention "ShowRetention", start_retention "StartRetention", start_copy "StartCopy", test_destination "TestDestination", take_over "TakeOver", start_restore "StartRestore", start_load "StartLoad", start_cat "StartCat", follow_run "FollowRun", cancel_run "CancelRun", list_runs "ListRuns",
+        start_delete "StartDelete", mark_backup "MarkBackup", show_retention "ShowRetention", start_retention "StartRetention", start_copy "StartCopy", test_destination "TestDestination", take_over "TakeOver", start_restore "StartRestore", start_load "StartLoad", start_cat "StartCat", start_export "StartExport", follow_run "FollowRun", cancel_run "CancelRun", list_runs "ListRuns",
         show_run "ShowRun", list_backups "ListBackups", show_backup "ShowBackup", list_entries "ListEntries", diff_backups "DiffBackups", watch "Watch", reload "Reload", start_compare "StartCompare",
         start_in_place "StartInPlace", start_undo "StartUndo",
         start_coverage "StartCoverage", get_coverage "GetCoverage", acknowledge_coverage "AcknowledgeCoverage", start_drill "StartDrill",

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::export::ExportArguments;
 use crate::keys::KeyArguments;
 
 #[derive(Parser)]
@@ -258,6 +259,8 @@ pub enum Command {
         #[command(flatten)]
         keys: KeyArguments,
     },
+    /// Write a backup as one file to take along: a tar that says what is in it
+    Export(ExportArguments),
     /// Bring a backup to another destination
     Copy {
         #[command(flatten)]

@@ -18,7 +18,7 @@ use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, J
 use crate::client::{Client, socket};
 use crate::keys::Keys;
 use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
-use crate::{Exit, Failure, compare, coverage, drill, follow, in_place, key};
+use crate::{Exit, Failure, compare, coverage, drill, export, follow, in_place, key};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -116,6 +116,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             let call = start_undo::In { run: run.clone(), dry_run: *dry_run, private_keys: keys.places(0) };
             in_place::undo(&context, call, &keys, *yes, *detach)
         }
+        Command::Export(arguments) => export::run(&context, arguments),
         Command::Copy { of, to, keys } => context.copy(of, to.clone(), &keys.open()?),
         Command::Check { destination, read_data, repair, keys } => {
             let keys = keys.open()?;

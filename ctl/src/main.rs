@@ -7,6 +7,7 @@ mod compare;
 mod coverage;
 mod drill;
 mod edit;
+mod export;
 mod follow;
 mod in_place;
 mod key;

@@ -81,6 +81,9 @@ method!(/// Starts a restore in place of what was there before a restore in plac
     start_undo { run: String, #[serde(default)] dry_run: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String, backup: String });
 method!(/// Writes one file's contents into the descriptor passed along with the call.
     start_cat { backup: String, #[serde(default)] job: Option<String>, path: BytesPath, #[serde(default)] private_keys: Vec<u32> } -> { run: String, bytes: u64 });
+method!(/// Writes a backup, or what is in it at `paths` (as for StartRestore), as a portable archive into the descriptor passed along with the call: sealed for a configured
+    /// `profile`, or with `fresh_key` for a key made for it alone, whose key file is written into a second descriptor; else for everybody to read.
+    start_export { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] compression: ArchiveCompression, #[serde(default)] profile: Option<String>, #[serde(default)] fresh_key: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String, backup: String, bytes: u64 });
 method!(/// A run's progress as `more` replies: the present state first, then each change (at most ten a second), the last
     /// one with `state` other than queued or running. Without `more`: the present state.
     follow_run { run: String } -> { run: Run });
@@ -136,7 +139,7 @@ names! {
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
     start_backup as StartBackup = "StartBackup", start_check as StartCheck = "StartCheck", start_prune as StartPrune = "StartPrune",
     start_delete as StartDelete = "StartDelete", mark_backup as MarkBackup = "MarkBackup", show_retention as ShowRetention = "ShowRetention",
-    start_retention as StartRetention = "StartRetention", start_copy as StartCopy = "StartCopy", test_destination as TestDestination = "TestDestination", take_over as TakeOver = "TakeOver", start_restore as StartRestore = "StartRestore", start_load as StartLoad = "StartLoad", start_in_place as StartInPlace = "StartInPlace", start_undo as StartUndo = "StartUndo", start_cat as StartCat = "StartCat",
+    start_retention as StartRetention = "StartRetention", start_copy as StartCopy = "StartCopy", test_destination as TestDestination = "TestDestination", take_over as TakeOver = "TakeOver", start_restore as StartRestore = "StartRestore", start_load as StartLoad = "StartLoad", start_in_place as StartInPlace = "StartInPlace", start_undo as StartUndo = "StartUndo", start_cat as StartCat = "StartCat", start_export as StartExport = "StartExport",
     follow_run as FollowRun = "FollowRun", cancel_run as CancelRun = "CancelRun", list_runs as ListRuns = "ListRuns", show_run as ShowRun = "ShowRun",
     list_backups as ListBackups = "ListBackups", show_backup as ShowBackup = "ShowBackup", list_entries as ListEntries = "ListEntries",
     diff_backups as DiffBackups = "DiffBackups", watch as Watch = "Watch", reload as Reload = "Reload",

@@ -39,7 +39,9 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", Key = "key", ReEncrypt = "re-encrypt" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", Key = "key", ReEncrypt = "re-encrypt", Export = "export" });
+word_enum!(/// How a portable archive is compressed.
+    ArchiveCompression { #[default] None = "none", Gzip = "gzip", Zstd = "zstd" });
 word_enum!(/// Whether a profile's keys open a slot: the one that is configured, or one of before.
     KeyOpens { #[default] No = "no", Current = "current", Retired = "retired" });
 word_enum!(/// Of a rotation: the new key's slots are added, or the old one's removed.

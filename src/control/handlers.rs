@@ -15,12 +15,12 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::passed::{lent, lent_alone, writable};
+use super::passed::{descriptor, lent, lent_alone, writable};
 use super::service::Control;
 use super::transport::{Fault, Replies};
 use crate::config::{Job, Retention};
 use crate::ledger::{Ledger, LedgerError};
-use crate::run::{BackupRequest, CompareRequest, Error, InPlaceRequest, LoadRequest};
+use crate::run::{BackupRequest, CompareRequest, Error, ExportRequest, InPlaceRequest, LoadRequest, SealFor};
 use crate::schedule::due;
 
 /// A follower gets at most ten states a second.
@@ -280,6 +280,29 @@ impl Control {
         let path = p.path.to_bytes().map_err(|_| Fault::invalid_parameter("path"))?;
         let (run, bytes) = self.app.runs.start_cat(&p.backup, p.job.as_deref(), path, out, lent, &by).await?;
         Ok(start_cat::Out { run, bytes })
+    }
+
+    pub(super) async fn start_export(&self, p: start_export::In, fds: Vec<OwnedFd>, by: String) -> Result<start_export::Out> {
+        let (lent, mut left) = lent(fds, &p.private_keys).await?;
+        let wanted = 1 + usize::from(p.fresh_key);
+        if left.len() != wanted {
+            return Err(descriptor(
+                "the call wants the file or pipe to write to passed along, and with fresh_key one for the key after it",
+            ));
+        }
+        let key = if p.fresh_key { left.pop().map(|fd| writable(vec![fd])).transpose()? } else { None };
+        let seal = match (p.profile, key) {
+            (Some(_), Some(_)) => return Err(descriptor("an archive is sealed for a profile or with a fresh key, not both")),
+            (Some(name), None) => SealFor::Profile(name),
+            (None, Some(key)) => SealFor::Fresh(key),
+            (None, None) => SealFor::Nobody,
+        };
+        let out = writable(left)?;
+        let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<Vec<_>, _>>();
+        let paths = paths.map_err(|_| Fault::invalid_parameter("paths"))?;
+        let asked = ExportRequest { paths, compression: p.compression, seal };
+        let (run, backup, bytes) = self.app.runs.start_export(&p.backup, p.job.as_deref(), asked, out, lent, &by).await?;
+        Ok(start_export::Out { run, backup, bytes })
     }
 
     pub(super) async fn start_compare(&self, p: start_compare::In, fds: Vec<OwnedFd>, by: String) -> Result<start_compare::Out> {

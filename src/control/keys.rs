@@ -5,12 +5,10 @@ use std::io::Seek;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use keepd_protocol::call::errors;
 use keepd_protocol::methods::*;
-use serde_json::json;
 
 use super::handlers::Result;
-use super::passed::writable;
+use super::passed::{descriptor, writable};
 use super::service::Control;
 use super::transport::Fault;
 use crate::crypto::{Key, PrivateKey, key_file};
@@ -20,10 +18,6 @@ use crate::run::Error;
 const MAX_LABEL: usize = 128;
 /// The path of a key file, in bytes.
 const MAX_PATH: usize = 4096;
-
-fn descriptor(text: &str) -> Fault {
-    Fault::new(errors::DESCRIPTOR, json!({ "message": text }))
-}
 
 fn one(fds: Vec<OwnedFd>) -> Result<File> {
     let [fd]: [OwnedFd; 1] =

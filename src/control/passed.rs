@@ -13,7 +13,8 @@ use crate::crypto::{Lent, key_file};
 
 type Result<T> = std::result::Result<T, Fault>;
 
-fn wrong(text: impl ToString) -> Fault {
+/// What is wrong with what was passed along.
+pub fn descriptor(text: impl ToString) -> Fault {
     Fault::new(errors::DESCRIPTOR, json!({ "message": text.to_string() }))
 }
 
@@ -36,11 +37,11 @@ pub async fn lent(fds: Vec<OwnedFd>, private_keys: &[u32]) -> Result<(Lent, Vec<
             // For messages alone: the caller's word for it is not known.
             let path =
                 std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_else(|_| PathBuf::from("the private key"));
-            keys.extend(key_file::load_private_keys(&path, file).map_err(wrong)?);
+            keys.extend(key_file::load_private_keys(&path, file).map_err(descriptor)?);
         }
         Ok(Lent::of(keys))
     };
-    let keys: Result<Lent> = tokio::task::spawn_blocking(read).await.map_err(wrong)?;
+    let keys: Result<Lent> = tokio::task::spawn_blocking(read).await.map_err(descriptor)?;
     Ok((keys?, left))
 }
 
@@ -48,19 +49,19 @@ pub async fn lent(fds: Vec<OwnedFd>, private_keys: &[u32]) -> Result<(Lent, Vec<
 pub async fn lent_alone(fds: Vec<OwnedFd>, private_keys: &[u32]) -> Result<Lent> {
     match lent(fds, private_keys).await? {
         (lent, left) if left.is_empty() => Ok(lent),
-        _ => Err(wrong("the call takes no descriptors but private key files, which private_keys names")),
+        _ => Err(descriptor("the call takes no descriptors but private key files, which private_keys names")),
     }
 }
 
 /// The one descriptor of a call that writes into it: a pipe, socket or file open for writing.
 pub fn writable(fds: Vec<OwnedFd>) -> Result<OwnedFd> {
     let [fd]: [OwnedFd; 1] =
-        fds.try_into().map_err(|_| wrong("the call wants exactly one descriptor passed along: the write end of a pipe"))?;
-    let kind = rustix::fs::fstat(&fd).map(|s| FileType::from_raw_mode(s.st_mode)).map_err(wrong)?;
-    let flags = rustix::fs::fcntl_getfl(&fd).map_err(wrong)?;
+        fds.try_into().map_err(|_| descriptor("the call wants exactly one descriptor passed along: the write end of a pipe"))?;
+    let kind = rustix::fs::fstat(&fd).map(|s| FileType::from_raw_mode(s.st_mode)).map_err(descriptor)?;
+    let flags = rustix::fs::fcntl_getfl(&fd).map_err(descriptor)?;
     let fit = matches!(kind, FileType::Fifo | FileType::Socket | FileType::RegularFile);
     match fit && (flags & OFlags::ACCMODE) != OFlags::RDONLY {
         true => Ok(fd),
-        false => Err(wrong("the descriptor must be a pipe, a socket or a file, open for writing")),
+        false => Err(descriptor("the descriptor must be a pipe, a socket or a file, open for writing")),
     }
 }

@@ -84,6 +84,7 @@ impl Control {
             m::StartLoad::NAME => out::<m::StartLoad>(self.start_load(input::<m::StartLoad>(p)?, descriptors, by).await?),
             m::StartInPlace::NAME => out::<m::StartInPlace>(self.start_in_place(input::<m::StartInPlace>(p)?, descriptors, by).await?),
             m::StartUndo::NAME => out::<m::StartUndo>(self.start_undo(input::<m::StartUndo>(p)?, descriptors, by).await?),
+            m::StartExport::NAME => out::<m::StartExport>(self.start_export(input::<m::StartExport>(p)?, descriptors, by).await?),
             m::StartCat::NAME => out::<m::StartCat>(self.start_cat(input::<m::StartCat>(p)?, descriptors, by).await?),
             m::FollowRun::NAME => out::<m::FollowRun>(self.follow_run(input::<m::FollowRun>(p)?, replies).await?),
             m::CancelRun::NAME => out::<m::CancelRun>(self.cancel_run(input::<m::CancelRun>(p)?).await?),

@@ -176,11 +176,16 @@ pub(super) fn digest<const N: usize>(purpose: &str, key: &[u8]) -> [u8; N] {
     std::array::from_fn(|n| hash[n])
 }
 
+/// What stands in the key file of a profile key.
+pub fn text_of(key: &Key) -> Zeroizing<String> {
+    text(Kind::Profile, key.bytes(), key.fingerprint())
+}
+
 /// Makes a new key file, mode 0600, durable when this returns. Its directory must exist, the file must not.
 pub fn generate(path: &Path) -> Result<Fingerprint> {
     let key = Key::generate().map_err(|e| KeyFileError::Unwritable { path: path.to_owned(), reason: e.to_string() })?;
     let fingerprint = key.fingerprint();
-    write(path, 0o600, &text(Kind::Profile, key.bytes(), fingerprint))?;
+    write(path, 0o600, &text_of(&key))?;
     Ok(fingerprint)
 }
 

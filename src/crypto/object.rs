@@ -152,6 +152,11 @@ impl ObjectCipher {
         Self { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key)), header: header.bytes }
     }
 
+    /// Whether anybody who has the public key could have made what it opens.
+    pub fn is_write_only(&self) -> bool {
+        self.header[9] == 1
+    }
+
     /// Appends the sealed form of `payload` to `out`: ciphertext, then the tag.
     pub fn seal(&self, ordinal: u64, payload: &[u8], out: &mut Vec<u8>) -> Result<(), CryptoError> {
         let start = out.len();

@@ -34,6 +34,8 @@ pub struct Slot {
 enum State {
     Waiting,
     Ready(Arc<Vec<u8>>),
+    /// Its zstd frame.
+    Frame(Arc<Vec<u8>>),
     Failed(RepositoryError),
 }
 
@@ -55,17 +57,41 @@ impl Slot {
         loop {
             match &*state {
                 State::Ready(bytes) => return Ok(bytes.clone()),
+                State::Frame(frame) => {
+                    let raw = zstd::bulk::decompress(frame, self.len as usize).ok().filter(|raw| raw.len() == self.len as usize);
+                    let raw = raw.ok_or_else(|| RepositoryError::Other("a chunk's zstd frame does not open; run a check".into()))?;
+                    *state = State::Ready(Arc::new(raw));
+                }
                 State::Failed(error) => return Err(error.clone()),
                 State::Waiting => state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }
 
-    fn set(&self, result: Result<Vec<u8>>) {
-        *lock(&self.state) = match result {
-            Ok(bytes) => State::Ready(Arc::new(bytes)),
-            Err(e) => State::Failed(e),
-        };
+    /// The chunk's zstd frame, where it was asked for and the chunk has one.
+    pub fn wait_frame(&self) -> Result<Option<Arc<Vec<u8>>>> {
+        let mut state = lock(&self.state);
+        loop {
+            match &*state {
+                State::Frame(frame) => return Ok(Some(frame.clone())),
+                State::Ready(_) => return Ok(None),
+                State::Failed(error) => return Err(error.clone()),
+                State::Waiting => state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// Bytes of plaintext.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn set(&self, result: Result<State>) {
+        *lock(&self.state) = result.unwrap_or_else(State::Failed);
         self.ready.notify_all();
     }
 }
@@ -85,7 +111,14 @@ impl Drop for Slot {
     }
 }
 
-type Group = Vec<(Arc<Slot>, ChunkId, Location)>;
+type Group = Vec<Asked>;
+
+struct Asked {
+    slot: Arc<Slot>,
+    id: ChunkId,
+    at: Location,
+    as_frame: bool,
+}
 
 pub struct Fetcher {
     repository: Arc<Repository>,
@@ -129,6 +162,15 @@ impl Fetcher {
 
     /// Asks for a chunk. Blocks while too much is held; what was asked for so far is then on its way.
     pub fn request(&mut self, id: ChunkId) -> Result<Arc<Slot>> {
+        self.ask(id, None)
+    }
+
+    /// The same, where the chunk has so many bytes of plaintext, for its zstd frame. For chunks that were read and proven before.
+    pub fn request_frame(&mut self, id: ChunkId, len: u32) -> Result<Arc<Slot>> {
+        self.ask(id, Some(len))
+    }
+
+    fn ask(&mut self, id: ChunkId, frame_of: Option<u32>) -> Result<Arc<Slot>> {
         if let Some(slot) = self.live.get(&id).and_then(Weak::upgrade) {
             self.keep(slot.clone());
             return Ok(slot);
@@ -137,12 +179,14 @@ impl Fetcher {
         self.reserve(location.len as usize)?;
         let slot =
             Arc::new(Slot { state: Mutex::new(State::Waiting), ready: Condvar::new(), len: location.len, budget: self.budget.clone() });
-        let follows = self.group.last().is_some_and(|(_, _, l)| l.pack == location.pack && l.offset + l.sealed_len == location.offset);
+        let follows =
+            self.group.last().is_some_and(|last| last.at.pack == location.pack && last.at.offset + last.at.sealed_len == location.offset);
         if !follows || self.group_bytes >= GROUP_BYTES {
             self.flush();
         }
         self.group_bytes += location.len;
-        self.group.push((slot.clone(), id, location));
+        let as_frame = frame_of == Some(location.len);
+        self.group.push(Asked { slot: slot.clone(), id, at: location, as_frame });
         if self.live.len() > 4096 {
             self.live.retain(|_, slot| slot.strong_count() > 0);
         }
@@ -217,9 +261,9 @@ fn work(repository: &Repository, queue: &Receiver<Group>, cancel: &CancellationT
     for group in queue {
         let fetched = fetch_group(repository, &group, &mut opener, &mut sealed, cancel);
         if let Err(e) = fetched {
-            for (slot, _, _) in &group {
-                if matches!(*lock(&slot.state), State::Waiting) {
-                    slot.set(Err(e.clone()));
+            for asked in &group {
+                if matches!(*lock(&asked.slot.state), State::Waiting) {
+                    asked.slot.set(Err(e.clone()));
                 }
             }
         }
@@ -233,20 +277,28 @@ fn fetch_group(
     sealed: &mut ReadBuffer,
     cancel: &CancellationToken,
 ) -> Result<()> {
-    let (Some((_, _, first)), Some((_, _, last))) = (group.first(), group.last()) else { return Ok(()) };
+    let (Some(Asked { at: first, .. }), Some(Asked { at: last, .. })) = (group.first(), group.last()) else { return Ok(()) };
     if cancel.is_cancelled() {
         return Err(RepositoryError::Cancelled);
     }
     let cipher = repository.pack_cipher(&first.pack, first.kind)?;
     let len = u64::from(last.offset) + u64::from(last.sealed_len) - u64::from(first.offset);
     repository.storage.range_into(&pack_name(&first.pack), u64::from(first.offset), len, sealed)?;
-    for (slot, id, at) in group {
+    for Asked { slot, id, at, as_frame } in group {
         let start = (at.offset - first.offset) as usize;
         let section = sealed.get(start..start + at.sealed_len as usize).unwrap_or_default();
         let section = SealedChunk { ordinal: u64::from(at.ordinal), id: *id, len: at.len, bytes: section };
+        // What a write-only pack holds is proven by the id of its plaintext alone.
+        if *as_frame
+            && !cipher.is_write_only()
+            && let Ok(Some(frame)) = opener.open_frame(&cipher, &section)
+        {
+            slot.set(Ok(State::Frame(Arc::new(frame.to_vec()))));
+            continue;
+        }
         let mut raw = lock(&slot.budget.free).pop().unwrap_or_default();
         let opened = opener.open_into(&cipher, &repository.chunk_key, &section, &mut raw);
-        slot.set(opened.map(|()| raw).map_err(|e| repository.pack_error(&at.pack, e)));
+        slot.set(opened.map(|()| State::Ready(Arc::new(raw))).map_err(|e| repository.pack_error(&at.pack, e)));
     }
     Ok(())
 }

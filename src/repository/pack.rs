@@ -296,6 +296,12 @@ impl ChunkOpener {
         &self.payload
     }
 
+    /// Opens one sealed chunk no further than to its zstd frame, where it has one; it is the one its id names as far as the pack's writer is believed.
+    pub fn open_frame(&mut self, cipher: &ObjectCipher, sealed: &SealedChunk<'_>) -> Result<Option<&[u8]>, PackError> {
+        cipher.open_into(sealed.ordinal, sealed.bytes, &mut self.payload)?;
+        Ok(payload::zstd_frame(&self.payload, sealed.len as usize))
+    }
+
     /// Opens one sealed chunk and proves that it is the one its id names; `raw` is of no use after an error.
     pub fn open_into(
         &mut self,

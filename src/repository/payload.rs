@@ -176,6 +176,18 @@ impl Decompressor {
     }
 }
 
+/// The zstd frame of a payload, where it is one of exactly `len` bytes of plaintext and says so itself.
+pub fn zstd_frame(payload: &[u8], len: usize) -> Option<&[u8]> {
+    match parts(payload, len) {
+        Ok((ZSTD, claimed, frame)) if claimed == len => {
+            let is_one = zstd::zstd_safe::find_frame_compressed_size(frame).is_ok_and(|size| size == frame.len());
+            let says_so = matches!(zstd::zstd_safe::get_frame_content_size(frame), Ok(Some(size)) if size == len as u64);
+            (is_one && says_so).then_some(frame)
+        }
+        _ => None,
+    }
+}
+
 /// Method, length before compression, body.
 fn parts(payload: &[u8], limit: usize) -> Result<(u8, usize, &[u8]), PayloadError> {
     let (&method, rest) = payload.split_first().ok_or(PayloadError::Short)?;

@@ -31,6 +31,15 @@ pub fn profile(config: &Config, destination: &Destination) -> Result<Option<Prof
     profile::load(known).map(Some).map_err(|(_, e)| failed(format!("encryption profile {name}: {e}")))
 }
 
+/// A profile by its name, with its keys.
+pub fn profile_named(config: &Config, name: &str) -> Result<Profile, Failure> {
+    let known = config.encryption.get(name).ok_or_else(|| {
+        let names = config.encryption.keys().cloned().collect::<Vec<_>>().join(", ");
+        Failure::Failed(format!("there is no encryption profile '{name}'; configured are: {names}"))
+    })?;
+    profile::load(known).map_err(|(_, e)| Failure::Failed(format!("encryption profile {name}: {e}")))
+}
+
 /// ` (fingerprint …)`, where the key has one.
 fn told_fingerprint(profile: &Profile) -> String {
     let fingerprint = profile.key.fingerprint().ok().flatten();

@@ -14,6 +14,7 @@ mod coverage;
 mod destination;
 mod differences;
 mod drill;
+mod export;
 mod hooks;
 pub mod housekeeping;
 mod in_place;
@@ -37,6 +38,7 @@ mod to_directory;
 
 pub use compare::CompareRequest;
 pub use drill::scratch::{clear_dead as clear_dead_drills, remove_tree};
+pub use export::{ExportRequest, SealFor};
 pub use in_place::Request as InPlaceRequest;
 pub use live::LiveRun;
 pub use load::LoadRequest;

@@ -159,7 +159,7 @@ fn stream_from<W: Write>(
 ) -> Result<(), Broken> {
     // What is still on its way when a place fails is given up.
     let cancel = live.cancel.child_token();
-    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false };
+    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false, in_order: false, frames: false };
     with_ops(&place.repository, &place.manifest, &wanted, &cancel, |queue| write_out(queue, frames, done, live))
 }
 
@@ -173,6 +173,10 @@ pub struct Wanted<'a> {
     pub skip: u64,
     /// Damage does not end the stream: it goes on with what is whole. Directories that were lost are made up.
     pub is_patient: bool,
+    /// The contents of each file come from its start to its end, also where that means to read a chunk twice.
+    pub in_order: bool,
+    /// With `in_order`: what is a whole chunk comes as its zstd frame, where it has one. For what was read and proven before.
+    pub frames: bool,
 }
 
 /// Has `consume` take what a backup consists of, while it is fetched.
@@ -199,6 +203,8 @@ pub fn with_ops(
                     next: 0,
                     skip: wanted.skip,
                     is_patient: wanted.is_patient,
+                    in_order: wanted.in_order,
+                    frames: wanted.frames,
                     above: HashSet::new(),
                     open: Vec::new(),
                 },
@@ -288,6 +294,8 @@ struct Planner<'a> {
     /// Ops that another place gave already.
     skip: u64,
     is_patient: bool,
+    in_order: bool,
+    frames: bool,
     /// Of the source at hand: directories above what is wanted, which were sent first.
     above: HashSet<Vec<u8>>,
     /// The directories sent that the next entry may stand in, each in the one before.
@@ -468,12 +476,15 @@ impl Planner<'_> {
         for window in entry.content.segments.chunks(WINDOW_SEGMENTS) {
             let mut offset = at;
             at += window.iter().map(Segment::len).sum::<u64>();
-            if self.is_fine_in_order(window) {
+            if self.in_order || self.is_fine_in_order(window) {
                 for segment in window {
                     if let Segment::Data(extent) = segment
                         && !self.skipped()
                     {
-                        let slot = self.fetcher.request(extent.chunk)?;
+                        let slot = match self.frames && extent.offset == 0 {
+                            true => self.fetcher.request_frame(extent.chunk, extent.len)?,
+                            false => self.fetcher.request(extent.chunk)?,
+                        };
                         self.send(Op::Data { entry: index, offset, slot, extent: *extent })?;
                     }
                     offset += segment.len();

@@ -12,15 +12,15 @@ use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named,
 use crate::config::{Destination, Job};
 use crate::crypto::Lent;
 use crate::repository::{self, Entry, Manifest, Repository};
-use crate::run::LoadRequest;
 use crate::run::backup::{Environment, short};
 use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::readable::Reading;
 use crate::run::selection::Selection;
 use crate::run::{
-    CompareRequest, backup, catalogue, check, compare, contents, copy, coverage, destination, hooks, housekeeping, in_place, load, quiesce,
-    reencrypt, restore, retain,
+    CompareRequest, backup, catalogue, check, compare, contents, copy, coverage, destination, export, hooks, housekeeping, in_place, load,
+    quiesce, reencrypt, restore, retain,
 };
+use crate::run::{ExportRequest, LoadRequest, SealFor};
 use crate::storage::Storage;
 use crate::storage::probe::{self, Verdict};
 
@@ -632,6 +632,39 @@ impl Runs {
             contents::write(place, another, &path, &looked, (out, restore::PATIENCE), live)
         })?;
         Ok((run, size))
+    }
+
+    /// Writes a backup as a portable archive into `out`; returns the run, the backup and how many bytes its contents have.
+    pub async fn start_export(
+        self: &Arc<Self>,
+        backup: &str,
+        job: Option<&str>,
+        request: ExportRequest,
+        out: OwnedFd,
+        lent: Lent,
+        by: &str,
+    ) -> Result<(String, String, u64)> {
+        let env = Arc::new(self.environment_with(lent));
+        let found = self.resolve(backup, job)?;
+        if let SealFor::Profile(name) = &request.seal {
+            let (env, name) = (env.clone(), name.clone());
+            // A token takes its time.
+            let loaded = tokio::task::spawn_blocking(move || destination::profile_named(&env.config, &name).map(drop)).await;
+            loaded.map_err(|e| Error::Failed(e.to_string()))??;
+        }
+        let reading = Reading::Contents(request.paths.clone());
+        let place = self.open_for(&env, found.clone(), reading.clone()).await?;
+        Selection::new(&place.manifest, &request.paths).map_err(|text| Error::NotFound { what: "path", name: String::new(), text })?;
+        let (id, bytes) = (found.id.clone(), found.bytes);
+        let work = Work { backup: Some(id.clone()), ..Work::on(RunKind::Export, &place.destination, by) };
+        let runs = self.clone();
+        let run = self.start(work, move |live| {
+            live.set_total(bytes);
+            let mut tried = vec![place.destination.clone()];
+            let another = &mut || runs.another_place(&env, &found, &mut tried, &reading);
+            export::export(&env, place, another, &found, request, out, live)
+        })?;
+        Ok((run, id, bytes))
     }
 
     /// Compares a backup with what is live, and writes what differs into `out`; returns the run and the backup.
