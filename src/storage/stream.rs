@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use rustix::fs::Advice;
@@ -78,7 +79,7 @@ impl Storage {
     /// Reads an object from its start to its end.
     pub fn reader(&self, name: &str) -> Result<ObjectReader> {
         let size = self.size(name)?;
-        Ok(ObjectReader { storage: self.clone(), name: name.to_owned(), size, at: 0, buffer: ReadBuffer::default(), used: 0, problem: None })
+        Ok(ObjectReader { storage: self.clone(), name: name.to_owned(), size, at: 0, buffer: ReadBuffer::default(), used: 0, problem: Problem::default() })
     }
 
     /// The objects at the top, not those in directories, sorted by name: the complete list or an error.
@@ -232,6 +233,9 @@ impl Drop for ObjectWriter {
     }
 }
 
+/// Why an object could not be read to its end, for whoever sees only what that made of its contents.
+pub type Problem = Arc<OnceLock<StorageError>>;
+
 /// Gives an object from its start to its end.
 pub struct ObjectReader {
     storage: Storage,
@@ -240,7 +244,7 @@ pub struct ObjectReader {
     at: u64,
     buffer: ReadBuffer,
     used: usize,
-    problem: Option<StorageError>,
+    problem: Problem,
 }
 
 impl ObjectReader {
@@ -248,20 +252,21 @@ impl ObjectReader {
     pub fn size(&self) -> u64 {
         self.size
     }
+
+    pub fn problem(&self) -> Problem {
+        self.problem.clone()
+    }
 }
 
 impl Read for ObjectReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if let Some(problem) = &self.problem {
-            return Err(io::Error::other(problem.clone()));
-        }
         if self.used >= self.buffer.len() {
             let len = READ_BYTES.min(self.size - self.at);
             if len == 0 {
                 return Ok(0);
             }
             if let Err(e) = self.storage.range_into(&self.name, self.at, len, &mut self.buffer) {
-                self.problem = Some(e.clone());
+                let _ = self.problem.set(e.clone());
                 return Err(io::Error::other(e));
             }
             (self.at, self.used) = (self.at + len, 0);
