@@ -16,6 +16,7 @@ use super::locked::Locked;
 type Suite = X25519HkdfSha256;
 
 const INFO: &[u8] = b"keepd/1 pack key";
+const ARCHIVE_INFO: &[u8] = b"keepd/1 archive key";
 const FINGERPRINT_BYTES: usize = 8;
 const ENCAPSULATED_BYTES: usize = 32;
 /// A sealed pack key: the fingerprint of the pair, HPKE's encapsulated key, its ciphertext.
@@ -49,10 +50,19 @@ impl PublicKey {
 
     /// Seals a pack key; `header` is authenticated with it.
     pub fn seal(&self, pack_key: &[u8; 32], header: &[u8]) -> Result<[u8; SEALED_BYTES], CryptoError> {
+        self.seal_for(INFO, pack_key, header)
+    }
+
+    /// Seals the master key of a portable archive; `header` is authenticated with it.
+    pub fn seal_archive(&self, master: &[u8; 32], header: &[u8]) -> Result<[u8; SEALED_BYTES], CryptoError> {
+        self.seal_for(ARCHIVE_INFO, master, header)
+    }
+
+    fn seal_for(&self, info: &[u8], key: &[u8; 32], header: &[u8]) -> Result<[u8; SEALED_BYTES], CryptoError> {
         // The suite asks the system's random source itself, and would end the process where that fails: so it is asked before.
         super::random::<1>()?;
         let public = <Suite as Kem>::PublicKey::from_bytes(&self.0).map_err(|_| CryptoError::PublicKey)?;
-        let (encapsulated, sealed) = single_shot_seal::<AesGcm256, HkdfSha256, Suite>(&OpModeS::Base, &public, INFO, pack_key, header)
+        let (encapsulated, sealed) = single_shot_seal::<AesGcm256, HkdfSha256, Suite>(&OpModeS::Base, &public, info, key, header)
             .map_err(|_| CryptoError::PublicKey)?;
         let bytes = [&self.fingerprint().0[..], &encapsulated.to_bytes(), &sealed].concat();
         bytes.try_into().map_err(|_| CryptoError::Short)
@@ -80,17 +90,32 @@ impl PrivateKey {
 
     /// Opens a sealed pack key with the one of these keys that it was sealed to.
     pub fn open_with(keys: &[Arc<Self>], sealed: &[u8], header: &[u8]) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+        Self::open_for(INFO, keys, sealed, header)
+    }
+
+    /// Opens the sealed master key of a portable archive.
+    pub fn open_archive_with(keys: &[Arc<Self>], sealed: &[u8], header: &[u8]) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+        Self::open_for(ARCHIVE_INFO, keys, sealed, header)
+    }
+
+    fn open_for(info: &[u8], keys: &[Arc<Self>], sealed: &[u8], header: &[u8]) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
         let (wanted, rest) = sealed.split_first_chunk::<FINGERPRINT_BYTES>().ok_or(CryptoError::Short)?;
         let (encapsulated, sealed) = rest.split_first_chunk::<ENCAPSULATED_BYTES>().ok_or(CryptoError::Short)?;
         let wanted = Fingerprint(*wanted);
         let key = keys.iter().find(|k| k.public.fingerprint() == wanted).ok_or(CryptoError::NeedsPrivateKey(wanted))?;
-        key.open(encapsulated, sealed, header)
+        key.open(info, encapsulated, sealed, header)
     }
 
-    fn open(&self, encapsulated: &[u8; ENCAPSULATED_BYTES], sealed: &[u8], header: &[u8]) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+    fn open(
+        &self,
+        info: &[u8],
+        encapsulated: &[u8; ENCAPSULATED_BYTES],
+        sealed: &[u8],
+        header: &[u8],
+    ) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
         let key = <Suite as Kem>::PrivateKey::from_bytes(self.secret.bytes()).map_err(|_| CryptoError::Open)?;
         let encapsulated = <Suite as Kem>::EncappedKey::from_bytes(encapsulated).map_err(|_| CryptoError::Open)?;
-        let opened = single_shot_open::<AesGcm256, HkdfSha256, Suite>(&OpModeR::Base, &key, &encapsulated, INFO, sealed, header);
+        let opened = single_shot_open::<AesGcm256, HkdfSha256, Suite>(&OpModeR::Base, &key, &encapsulated, info, sealed, header);
         let mut opened = opened.map_err(|_| CryptoError::Open)?;
         let pack_key = <[u8; 32]>::try_from(opened.as_slice()).map(Zeroizing::new).map_err(|_| CryptoError::Open);
         opened.zeroize();

@@ -193,11 +193,21 @@ impl Keyring {
         written::recall(header.salt()).is_some() || !self.lent.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
+    /// The key of a portable archive, whose slots wrap this keyring; `salt` is the archive's own.
+    pub fn archive_key(&self, salt: &[u8; 32]) -> Zeroizing<[u8; 32]> {
+        archive_key(self.first.bytes(), salt)
+    }
+
     /// The key of a write-only pack, by a private key that was lent.
     pub fn open_sealed_key(&self, header: &ObjectHeader, sealed: &[u8]) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
         let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).clone();
         PrivateKey::open_with(&lent, sealed, header.bytes())
     }
+}
+
+/// The key of a portable archive.
+pub fn archive_key(master: &[u8; 32], salt: &[u8; 32]) -> Zeroizing<[u8; 32]> {
+    derive(master, salt, b"keepd/1 archive")
 }
 
 /// HKDF-SHA256 (RFC 5869): extract with the salt, expand with the info to 32 bytes.

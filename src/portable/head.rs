@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use keepd_protocol::model::EntryKind;
+use keepd_protocol::restore::EntryHeader;
 use serde::{Deserialize, Serialize};
 
 /// The name of the first member.
@@ -92,6 +94,7 @@ pub struct Source {
     pub kind: String,
     /// Where it was captured from: a path, or a server with its databases, or a program. Bytes that are no UTF-8 as in [`keepd_protocol::model::BytesPath`].
     pub place: keepd_protocol::model::BytesPath,
+    /// Counted as [`Totals::count`] does.
     #[serde(default)]
     pub entries: u64,
     #[serde(default)]
@@ -110,6 +113,30 @@ pub struct Totals {
     pub files: u64,
     pub directories: u64,
     pub bytes: u64,
+}
+
+impl Totals {
+    /// Counts an entry: each of them as an entry, regular files (hard links are none) with their bytes, directories.
+    pub fn count(&mut self, header: &EntryHeader) {
+        self.entries += 1;
+        match header.kind {
+            EntryKind::File => {
+                self.files += 1;
+                self.bytes = self.bytes.saturating_add(header.size);
+            }
+            EntryKind::Directory => self.directories += 1,
+            EntryKind::Symlink | EntryKind::Hardlink => {}
+        }
+    }
+
+    pub fn plus(self, other: &Self) -> Self {
+        Self {
+            entries: self.entries + other.entries,
+            files: self.files + other.files,
+            directories: self.directories + other.directories,
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
 }
 
 /// What stands in `contents.json`, but for the list of files (`files`, its last key).

@@ -5,10 +5,15 @@
 
 pub mod file_list;
 pub mod head;
+mod listing;
 pub mod member;
+mod order;
 pub mod packing;
 pub mod read;
 pub mod seal;
+#[cfg(test)]
+mod tests;
+mod unpack;
 pub mod write;
 
 pub use file_list::{FileLine, FileList, FileListWriter};
@@ -47,3 +52,10 @@ pub enum PortableError {
 }
 
 pub type Result<T, E = PortableError> = std::result::Result<T, E>;
+
+impl PortableError {
+    /// What came through a reader or writer of std as the inside of its error.
+    fn inside(e: std::io::Error) -> std::result::Result<Self, std::io::Error> {
+        e.downcast::<Self>()
+    }
+}

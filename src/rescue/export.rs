@@ -6,18 +6,14 @@ use std::io::{self, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use data_encoding::BASE64;
 use keepd_protocol::model::EntryKind;
 use keepd_protocol::restore::EntryHeader;
-use tar::{Builder, EntryType, Header};
 
 use super::arguments::{Of, Place};
 use super::opened::{self, Opened};
 use super::pour::{Sink, pour};
 use super::{Exit, Failure, Result, print_json, render, tell_some};
-
-/// Longer names stand in a pax header.
-const NAME_BYTES: usize = 100;
+use crate::portable::member;
 
 /// Writes what is selected of a backup to a new file, or to standard output.
 pub fn export(place: &Place, of: &Of, output: &Path, paths: &[OsString]) -> Result<Exit> {
@@ -42,17 +38,11 @@ pub fn export(place: &Place, of: &Of, output: &Path, paths: &[OsString]) -> Resu
         })?),
     };
     let bar = opened::bar(place, "exporting", manifest.bytes());
-    let mut archive = Archive {
-        out: Builder::new(BufWriter::with_capacity(1 << 20, out)),
-        scratch: opened.scratch.clone(),
-        open: None,
-        done: 0,
-        bar: &bar,
-    };
+    let mut archive =
+        Archive { out: BufWriter::with_capacity(1 << 20, out), scratch: opened.scratch.clone(), open: None, done: 0, bar: &bar };
     let poured = pour(&opened, &manifest, &opened::bytes(paths), &mut archive).and_then(|poured| {
-        let mut out = archive.out.into_inner()?;
-        out.flush()?;
-        drop(out);
+        archive.zeros(member::END_BYTES)?;
+        archive.out.flush()?;
         if !to_stdout {
             File::open(output).and_then(|f| f.sync_all()).map_err(|e| Failure::failed(format!("cannot sync {}: {e}", output.display())))?;
         }
@@ -84,7 +74,7 @@ pub fn export(place: &Place, of: &Of, output: &Path, paths: &[OsString]) -> Resu
 /// Entries as they go into the archive. Contents that come in pieces, in any order, are gathered in an unnamed file first, so that nothing of a
 /// file goes in that turns out to be damaged.
 struct Archive<'a> {
-    out: Builder<BufWriter<Box<dyn Write>>>,
+    out: BufWriter<Box<dyn Write>>,
     scratch: PathBuf,
     open: Option<(EntryHeader, File)>,
     done: u64,
@@ -92,61 +82,21 @@ struct Archive<'a> {
 }
 
 impl Archive<'_> {
-    fn append(&mut self, entry: &EntryHeader, contents: impl Read) -> io::Result<()> {
-        let mut path = entry.path.to_bytes().map_err(io::Error::other)?;
-        if entry.kind == EntryKind::Directory {
-            path.push(b'/');
-        }
-        let target = entry.target.as_ref().map(|t| t.to_bytes()).transpose().map_err(io::Error::other)?.unwrap_or_default();
-        let mut header = Header::new_ustar();
-        header.set_entry_type(match entry.kind {
-            EntryKind::File => EntryType::Regular,
-            EntryKind::Directory => EntryType::Directory,
-            EntryKind::Symlink => EntryType::Symlink,
-            EntryKind::Hardlink => EntryType::Link,
-        });
-        header.set_mode(entry.mode & 0o7777);
-        header.set_uid(entry.uid.into());
-        header.set_gid(entry.gid.into());
-        header.set_size(if entry.kind == EntryKind::File { entry.size } else { 0 });
-        header.set_mtime(u64::try_from(entry.mtime_seconds).unwrap_or(0));
-        // Too long a name is left out, the number is there.
-        let _ = entry.user.as_deref().map(|name| header.set_username(name));
-        let _ = entry.group.as_deref().map(|name| header.set_groupname(name));
-        let mut records: Vec<(String, Vec<u8>)> = Vec::new();
-        let mut name = |field: &mut [u8; NAME_BYTES], key: &str, value: &[u8]| {
-            for (to, from) in field.iter_mut().zip(value) {
-                *to = *from;
+    fn append(&mut self, entry: &EntryHeader, mut contents: impl Read) -> io::Result<()> {
+        self.out.write_all(&member::blocks(entry).map_err(io::Error::other)?)?;
+        if entry.kind == EntryKind::File {
+            let copied = io::copy(&mut contents, &mut self.out)?;
+            if copied != entry.size {
+                return Err(io::Error::other(format!("{}: {copied} bytes came, and its entry says {}", entry.path.path, entry.size)));
             }
-            if value.len() > NAME_BYTES || !value.is_ascii() {
-                records.push((key.to_owned(), value.to_vec()));
-            }
-        };
-        name(&mut header.as_old_mut().name, "path", &path);
-        name(&mut header.as_old_mut().linkname, "linkpath", &target);
-        if entry.mtime_nanoseconds > 0 || entry.mtime_seconds < 0 {
-            records.push(("mtime".into(), decimal(entry.mtime_seconds, entry.mtime_nanoseconds).into_bytes()));
+            self.zeros(member::padding(entry.size))?;
         }
-        for (name, value) in &entry.xattrs {
-            let (Some(name), Ok(value)) = (name.to_bytes().ok().and_then(|n| String::from_utf8(n).ok()), BASE64.decode(value.as_bytes()))
-            else {
-                continue;
-            };
-            records.push((format!("SCHILY.xattr.{name}"), value));
-        }
-        header.set_cksum();
-        if !records.is_empty() {
-            self.out.append_pax_extensions(records.iter().map(|(key, value)| (key.as_str(), value.as_slice())))?;
-        }
-        self.out.append(&header, contents)
+        Ok(())
     }
-}
 
-/// Seconds with their fraction, also before 1970.
-fn decimal(seconds: i64, nanoseconds: u32) -> String {
-    let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
-    let sign = if total < 0 { "-" } else { "" };
-    format!("{sign}{}.{:09}", total.unsigned_abs() / 1_000_000_000, total.unsigned_abs() % 1_000_000_000)
+    fn zeros(&mut self, len: u64) -> io::Result<()> {
+        io::copy(&mut io::repeat(0).take(len), &mut self.out).map(drop)
+    }
 }
 
 impl Sink for Archive<'_> {
@@ -187,17 +137,5 @@ impl Sink for Archive<'_> {
     fn lost(&mut self, _: u64) -> io::Result<()> {
         self.open = None;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_have_their_sign_once() {
-        assert_eq!(decimal(5, 25), "5.000000025");
-        assert_eq!(decimal(-1, 750_000_000), "-0.250000000");
-        assert_eq!(decimal(-2, 0), "-2.000000000");
     }
 }

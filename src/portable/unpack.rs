@@ -1,0 +1,257 @@
+//! From an archive as it lies there to the bytes of its tar: opened and decompressed on a thread of its own, some blocks ahead.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use flate2::bufread::MultiGzDecoder;
+use tokio_util::sync::CancellationToken;
+
+use super::seal::{self, Keys, Opener};
+use super::{PortableError, Result};
+
+const BLOCK_BYTES: usize = 1 << 20;
+/// Blocks that are read ahead.
+const AHEAD: usize = 4;
+/// Frames of zstd that need more memory than this power of 2 are refused: `zstd --long=26` makes such.
+const MAX_WINDOW_LOG: u32 = 26;
+/// What may come out besides [`RATIO`] times what went in.
+const FREE_BYTES: u64 = 1 << 30;
+const RATIO: u64 = 250;
+/// How often it is looked whether the work was cancelled.
+const LOOK: Duration = Duration::from_millis(100);
+
+enum Message {
+    /// It is sealed, and bears this name.
+    Archive([u8; 16]),
+    Block(Vec<u8>),
+    Failed(PortableError),
+    End,
+}
+
+/// The bytes of a tar.
+pub struct Unpacked {
+    from: Receiver<Message>,
+    spare: Sender<Vec<u8>>,
+    read: Arc<AtomicU64>,
+    block: Vec<u8>,
+    taken: usize,
+    came: u64,
+    limit: Option<u64>,
+    ended: bool,
+    archive: Option<[u8; 16]>,
+    cancel: CancellationToken,
+}
+
+impl Unpacked {
+    /// `limit`: of decompressed bytes; None: 1 GiB and 250 times what was read.
+    pub fn start<R: Read + Send + 'static>(input: R, keys: Keys, limit: Option<u64>, cancel: CancellationToken) -> Result<Self> {
+        let (to, from) = bounded(AHEAD);
+        let (spare, spares) = bounded(AHEAD + 2);
+        let read = Arc::new(AtomicU64::new(0));
+        let input = Counted { input, read: read.clone() };
+        let pump = move || {
+            let end = match pump(input, &keys, &to, &spares) {
+                Ok(()) => Message::End,
+                Err(e) => Message::Failed(e),
+            };
+            // Nobody waits for it when the archive was given up.
+            let _ = to.send(end);
+        };
+        let started = thread::Builder::new().name("archive-read".into()).spawn(pump);
+        started.map_err(|e| PortableError::Io(io::Error::new(e.kind(), format!("cannot start a thread: {e}"))))?;
+        Ok(Self { from, spare, read, block: Vec::new(), taken: 0, came: 0, limit, ended: false, archive: None, cancel })
+    }
+
+    /// Bytes read of the archive as it lies there.
+    pub fn position(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// Its name, where it was sealed; known with the first bytes.
+    pub fn archive(&self) -> Option<[u8; 16]> {
+        self.archive
+    }
+
+    /// What was not taken of the block that came last; empty at the end alone.
+    fn have(&mut self) -> Result<&[u8]> {
+        while self.taken == self.block.len() && !self.ended {
+            let block = std::mem::take(&mut self.block);
+            self.taken = 0;
+            if block.capacity() > 0 {
+                let _ = self.spare.try_send(block);
+            }
+            match self.next()? {
+                Message::Archive(archive) => self.archive = Some(archive),
+                Message::Failed(e) => return Err(e),
+                Message::End => self.ended = true,
+                Message::Block(block) => {
+                    self.came += block.len() as u64;
+                    let read = self.position();
+                    let most = self.limit.unwrap_or_else(|| FREE_BYTES.saturating_add(RATIO.saturating_mul(read)));
+                    if self.came > most {
+                        return Err(PortableError::TooMuch(format!(
+                            "the archive unpacks to more than {most} bytes, of {read} that were read of it; allow more if that is what it should hold"
+                        )));
+                    }
+                    self.block = block;
+                }
+            }
+        }
+        Ok(self.block.get(self.taken..).unwrap_or_default())
+    }
+
+    fn next(&self) -> Result<Message> {
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(PortableError::Cancelled);
+            }
+            match self.from.recv_timeout(LOOK) {
+                Ok(message) => return Ok(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(PortableError::Io(io::Error::other("the archive cannot be read further: the thread that read it is gone")));
+                }
+            }
+        }
+    }
+
+    /// As many bytes as are at hand; 0 at the end alone.
+    pub fn read(&mut self, into: &mut [u8]) -> Result<usize> {
+        let have = self.have()?;
+        let n = have.len().min(into.len());
+        if let (Some(to), Some(from)) = (into.get_mut(..n), have.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        self.taken += n;
+        Ok(n)
+    }
+
+    /// Fills it; false where it ended before the first byte.
+    pub fn read_exact(&mut self, into: &mut [u8]) -> Result<bool> {
+        let mut done = 0;
+        while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match self.read(rest)? {
+                0 if done == 0 => return Ok(false),
+                0 => return Err(PortableError::Damaged("the archive is cut off: its tar ends within a block".into())),
+                n => done += n,
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn pump<R: Read>(input: Counted<R>, keys: &Keys, to: &Sender<Message>, spares: &Receiver<Vec<u8>>) -> Result<()> {
+    let mut input = BufReader::with_capacity(256 << 10, input);
+    let mut start = [0; 8];
+    let have = fill(&mut input, &mut start)?;
+    let start = start.get(..have).unwrap_or_default();
+    if start.is_empty() {
+        return Err(PortableError::Damaged("the archive is empty".into()));
+    }
+    if seal::is_sealed(start) {
+        let opener = Opener::open(input, keys)?;
+        if to.send(Message::Archive(opener.archive())).is_err() {
+            return Ok(());
+        }
+        return unpack(BufReader::with_capacity(64 << 10, opener), to, spares);
+    }
+    if !keys.is_empty() {
+        let text = "the archive is not sealed, and a key was given to open it with; give it without a key if that is what you expect";
+        return Err(PortableError::NotOpen(text.into()));
+    }
+    let start = start.to_vec();
+    unpack(BufReader::with_capacity(256 << 10, io::Cursor::new(start).chain(input)), to, spares)
+}
+
+fn unpack(mut input: impl BufRead, to: &Sender<Message>, spares: &Receiver<Vec<u8>>) -> Result<()> {
+    let start = input.fill_buf().map_err(|e| failed(e, ""))?;
+    match start {
+        [] => Err(PortableError::Damaged("the archive is empty".into())),
+        [0x1f, 0x8b, ..] => send(&mut MultiGzDecoder::new(input), to, spares, "gzip"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(PortableError::Io)?;
+            decoder.window_log_max(MAX_WINDOW_LOG).map_err(PortableError::Io)?;
+            send(&mut decoder, to, spares, "zstd")
+        }
+        [b'B', b'Z', b'h', ..] => Err(other_packing("bzip2", "bunzip2")),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => Err(other_packing("xz", "unxz")),
+        [b'P', b'K', 3, 4, ..] => {
+            Err(PortableError::Version("it is a zip file; keepd reads tar archives: plain, or compressed with gzip or zstd".into()))
+        }
+        _ => send(&mut input, to, spares, "tar"),
+    }
+}
+
+fn other_packing(name: &str, program: &str) -> PortableError {
+    PortableError::Version(format!(
+        "the archive is compressed with {name}; keepd reads plain tar, gzip and zstd: decompress it with '{program}' first"
+    ))
+}
+
+fn send(input: &mut impl Read, to: &Sender<Message>, spares: &Receiver<Vec<u8>>, what: &str) -> Result<()> {
+    loop {
+        let mut block = spares.try_recv().unwrap_or_default();
+        block.clear();
+        // What came before an error is passed on first: the tar in it may say more.
+        let read = input.take(BLOCK_BYTES as u64).read_to_end(&mut block);
+        if !block.is_empty() && to.send(Message::Block(block)).is_err() {
+            return Ok(());
+        }
+        match read {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(e) => return Err(failed(e, what)),
+        }
+    }
+}
+
+/// Says whose error it is: of the place it is read from, of the sealing, or of the compression.
+fn failed(e: io::Error, what: &str) -> PortableError {
+    match PortableError::inside(e) {
+        Ok(inside) => inside,
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+            PortableError::Damaged(format!("the archive is cut off: its {what} stream ends early"))
+        }
+        Err(e) if e.to_string().contains("too much memory") => PortableError::TooMuch(format!(
+            "the archive was compressed with a window of more than {} MiB, which is not read; compress it again without --long or --ultra",
+            1u64 << (MAX_WINDOW_LOG - 20)
+        )),
+        Err(e) => PortableError::Damaged(format!("the archive's {what} stream is damaged: {e}")),
+    }
+}
+
+fn fill(input: &mut impl Read, into: &mut [u8]) -> Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match input.read(rest).map_err(|e| failed(e, ""))? {
+            0 => break,
+            n => done += n,
+        }
+    }
+    Ok(done)
+}
+
+/// Counts what is read, and marks its errors as those of the place it is read from.
+struct Counted<R> {
+    input: R,
+    read: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.input.read(into) {
+                Ok(n) => {
+                    self.read.fetch_add(n as u64, Ordering::Relaxed);
+                    return Ok(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(io::Error::other(PortableError::Io(e))),
+            }
+        }
+    }
+}
