@@ -56,7 +56,11 @@ pub fn manifest(head: &Head, tail: Option<&Tail>, companion: Option<&Companion>,
         added_bytes: size,
         new_bytes: None,
         parent: None,
-        origin: data_encoding::HEXLOWER.decode(origin.backup.as_bytes()).ok().and_then(|id| <[u8; 32]>::try_from(id).ok()).map(ByteArray::from),
+        origin: data_encoding::HEXLOWER
+            .decode(origin.backup.as_bytes())
+            .ok()
+            .and_then(|id| <[u8; 32]>::try_from(id).ok())
+            .map(ByteArray::from),
         description: origin.description.clone(),
         version: tail.map_or(&origin.version, |t| &t.version).clone(),
         schema_version: tail.map_or(&origin.schema_version, |t| &t.schema_version).clone(),

@@ -4,9 +4,9 @@
 //! ([`pour`] into a repository for those who read one). docs/archive-layout.md describes them for users, docs/archive.md byte by byte.
 
 pub mod companion;
+pub mod describe;
 pub mod name;
 pub mod parts;
-pub mod describe;
 pub mod place;
 pub mod pour;
 pub mod sink;

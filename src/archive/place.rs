@@ -28,13 +28,14 @@ pub struct Archives {
     pub private_keys: Vec<Arc<PrivateKey>>,
     /// Where unnamed files may lie.
     pub work_dir: PathBuf,
+    /// Nothing but this object counts, whatever it is called.
+    pub only: Option<String>,
 }
 
 /// An archive that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct There {
     pub object: String,
-    pub name: ArchiveName,
     /// In bytes.
     pub size: u64,
 }
@@ -63,10 +64,16 @@ impl Archives {
     pub fn list(&self) -> Result<List, StorageError> {
         let mut list = List::default();
         for object in self.storage.top()? {
+            if let Some(only) = &self.only {
+                if *only == object.name {
+                    list.archives.push(There { object: object.name, size: object.size });
+                }
+                continue;
+            }
             if let Some(archive) = object.name.strip_suffix(COMPANION).filter(|name| ArchiveName::parse(name).is_some()) {
                 list.companions.push(archive.to_owned());
-            } else if let Some(name) = ArchiveName::parse(&object.name) {
-                list.archives.push(There { object: object.name, name, size: object.size });
+            } else if ArchiveName::parse(&object.name).is_some() {
+                list.archives.push(There { object: object.name, size: object.size });
             } else {
                 list.foreign.push(object.name);
             }

@@ -10,7 +10,9 @@ use super::place::{Opened, ReadError};
 use super::{describe, parts};
 use crate::portable::head::Source;
 use crate::portable::{Head, Tail};
-use crate::repository::entry::{ChunkId, Content, Entry, EntrySink, Extent, Kind, MAX_CHUNK_BYTES, SMALL_FILE_BYTES, Segment, SinkError, Time};
+use crate::repository::entry::{
+    ChunkId, Content, Entry, EntrySink, Extent, Kind, MAX_CHUNK_BYTES, SMALL_FILE_BYTES, Segment, SinkError, Time,
+};
 use crate::repository::source_writer::SourceWriter;
 use crate::repository::writer::Writer;
 use crate::repository::{Manifest, RepositoryError};

@@ -14,17 +14,17 @@ use tokio_util::sync::CancellationToken;
 use super::parts;
 use crate::portable::head::{Source, Totals};
 use crate::portable::{ArchiveWriter, Made, PortableError, Tail};
-use crate::repository::entry::{Entry, EntrySink, Kind, Segment, SinkError, Texture, path_order};
 use crate::repository::ChunkId;
+use crate::repository::entry::{Entry, EntrySink, Kind, Segment, SinkError, Texture, path_order};
 
 /// Of a file whose length is not known before, so much is gathered, and so long are its parts, in bytes.
 pub const PART_BYTES: usize = 32 << 20;
 
 /// Is told the path and the kind of each entry.
-pub type Watch<'w> = Box<dyn FnMut(&[u8], Kind) -> Result<(), SinkError> + 'w>;
+pub type Watch = Box<dyn FnMut(&[u8], Kind) -> Result<(), SinkError>>;
 
 /// Takes the sources of one backup, one after the other.
-pub struct ArchiveSink<'w, W: Write + Send + 'static> {
+pub struct ArchiveSink<W: Write + Send + 'static> {
     archive: ArchiveWriter<W>,
     cancel: CancellationToken,
     source: Source,
@@ -32,7 +32,7 @@ pub struct ArchiveSink<'w, W: Write + Send + 'static> {
     open: Open,
     space: Vec<u8>,
     chunks: u64,
-    watch: Option<Watch<'w>>,
+    watch: Option<Watch>,
     pub users: HashSet<u32>,
     pub groups: HashSet<u32>,
 }
@@ -41,9 +41,18 @@ pub struct ArchiveSink<'w, W: Write + Send + 'static> {
 enum Open {
     Nothing,
     /// A file that was announced with its length, of which so many bytes are missing.
-    Known { path: Vec<u8>, size: u64, left: u64 },
+    Known {
+        path: Vec<u8>,
+        size: u64,
+        left: u64,
+    },
     /// One of unknown length.
-    Gathered { entry: Box<Entry>, bytes: Vec<u8>, parts: u64, size: u64 },
+    Gathered {
+        entry: Box<Entry>,
+        bytes: Vec<u8>,
+        parts: u64,
+        size: u64,
+    },
 }
 
 fn bug(text: &str) -> SinkError {
@@ -60,7 +69,7 @@ impl From<PortableError> for SinkError {
     }
 }
 
-impl<'w, W: Write + Send + 'static> ArchiveSink<'w, W> {
+impl<W: Write + Send + 'static> ArchiveSink<W> {
     pub fn new(archive: ArchiveWriter<W>, cancel: CancellationToken) -> Self {
         Self {
             archive,
@@ -77,10 +86,10 @@ impl<'w, W: Write + Send + 'static> ArchiveSink<'w, W> {
     }
 
     /// The next source, in the order of the archive's head; `watch` is told its entries.
-    pub fn begin_source(&mut self, source: Source, watch: Option<Watch<'w>>) {
+    pub fn begin_source(&mut self, source: Source, watch: Watch) {
         self.source = source;
         self.last_path = None;
-        self.watch = watch;
+        self.watch = Some(watch);
     }
 
     /// Ends a source; gives it with its counts.
@@ -254,7 +263,7 @@ impl<'w, W: Write + Send + 'static> ArchiveSink<'w, W> {
     }
 }
 
-impl<W: Write + Send + 'static> EntrySink for ArchiveSink<'_, W> {
+impl<W: Write + Send + 'static> EntrySink for ArchiveSink<W> {
     fn push(&mut self, entry: Entry) -> Result<(), SinkError> {
         match (&self.open, entry.kind) {
             (Open::Nothing, Kind::File) if entry.size > 0 => Err(bug("a file came without its contents")),

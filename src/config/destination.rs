@@ -8,8 +8,8 @@ use super::load::Known;
 use super::problem::{did_you_mean, looks_like_key, quoted};
 use super::reader::{Item, Table};
 use super::{
-    Bandwidth, Compression, Destination, Encryption, Hours, KeySource, Layout, OptionValue, Rates, Retention, SecretSource, TokenSource, Transfer,
-    service, value,
+    Bandwidth, Compression, Destination, Encryption, Hours, KeySource, Layout, OptionValue, Rates, Retention, SecretSource, TokenSource,
+    Transfer, service, value,
 };
 
 /// The directory of a destination on this machine.
@@ -344,8 +344,14 @@ fn common(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
 fn fits_archives(table: &Table<'_>) -> bool {
     const WITHOUT: [(&str, &str); 4] = [
         ("prune_grace", "has no use with layout = \"archive\": a backup is one file, and is gone when that is removed"),
-        ("check_every", "does not go with layout = \"archive\": there are no packs to read a few at a time; a calendar can run 'keepctl check NAME --read-data'"),
-        ("object_lock", "does not go with layout = \"archive\" yet: leave it out, or let the bucket's own default lock what is written to it"),
+        (
+            "check_every",
+            "does not go with layout = \"archive\": there are no packs to read a few at a time; a calendar can run 'keepctl check NAME --read-data'",
+        ),
+        (
+            "object_lock",
+            "does not go with layout = \"archive\" yet: leave it out, or let the bucket's own default lock what is written to it",
+        ),
         ("object_lock_mode", "does not go with layout = \"archive\" yet"),
     ];
     let mut good = true;
@@ -362,7 +368,10 @@ fn fits_archives(table: &Table<'_>) -> bool {
         _ => return good,
     };
     if let Some(item) = table.get("layout") {
-        item.report(format!("\"archive\" does not go with service = {}: {why}; leave layout out there", quoted(service.unwrap_or_default())));
+        item.report(format!(
+            "\"archive\" does not go with service = {}: {why}; leave layout out there",
+            quoted(service.unwrap_or_default())
+        ));
     }
     false
 }

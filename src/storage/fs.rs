@@ -76,7 +76,12 @@ pub(super) fn sweep_unlocked(storage: &Storage, root: &Path) -> Result<u64> {
 pub(super) fn top(storage: &Storage, root: &Path) -> Result<Vec<Listed>> {
     let failed = |e: io::Error| storage.failed("list", "the directory", e.to_string());
     let mut found = Vec::new();
-    for entry in fs::read_dir(root).map_err(failed)? {
+    let entries = match fs::read_dir(root) {
+        // Nothing was written to it yet, or it is not mounted: whoever knows what was there tells them apart.
+        Err(e) if absent(&e) => return Ok(found),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
         let entry = entry.map_err(failed)?;
         // Names that are no text are none of ours.
         let Ok(name) = entry.file_name().into_string() else { continue };

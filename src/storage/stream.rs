@@ -38,16 +38,8 @@ pub struct ObjectWriter {
 }
 
 enum To {
-    File {
-        file: File,
-        temporary: PathBuf,
-        synced: u64,
-    },
-    Upload {
-        upload: Option<Upload>,
-        part: Vec<u8>,
-        parts: usize,
-    },
+    File { file: File, temporary: PathBuf, synced: u64 },
+    Upload { upload: Option<Upload>, part: Vec<u8>, parts: usize },
     Done,
 }
 
@@ -63,7 +55,8 @@ impl Storage {
                 let temporary = temporary_name().map_err(|e| self.failed("write", name, e.to_string()))?;
                 let temporary = root.join(temporary + fs::STREAM);
                 let parent = temporary.parent().unwrap_or(root);
-                let made = fs::make_directories(root, parent).and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary));
+                let made = fs::make_directories(root, parent)
+                    .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary));
                 let file = made.map_err(|e| self.io("write", name, &e))?;
                 // Says to who sweeps that somebody writes it. Where a file system cannot, its age will not say so either: it stays.
                 let _ = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
@@ -79,7 +72,15 @@ impl Storage {
     /// Reads an object from its start to its end.
     pub fn reader(&self, name: &str) -> Result<ObjectReader> {
         let size = self.size(name)?;
-        Ok(ObjectReader { storage: self.clone(), name: name.to_owned(), size, at: 0, buffer: ReadBuffer::default(), used: 0, problem: Problem::default() })
+        Ok(ObjectReader {
+            storage: self.clone(),
+            name: name.to_owned(),
+            size,
+            at: 0,
+            buffer: ReadBuffer::default(),
+            used: 0,
+            problem: Problem::default(),
+        })
     }
 
     /// The objects at the top, not those in directories, sorted by name: the complete list or an error.

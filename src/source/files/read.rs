@@ -70,7 +70,8 @@ impl Capture<'_> {
             if let Pass::Failed(e) = pass {
                 if passed_on {
                     // Its beginning is on its way already.
-                    let text = format!("{} could not be read to its end ({e}): what is missing stands as zeros in the archive", self.shown(&path));
+                    let text =
+                        format!("{} could not be read to its end ({e}): what is missing stands as zeros in the archive", self.shown(&path));
                     self.context.report.left_out(text);
                     let entry = described(path, Kind::File, &before);
                     return self.keep(Entry { changed_while_read: true, ..entry }, small).map(|()| true);
