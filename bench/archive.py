@@ -67,7 +67,7 @@ class Daemon:
 
 def workload(name, scale):
     """The paths that are backed up, with their kinds."""
-    root = HERE / ".work" / "data" / f"archive-{name}-{scale}"
+    root = HERE / ".work" / "data" / (name if scale == 1 else f"{name}-{scale}")
     if not (root / "spec.json").exists():
         run([sys.executable, HERE / "workloads.py", "gen", name, "--root", root, "--scale", str(scale)])
     if name == "w1":

@@ -25,6 +25,8 @@ pub struct Candidate {
     pub proven: bool,
     /// It was made of what was there before a restore in place: see [`SAFETY_DAYS`].
     pub safety: bool,
+    /// It was imported: whoever did so deletes it, too.
+    pub imported: bool,
 }
 
 /// What becomes of a backup. There is at least one reason, also for removing it.
@@ -47,6 +49,7 @@ const DAY_NANOSECONDS: i128 = 86_400 * 1_000_000_000;
 /// - No rule at all keeps everything.
 /// - Rules look at good backups only. The newest good one is never removed, nor the newest proven one, nor a pinned one.
 /// - A safety copy stays for [`SAFETY_DAYS`] and counts for nothing.
+/// - An imported backup stays until it is deleted, and counts for nothing.
 /// - A suspect backup stays until it is older than every good one that is kept.
 /// - A backup from more than a day in the future (a clock was wrong) stays and counts for nothing: it would push out good ones.
 pub fn decide(backups: &[Candidate], policy: &Retention, now: Timestamp, zone: &TimeZone) -> Vec<Verdict> {
@@ -61,7 +64,9 @@ pub fn decide(backups: &[Candidate], policy: &Retention, now: Timestamp, zone: &
         if backup.pinned {
             verdict.keep("pinned");
         }
-        if age(backup, now) < -DAY_NANOSECONDS {
+        if backup.imported {
+            verdict.keep("imported: kept until it is deleted");
+        } else if age(backup, now) < -DAY_NANOSECONDS {
             verdict.keep("its time lies in the future, so it is not counted");
             verdict.quarantined = true;
         } else if backup.safety {
@@ -121,7 +126,7 @@ pub fn falls(
     let mut fallen = BTreeMap::new();
     let here = kept(backups, now);
     let mut left: Vec<Candidate> = backups.iter().filter(|b| here.contains(&b.id)).cloned().collect();
-    let mut real = left.iter().filter(|b| !b.pinned).count();
+    let mut real = left.iter().filter(|b| !b.pinned && !b.imported).count();
     let mut work = 0;
     for (n, tick) in ticks.enumerate() {
         work += left.len() + 1;
@@ -129,7 +134,7 @@ pub fn falls(
             break;
         }
         // Names that are no ids of backups.
-        left.push(Candidate { id: format!("+{n}"), time: tick, good: true, pinned: false, proven: false, safety: false });
+        left.push(Candidate { id: format!("+{n}"), time: tick, good: true, pinned: false, proven: false, safety: false, imported: false });
         let stay = kept(&left, tick);
         left.retain(|b| {
             let stays = stay.contains(&b.id);
@@ -230,7 +235,7 @@ mod tests {
     }
 
     fn good(id: &str, time: &str) -> Candidate {
-        Candidate { id: id.into(), time: at(time), good: true, pinned: false, proven: false, safety: false }
+        Candidate { id: id.into(), time: at(time), good: true, pinned: false, proven: false, safety: false, imported: false }
     }
 
     fn suspect(id: &str, time: &str) -> Candidate {
@@ -406,7 +411,15 @@ mod tests {
         for now in ends {
             let backups: Vec<_> = ends
                 .iter()
-                .map(|&time| Candidate { id: time.to_string(), time, good: true, pinned: false, proven: false, safety: false })
+                .map(|&time| Candidate {
+                    id: time.to_string(),
+                    time,
+                    good: true,
+                    pinned: false,
+                    proven: false,
+                    safety: false,
+                    imported: false,
+                })
                 .collect();
             let all = Some(u32::MAX);
             let policy = Retention {
@@ -426,19 +439,20 @@ mod tests {
 
     fn backups() -> impl Strategy<Value = Vec<Candidate>> {
         // Hours over three years, dense enough for ties and shared periods.
-        proptest::collection::vec((0i64..26_280, prop::bool::weighted(0.8), prop::bool::weighted(0.05), prop::bool::weighted(0.05)), 0..60)
-            .prop_map(|found| {
-                let start = at("2024-01-01T00:00:00Z").as_second();
-                let candidate = |(n, (hours, good, pinned, proven)): (usize, (i64, bool, bool, bool))| Candidate {
-                    id: format!("{n:02}"),
-                    time: Timestamp::from_second(start + hours * 3600).expect("in range"),
-                    good,
-                    pinned,
-                    proven,
-                    safety: false,
-                };
-                found.into_iter().enumerate().map(candidate).collect()
-            })
+        let seldom = || prop::bool::weighted(0.05);
+        proptest::collection::vec((0i64..26_280, prop::bool::weighted(0.8), seldom(), seldom(), seldom()), 0..60).prop_map(|found| {
+            let start = at("2024-01-01T00:00:00Z").as_second();
+            let candidate = |(n, (hours, good, pinned, proven, imported)): (usize, (i64, bool, bool, bool, bool))| Candidate {
+                id: format!("{n:02}"),
+                time: Timestamp::from_second(start + hours * 3600).expect("in range"),
+                good,
+                pinned,
+                proven,
+                safety: false,
+                imported,
+            };
+            found.into_iter().enumerate().map(candidate).collect()
+        })
     }
 
     fn policy() -> impl Strategy<Value = Retention> {
@@ -466,11 +480,20 @@ mod tests {
         fn the_newest_good_one_stays(backups in backups(), policy in policy()) {
             let kept = keeps(&backups, &policy);
             let now = at("2026-06-02T00:00:00Z");
-            let newest = backups.iter().filter(|b| b.good && b.time <= now).max_by_key(|b| (b.time, &b.id));
+            let newest = backups.iter().filter(|b| b.good && !b.imported && b.time <= now).max_by_key(|b| (b.time, &b.id));
             if let Some(newest) = newest {
                 prop_assert!(kept.contains(&newest.id));
             }
             prop_assert!(backups.is_empty() || !kept.is_empty());
+        }
+
+        #[test]
+        fn an_imported_one_stays_and_changes_nothing(backups in backups(), policy in policy()) {
+            let kept = keeps(&backups, &policy);
+            prop_assert!(backups.iter().filter(|b| b.imported).all(|b| kept.contains(&b.id)));
+            let own: Vec<_> = backups.iter().filter(|b| !b.imported).cloned().collect();
+            let own_kept: BTreeSet<_> = kept.into_iter().filter(|id| own.iter().any(|b| b.id == *id)).collect();
+            prop_assert_eq!(keeps(&own, &policy), own_kept);
         }
 
         #[test]
@@ -495,7 +518,7 @@ mod tests {
             for pinned in backups.iter().filter(|b| b.pinned) {
                 prop_assert!(kept.contains(&pinned.id));
             }
-            let counted: Vec<_> = backups.iter().filter(|b| b.good && b.time <= now).collect();
+            let counted: Vec<_> = backups.iter().filter(|b| b.good && !b.imported && b.time <= now).collect();
             if let Some(proven) = counted.iter().filter(|b| b.proven).max_by_key(|b| (b.time, &b.id)) {
                 prop_assert!(kept.contains(&proven.id));
             }
@@ -514,7 +537,7 @@ mod tests {
             for (id, when) in &falls {
                 prop_assert!(*when > now);
                 prop_assert!(verdicts.iter().any(|v| v.id == *id && v.keep));
-                prop_assert!(backups.iter().any(|b| b.id == *id && !b.pinned));
+                prop_assert!(backups.iter().any(|b| b.id == *id && !b.pinned && !b.imported));
             }
             prop_assert!(!policy.keeps_everything() || falls.is_empty());
         }

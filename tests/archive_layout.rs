@@ -303,6 +303,52 @@ fn copies_go_both_ways() {
     fs::rename(keepd.path("far"), keepd.path("lost2")).unwrap();
     assert_restores(&keepd, "latest");
     keepd.ok(&["check", "third", "--read-data"]);
+    rusqlite::Connection::open(keepd.path("shop.db")).unwrap().execute_batch("DELETE FROM account").unwrap();
+    keepd.ok(&["restore", "latest", "--in-place", "--yes", "--no-safety-backup"]);
+    assert_eq!(proven_sum(&keepd.path("shop.db")), 50_000);
+}
+
+#[test]
+fn an_archive_is_carried_from_one_destination_to_another_by_hand_and_imported() {
+    let keepd = prepared();
+    let bytes = noise(40_000_000, 3);
+    fs::write(keepd.path("noise"), &bytes).unwrap();
+    let command = format!(
+        "[[job.shop.source]]\nname = \"export\"\ncommand = [\"cat\", \"{}\"]\nfile = \"export.bin\"\n",
+        keepd.path("noise").display()
+    );
+    let targets = [archives(&keepd, "near", PLAIN)];
+    let keepd = started(&targets, keepd, "", &command);
+    keepd.ok(&["backup", "shop"]);
+    let backup = keepd.backups().remove(0);
+    let archive = objects(&keepd.path("near")).remove(0);
+    // The other destination is another machine's.
+    let mut other = Keepd::prepared();
+    fs::remove_dir(other.path("files")).unwrap();
+    let targets = [archives(&other, "here", SEALED), repository(&other, "imported")];
+    configure(&other, &targets, "", "");
+    fs::create_dir(other.path("here")).unwrap();
+    fs::copy(&archive, other.path("here").join(archive.file_name().unwrap())).unwrap();
+    other.start();
+    wait_for("the catalogue", &other, || {
+        other.json(&["list"]).as_array().is_some_and(|l| l.iter().any(|b| b["destinations"].as_array().unwrap().len() == 2))
+    });
+    assert_eq!(other.backups(), [backup.as_str()], "it is known by its own id, and was copied on");
+    let is_whole = |to: &Path| {
+        assert_same(&keepd.path("files"), &to.join("files"));
+        assert_eq!(proven_sum(&to.join("db/shop.db")), 50_000);
+        assert!(fs::read(to.join("export/export.bin")).unwrap() == bytes);
+    };
+    is_whole(&other.restored(&backup));
+    fs::rename(other.path("imported"), other.path("away")).unwrap();
+    is_whole(&other.restored(&backup));
+    other.stop();
+    // Imported, the parts are one file, too.
+    let mut third = Keepd::prepared();
+    configure(&third, &[repository(&third, "imported")], "", "");
+    third.start();
+    third.ok(&["import", archive.to_str().unwrap(), "--to", "imported"]);
+    is_whole(&third.restored("latest"));
 }
 
 #[test]

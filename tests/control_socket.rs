@@ -323,6 +323,7 @@ fn the_interface_text_fits_the_methods() {
         show_run "ShowRun", list_backups "ListBackups", show_backup "ShowBackup", list_entries "ListEntries", diff_backups "DiffBackups", watch "Watch", reload "Reload", start_compare "StartCompare",
         start_in_place "StartInPlace", start_undo "StartUndo",
         start_coverage "StartCoverage", get_coverage "GetCoverage", acknowledge_coverage "AcknowledgeCoverage", start_drill "StartDrill",
-        list_keys "ListKeys", start_key_add "StartKeyAdd", start_key_remove "StartKeyRemove", start_key_rotate "StartKeyRotate", make_kit "MakeKit");
+        list_keys "ListKeys", start_key_add "StartKeyAdd", start_key_remove "StartKeyRemove", start_key_rotate "StartKeyRotate", make_kit "MakeKit",
+        initiate_import "InitiateImport", upload_import "UploadImport", start_import "StartImport", get_import "GetImport", list_imports "ListImports", cancel_import "CancelImport");
     assert_eq!(seen, known.len());
 }

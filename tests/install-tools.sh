@@ -27,6 +27,8 @@ if [ "$what" = test ]; then
     # What the decoder needs where its Python packages are not.
     need zstd zstd
     need setfacl acl
+    # Its snapshots are imported.
+    need restic restic
     # Servers the tests start for themselves.
     [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
     [ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"

@@ -136,6 +136,100 @@ pub struct CoverageArguments {
     pub forget: Vec<String>,
 }
 
+/// What is imported, where keepd did not make it.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// A tar that keepd did not make, compressed or not
+    Tar,
+    /// A directory
+    Directory,
+}
+
+#[derive(Args, Clone)]
+pub struct ImportArguments {
+    /// An archive that 'keepctl export' made, or what --from says; '-' for standard input
+    #[arg(required_unless_present_any = ["list", "status", "cancel"])]
+    pub file: Option<PathBuf>,
+    /// <source> or <source>/<path>, as the archive calls them: only these
+    pub paths: Vec<OsString>,
+    /// A key that it opens with, tried before those of the configured profiles; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub key: Vec<PathBuf>,
+    /// Where it goes, if there are several destinations
+    #[arg(long, value_name = "NAME")]
+    pub destination: Option<String>,
+    /// The job here whose backup it is to be
+    #[arg(long, value_name = "JOB")]
+    pub job: Option<String>,
+    /// Only this source; may be repeated. With --from: the source that it is of
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Vec<String>,
+    /// A source's name in the archive, and the one that it gets; may be repeated
+    #[arg(long, value_name = "OLD=NEW")]
+    pub rename_source: Vec<String>,
+    /// When the same backup is there already
+    #[arg(long, value_name = "WHAT", value_parser = ["skip", "rename", "replace"])]
+    pub on_conflict: Option<String>,
+    /// Read and prove all of it, and store nothing
+    #[arg(long)]
+    pub validate_only: bool,
+    /// Read at most so much each second, such as 20MiB/s
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub bandwidth: Option<u64>,
+    /// How long it may take to be started, and a pipe to go on, such as 1h
+    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    pub timeout: Option<u64>,
+    /// Refuse contents of more than so much, such as 100GiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_size: Option<u64>,
+    /// It was not made by keepd
+    #[arg(long, value_name = "WHAT", requires = "job")]
+    pub from: Option<From>,
+    /// Of what keepd did not make: when it was made (RFC 3339)
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<String>,
+    #[arg(long)]
+    pub name: Option<String>,
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+    /// A label to find it by; may be repeated
+    #[arg(long, value_name = "K=V")]
+    pub label: Vec<String>,
+    /// Return at once (not with a directory)
+    #[arg(long)]
+    pub detach: bool,
+    /// Imports that are under way, and those that ended within a day
+    #[arg(long, conflicts_with = "file")]
+    pub list: bool,
+    /// How an import is doing
+    #[arg(long, value_name = "IMPORT", conflicts_with_all = ["file", "list"])]
+    pub status: Option<String>,
+    /// End an import that is under way
+    #[arg(long, value_name = "IMPORT", conflicts_with_all = ["file", "list"])]
+    pub cancel: Option<String>,
+}
+
+/// `20MiB`, `512k`, `1G`: bytes, with units of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    const WANTED: &str = "write a number of bytes, or one with KiB, MiB, GiB or TiB, such as 100GiB";
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(WANTED.into()),
+    };
+    let number: u64 = number.parse().map_err(|_| WANTED)?;
+    number.checked_mul(1 << shift).filter(|n| *n > 0).ok_or_else(|| WANTED.into())
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    size(text.strip_suffix("/s").unwrap_or(text))
+}
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Jobs, last good backup, next run, destinations
@@ -349,6 +443,8 @@ pub enum Command {
         #[command(flatten)]
         keys: KeyArguments,
     },
+    /// Make a backup of an archive: of 'keepctl export', a tar, a directory
+    Import(ImportArguments),
     /// What on this machine is in no job: databases, directories of services, mounts
     ///
     /// Exit: 0 when there is no gap but acknowledged ones, 3 when there are.

@@ -18,7 +18,7 @@ use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, J
 use crate::client::{Client, socket};
 use crate::keys::Keys;
 use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
-use crate::{Exit, Failure, compare, coverage, drill, export, follow, in_place, key};
+use crate::{Exit, Failure, compare, coverage, drill, export, follow, import, in_place, key};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -165,6 +165,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             context.done(&out, &format!("configuration reloaded: {}", escape(&out.message)))
         }
         Command::Compare { of, paths, deep, keys } => compare::compare(arguments, &socket, of, paths, *deep, &keys.open()?),
+        Command::Import(options) => import::run(&context, options),
         Command::Coverage(options) => coverage::coverage(arguments, &socket, options),
         Command::Drill { backup, job, detach, keys } => {
             let started = drill::start(&mut context.client()?, backup.clone(), job.clone(), &keys.open()?)?;
@@ -180,7 +181,7 @@ fn backup_type(word: Option<&str>) -> Result<Option<BackupType>> {
     word.map(str::parse::<BackupType>).transpose().map_err(|e| Failure::new(Exit::Usage, e))
 }
 
-fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
+pub fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
     let pair = |label: &String| label.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
     let wrong = |label: &String| Failure::new(Exit::Usage, format!("'{label}' is no label; write it as key=value"));
     given.iter().map(|label| pair(label).ok_or_else(|| wrong(label))).collect()

@@ -9,6 +9,7 @@ mod drill;
 mod edit;
 mod export;
 mod follow;
+mod import;
 mod in_place;
 mod key;
 mod keys;

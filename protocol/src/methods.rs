@@ -135,7 +135,32 @@ method!(/// Writes the recovery kit of a profile into the descriptor passed alon
     /// `include_secrets`: so do the passwords and access keys of the destinations. Where the profile's key cannot be written down, a new one is made that opens its destinations.
     make_kit { profile: String, #[serde(default)] include_secrets: bool, #[serde(default)] private_key: bool } -> { run: String, fingerprint: Option<String> });
 
+method!(/// Begins the import of an archive. It must be started within `timeout_seconds` (default 3600, at most a week); as long may a pipe keep its reader waiting.
+    /// `job`: the backup's job here. `sources`, `paths` (`<source>[/<path>]`), as the archive calls them: only these. `rename_sources`: by their names in the archive.
+    /// `bandwidth`: bytes each second. `foreign_source`: a tar that keepd did not make is taken as this source of `job`. `max_bytes`: of contents, at most.
+    /// `time` (RFC 3339) and `place`: of a foreign tar, when and where it was made.
+    initiate_import { destination: String, #[serde(default)] job: Option<String>, #[serde(default)] sources: Vec<String>, #[serde(default)] paths: Vec<BytesPath>,
+        #[serde(default)] rename_sources: BTreeMap<String, String>, #[serde(default)] on_conflict: OnConflict, #[serde(default)] validate_only: bool,
+        #[serde(default)] bandwidth: Option<u64>, #[serde(default)] timeout_seconds: Option<u64>, #[serde(default)] foreign_source: Option<String>,
+        #[serde(default)] max_bytes: Option<u64>, #[serde(default)] time: Option<String>, #[serde(default)] place: Option<String>,
+        #[serde(default)] name: Option<String>, #[serde(default)] description: Option<String>, #[serde(default)] labels: BTreeMap<String, String> } -> { import: String, deadline: String });
+method!(/// Gives an import its archive, or a key. Either as a descriptor passed along (a file, or for the archive also a pipe or socket, which the run reads), or as `data`
+    /// (base64, at most 512 KiB of bytes) at `offset`, the one with `last` at its end. `next`: where the next piece goes on, also when this one was not at its place.
+    /// `confirm`: the archive in the pipe counts only when a further call, with `last` and nothing else, says that it is whole.
+    upload_import { import: String, #[serde(default)] part: ImportPart, #[serde(default)] offset: u64, #[serde(default)] data: Option<String>, #[serde(default)] last: bool,
+        #[serde(default)] confirm: bool } -> { next: u64 });
+method!(/// Starts an import whose archive was given, as a run.
+    start_import { import: String } -> { run: String });
+method!(/// One import.
+    get_import { import: String } -> { import: Import });
+method!(/// Imports that are under way, and those that ended within a day, newest first.
+    list_imports { } -> { imports: Vec<Import> });
+method!(/// Ends an import: one that was not started is removed, one that is processed is cancelled.
+    cancel_import { import: String } -> { });
+
 names! {
+    initiate_import as InitiateImport = "InitiateImport", upload_import as UploadImport = "UploadImport", start_import as StartImport = "StartImport",
+    get_import as GetImport = "GetImport", list_imports as ListImports = "ListImports", cancel_import as CancelImport = "CancelImport",
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",
     start_backup as StartBackup = "StartBackup", start_check as StartCheck = "StartCheck", start_prune as StartPrune = "StartPrune",
     start_delete as StartDelete = "StartDelete", mark_backup as MarkBackup = "MarkBackup", show_retention as ShowRetention = "ShowRetention",

@@ -39,7 +39,13 @@ word_enum!(/// Why a backup was made.
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", Key = "key", ReEncrypt = "re-encrypt", Export = "export" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", Key = "key", ReEncrypt = "re-encrypt", Export = "export", Import = "import" });
+word_enum!(/// Where an import is. `timeout`: it was not started by its deadline.
+    ImportState { #[default] Pending = "pending", Uploading = "uploading", Processing = "processing", Completed = "completed", Failed = "failed", Timeout = "timeout" });
+word_enum!(/// What is done when a backup of the same id is at the destination already.
+    OnConflict { #[default] Skip = "skip", Rename = "rename", Replace = "replace" });
+word_enum!(/// What is uploaded of an import: the archive, or a key that it opens with.
+    ImportPart { #[default] Archive = "archive", Key = "key" });
 word_enum!(/// How a portable archive is compressed.
     ArchiveCompression { #[default] None = "none", Gzip = "gzip", Zstd = "zstd" });
 word_enum!(/// Whether a profile's keys open a slot: the one that is configured, or one of before.
@@ -53,12 +59,18 @@ word_enum!(/// Where a run is. `partial`: done, but something was left out and i
 word_enum!(Level { #[default] Info = "info", Warning = "warning", Error = "error" });
 word_enum!(EntryKind { #[default] File = "file", Directory = "directory", Symlink = "symlink", Hardlink = "hardlink" });
 word_enum!(ChangeKind { #[default] Added = "added", Removed = "removed", Modified = "modified", Metadata = "metadata" });
-word_enum!(EventKind { #[default] RunQueued = "run-queued", RunStarted = "run-started", RunStep = "run-step", RunMessage = "run-message", RunFinished = "run-finished", ConfigReloaded = "config-reloaded", ReloadFailed = "reload-failed", ScheduleChanged = "schedule-changed" });
+word_enum!(EventKind { #[default] RunQueued = "run-queued", RunStarted = "run-started", RunStep = "run-step", RunMessage = "run-message", RunFinished = "run-finished", ConfigReloaded = "config-reloaded", ReloadFailed = "reload-failed", ScheduleChanged = "schedule-changed", ImportCompleted = "import_completed" });
 
 word_enum!(/// What a scan of the machine finds.
     CoverageKind { #[default] Sqlite = "sqlite", Database = "database", DataDirectory = "data-directory", Mount = "mount" });
 word_enum!(/// What became of an item since gaps were last acknowledged: a gap that was not there, or one that was covered.
     Drift { #[default] New = "new", Uncovered = "uncovered" });
+
+impl ImportState {
+    pub fn is_finished(self) -> bool {
+        matches!(self, ImportState::Completed | ImportState::Failed | ImportState::Timeout)
+    }
+}
 
 impl RunState {
     pub fn is_finished(self) -> bool {
@@ -561,6 +573,53 @@ pub struct Event {
     pub run: Option<String>,
     pub state: Option<RunState>,
     pub text: String,
+    /// Of an import that ended: how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub import: Option<Import>,
+}
+
+/// An archive on its way in.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Import {
+    pub id: String,
+    pub state: ImportState,
+    /// Who began it.
+    pub by: String,
+    pub created: String,
+    /// Until then it must be started.
+    pub deadline: String,
+    pub finished: Option<String>,
+    pub destination: String,
+    /// The job that the backup belongs to here; None: that of the archive, which is not read yet.
+    pub job: Option<String>,
+    pub validate_only: bool,
+    /// Of the run, while it works, or where it ended.
+    pub step: String,
+    pub percent: Option<f64>,
+    /// Bytes of the archive that came, or were read of a descriptor.
+    pub uploaded: u64,
+    /// Bytes of the whole archive, where they are known.
+    pub size: Option<u64>,
+    /// Keys that were uploaded and are held in memory.
+    pub keys: u64,
+    pub run: Option<String>,
+    /// The backup that it became, or would have become.
+    pub backup: Option<String>,
+    pub counts: ImportCounts,
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportCounts {
+    /// Stored.
+    pub backups: u64,
+    /// Not stored, for they are there already.
+    pub skipped: u64,
+    pub entries: u64,
+    pub files: u64,
+    pub directories: u64,
+    /// Of contents.
+    pub bytes: u64,
 }
 
 /// What a scan of the machine found, in numbers.

@@ -104,10 +104,11 @@ pub fn pour(mut from: Opened, what: &What<'_>, writer: &mut Writer, progress: &d
     for source in &head.sources {
         let place = source.place.to_bytes().unwrap_or_default();
         let mut sink = SourceWriter::new(writer, &source.name, &source.kind, &place, None);
-        let mut one = One { source, what, lacking: &mut lacking, is_root_file: None };
+        let mut one = One { source, what, lacking: &mut lacking, root: None };
         while let Some(header) = flow.take_of(source)? {
             one.entry(header, &mut flow, &mut sink)?;
         }
+        one.end(&mut sink)?;
         sources.push(sink.finish("{}".into())?.source);
     }
     if let Some(header) = &flow.next {
@@ -143,10 +144,12 @@ impl Flow<'_> {
 
     /// The next entry, if it is of this source.
     fn take_of(&mut self, source: &Source) -> Result<Option<EntryHeader>, PourError> {
-        let Some(next) = &self.next else { return Ok(None) };
-        let path = next.path.to_bytes().map_err(|text| PourError::Read(ReadError::Archive(text)))?;
-        let is_of_it = path.strip_prefix(source.name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
-        Ok(if is_of_it { self.next.take() } else { None })
+        Ok(if self.has_more_of(source) { self.next.take() } else { None })
+    }
+
+    fn has_more_of(&self, source: &Source) -> bool {
+        let path = self.next.as_ref().and_then(|next| next.path.to_bytes().ok());
+        path.is_some_and(|path| path.strip_prefix(source.name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")))
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, PourError> {
@@ -176,8 +179,17 @@ struct One<'a> {
     source: &'a Source,
     what: &'a What<'a>,
     lacking: &'a mut HashSet<Vec<u8>>,
-    /// The source is one file: it has no directory before it. Known with its first entry.
-    is_root_file: Option<bool>,
+    /// The directory of the source; where it is made up for one file, it is none of the backup's entries.
+    root: Option<Entry>,
+}
+
+/// What came of a file.
+enum Contents {
+    Small(Vec<u8>),
+    /// In the sink, where they wait for their entry.
+    Large,
+    /// They were not wanted: so many bytes.
+    None(u64),
 }
 
 impl One<'_> {
@@ -186,10 +198,16 @@ impl One<'_> {
         rest.strip_prefix(b"/").unwrap_or(rest).to_vec()
     }
 
+    /// What the only file of the source would be called.
+    fn file_name(&self) -> Vec<u8> {
+        let place = self.source.place.to_bytes().unwrap_or_default();
+        let name = place.rsplit(|b| *b == b'/').next().filter(|n| !n.is_empty());
+        name.unwrap_or(self.source.name.as_bytes()).to_vec()
+    }
+
     fn entry(&mut self, header: EntryHeader, flow: &mut Flow<'_>, sink: &mut SourceWriter<'_>) -> Result<(), PourError> {
         let path = header.path.to_bytes().unwrap_or_default();
         let below = self.below(&path);
-        let is_root_file = *self.is_root_file.get_or_insert(!below.is_empty() && header.kind == EntryKind::File);
         let target = header.target.as_ref().map(|t| t.to_bytes().unwrap_or_default()).unwrap_or_default();
         let part = (header.kind == EntryKind::File).then(|| parts::part_of(&self.source.kind, &below)).flatten();
         let (below, first_part) = match part {
@@ -198,14 +216,14 @@ impl One<'_> {
         };
         let value = |text: &str| BASE64.decode(text.as_bytes()).unwrap_or_default();
         let mut entry = Entry {
-            path: if is_root_file { Vec::new() } else { below },
+            path: below,
             kind: match header.kind {
                 EntryKind::File => Kind::File,
                 EntryKind::Directory => Kind::Directory,
                 EntryKind::Symlink => Kind::Symlink,
                 EntryKind::Hardlink => Kind::Hardlink,
             },
-            mode: header.mode,
+            mode: header.mode & 0o7777,
             uid: header.uid,
             gid: header.gid,
             mtime: Time { seconds: header.mtime_seconds, nanoseconds: header.mtime_nanoseconds },
@@ -214,36 +232,81 @@ impl One<'_> {
             ..Entry::default()
         };
         entry.xattrs.sort();
-        if header.kind == EntryKind::Hardlink && matches!(self.what, What::Below(..)) && self.what.has(&path) && !self.what.has(&target) {
+        if entry.kind == Kind::Hardlink && matches!(self.what, What::Below(..)) && self.what.has(&path) && !self.what.has(&target) {
             self.lacking.insert(target);
         }
-        if header.kind != EntryKind::File {
+        if entry.kind == Kind::Directory && entry.path.is_empty() {
+            self.root = Some(entry);
+            return flow.advance();
+        }
+        let may_be_alone = entry.kind == Kind::File && entry.path == self.file_name();
+        if !may_be_alone {
+            self.end(sink)?;
+        }
+        if entry.kind != Kind::File {
             sink.push(entry)?;
             return flow.advance();
         }
         let shown = if first_part { [self.source.name.as_bytes(), b"/", &entry.path].concat() } else { path };
-        if !self.what.has(&shown) {
-            return self.without_contents(entry, header, first_part, flow, sink);
-        }
-        if header.size <= SMALL_FILE_BYTES && !first_part {
-            let mut contents = vec![0; header.size as usize];
-            let n = flow.fill(&mut contents)?;
-            contents.truncate(n);
-            sink.push_small(entry, &contents)?;
-            return flow.advance();
-        }
-        sink.large_begin()?;
-        copy(flow, sink)?;
-        flow.advance()?;
-        if first_part {
-            let mut number = 1;
-            while self.is_part(flow, &entry.path, number) {
-                copy(flow, sink)?;
-                flow.advance()?;
-                number += 1;
+        let contents = self.contents(&shown, &entry, &header, first_part, flow, sink)?;
+        if let Some(root) = self.root.take() {
+            let of = |e: &Entry| (e.uid, e.gid, e.mtime);
+            let made_up = root.mode == 0o700 && root.xattrs.is_empty() && of(&root) == of(&entry);
+            match made_up && !flow.has_more_of(self.source) {
+                true => entry.path.clear(),
+                false => sink.push(root)?,
             }
         }
-        Ok(sink.large_finish(entry)?)
+        match contents {
+            Contents::Small(contents) => sink.push_small(entry, &contents)?,
+            Contents::Large => sink.large_finish(entry)?,
+            Contents::None(size) => sink.push(without_contents(entry, size))?,
+        }
+        Ok(())
+    }
+
+    /// The directory, when something else than one file follows, or nothing.
+    fn end(&mut self, sink: &mut SourceWriter<'_>) -> Result<(), PourError> {
+        match self.root.take() {
+            Some(root) => Ok(sink.push(root)?),
+            None => Ok(()),
+        }
+    }
+
+    /// The contents of a file, which may stand in parts; moves on to what follows.
+    fn contents(
+        &self,
+        shown: &[u8],
+        entry: &Entry,
+        header: &EntryHeader,
+        first_part: bool,
+        flow: &mut Flow<'_>,
+        sink: &mut SourceWriter<'_>,
+    ) -> Result<Contents, PourError> {
+        let wanted = self.what.has(shown);
+        let mut size = header.size;
+        if wanted && size <= SMALL_FILE_BYTES && !first_part {
+            let mut contents = vec![0; size as usize];
+            let n = flow.fill(&mut contents)?;
+            contents.truncate(n);
+            flow.advance()?;
+            return Ok(Contents::Small(contents));
+        }
+        if wanted {
+            sink.large_begin()?;
+            copy(flow, sink)?;
+        }
+        flow.advance()?;
+        let mut number = 1;
+        while first_part && self.is_part(flow, &entry.path, number) {
+            size += flow.next.as_ref().map_or(0, |n| n.size);
+            if wanted {
+                copy(flow, sink)?;
+            }
+            flow.advance()?;
+            number += 1;
+        }
+        Ok(if wanted { Contents::Large } else { Contents::None(size) })
     }
 
     /// Whether the next entry is this part of a file.
@@ -253,34 +316,20 @@ impl One<'_> {
         let is_of_it = path.starts_with(&[self.source.name.as_bytes(), b"/"].concat());
         is_of_it && parts::part_of(&self.source.kind, &self.below(&path)) == Some((file, number))
     }
+}
 
-    fn without_contents(
-        &self,
-        mut entry: Entry,
-        header: EntryHeader,
-        first_part: bool,
-        flow: &mut Flow<'_>,
-        sink: &mut SourceWriter<'_>,
-    ) -> Result<(), PourError> {
-        let mut size = header.size;
-        flow.advance()?;
-        let mut number = 1;
-        while first_part && self.is_part(flow, &entry.path, number) {
-            size += flow.next.as_ref().map_or(0, |n| n.size);
-            flow.advance()?;
-            number += 1;
-        }
-        let (most, mut left) = (MAX_CHUNK_BYTES as u64, size);
-        let mut segments = Vec::new();
-        while left > 0 {
-            let len = left.min(most) as u32;
-            segments.push(Segment::Data(Extent { chunk: NOWHERE, offset: 0, len }));
-            left -= u64::from(len);
-        }
-        entry.size = size;
-        entry.content = Content { hash: [0; 16], segments };
-        Ok(sink.push(entry)?)
+/// An entry that says how long its contents are, and has them nowhere.
+fn without_contents(mut entry: Entry, size: u64) -> Entry {
+    let mut left = size;
+    let mut segments = Vec::new();
+    while left > 0 {
+        let len = left.min(MAX_CHUNK_BYTES as u64) as u32;
+        segments.push(Segment::Data(Extent { chunk: NOWHERE, offset: 0, len }));
+        left -= u64::from(len);
     }
+    entry.size = size;
+    entry.content = Content { hash: [0; 16], segments };
+    entry
 }
 
 /// The contents of the file that came last.

@@ -168,6 +168,16 @@ impl<W: Write + Send + 'static> ArchiveSink<W> {
         Ok(())
     }
 
+    /// Before a source that is one file: the directory that it lies in wherever it is restored to.
+    fn directory_of(&mut self, entry: &Entry) -> Result<(), SinkError> {
+        if !entry.path.is_empty() || entry.kind != Kind::File {
+            return Ok(());
+        }
+        let made_up = Entry { kind: Kind::Directory, mode: 0o700, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, ..Entry::default() };
+        let header = self.header(&made_up, 0);
+        self.member(&header)
+    }
+
     /// A member of the archive.
     fn member(&mut self, header: &EntryHeader) -> Result<(), SinkError> {
         self.archive.entry(header)?;
@@ -233,6 +243,7 @@ impl<W: Write + Send + 'static> ArchiveSink<W> {
     fn whole(&mut self, entry: &Entry, contents: &[u8]) -> Result<(), SinkError> {
         self.go_on()?;
         self.note(entry)?;
+        self.directory_of(entry)?;
         let header = self.header(entry, contents.len() as u64);
         self.member(&header)?;
         if !contents.is_empty() {
@@ -302,6 +313,7 @@ impl<W: Write + Send + 'static> EntrySink for ArchiveSink<W> {
         }
         self.open = match size {
             Some(size) => {
+                self.directory_of(entry)?;
                 let header = self.header(entry, size);
                 self.member(&header)?;
                 Open::Known { path: entry.path.clone(), size, left: size }

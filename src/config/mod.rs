@@ -33,7 +33,7 @@ pub use paths::{default_path, default_socket};
 pub use problem::{Place, Problem, Problems, Severity};
 pub use service::operator;
 pub use types::*;
-pub use value::show_duration;
+pub use value::{is_name, show_duration};
 
 /// The configuration in force, shared by all rooms; a reload swaps it whole.
 #[derive(Debug)]

@@ -118,7 +118,7 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
 }
 
 /// The name of a table: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
-pub(super) fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     name.len() <= 64
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))

@@ -5,6 +5,7 @@
 
 pub mod frames;
 mod handlers;
+mod imports;
 mod keys;
 pub mod listener;
 mod passed;

@@ -113,6 +113,12 @@ impl Control {
                 out::<m::StartKeyRotate>(self.start_key_rotate(input::<m::StartKeyRotate>(p)?, descriptors, by).await?)
             }
             m::MakeKit::NAME => out::<m::MakeKit>(self.make_kit(input::<m::MakeKit>(p)?, descriptors, by).await?),
+            m::InitiateImport::NAME => out::<m::InitiateImport>(self.initiate_import(input::<m::InitiateImport>(p)?, peer, by).await?),
+            m::UploadImport::NAME => out::<m::UploadImport>(self.upload_import(input::<m::UploadImport>(p)?, descriptors).await?),
+            m::StartImport::NAME => out::<m::StartImport>(self.start_import(input::<m::StartImport>(p)?, by).await?),
+            m::GetImport::NAME => out::<m::GetImport>(self.get_import(input::<m::GetImport>(p)?).await?),
+            m::ListImports::NAME => out::<m::ListImports>(self.list_imports(input::<m::ListImports>(p)?).await?),
+            m::CancelImport::NAME => out::<m::CancelImport>(self.cancel_import(input::<m::CancelImport>(p)?).await?),
             other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
         };
         value.map_err(|e| Fault::new(errors::FAILED, json!({ "message": format!("the reply cannot be written: {e}") })))

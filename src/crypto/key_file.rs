@@ -259,6 +259,11 @@ pub fn load_all(path: &Path, file: &File) -> Result<Loaded> {
     keys_in(path, &read_bytes(path, file, Kind::Profile)?)
 }
 
+/// The same of a text that came from elsewhere.
+pub fn all_from_bytes(path: &Path, bytes: &[u8]) -> Result<Loaded> {
+    keys_in(path, bytes)
+}
+
 /// Like [`load_all`], also from a stick or a disc that knows no owners and no modes: what it would be refused for comes with the keys.
 pub fn load_all_however_kept(path: &Path, file: &File) -> Result<(Loaded, Option<KeyFileError>)> {
     let complaint = match check_rights(path, file, Kind::Profile) {

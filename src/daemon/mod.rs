@@ -160,6 +160,8 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
     runs.recover();
     let stop_schedule = CancellationToken::new();
     spawn(&mut tasks, "housekeeping", housekeeping::keep_house(runs.clone(), stop_schedule.clone()));
+    runs.load_imports();
+    spawn(&mut tasks, "the clerk of imports", runs.clone().watch_deadlines(stop_schedule.clone()));
     spawn(&mut tasks, "the scheduler", {
         let (scheduler, stop) = (scheduler.clone(), stop_schedule.clone());
         async move { scheduler.run(stop).await }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupDetail, BackupPlace, Outcome, Run, RunState};
+use keepd_protocol::model::{Backup, BackupDetail, BackupPlace, BackupType, Outcome, Run, RunState};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 #[derive(Debug, thiserror::Error)]
@@ -248,9 +248,9 @@ impl Ledger {
         rows.iter().map(|json| Ok(from_json::<BackupDetail>(json)?.backup)).collect()
     }
 
-    /// The newest good backups of a job at a destination, newest first, with their facts.
+    /// The newest good backups of a job at a destination, newest first, with their facts; imported ones say nothing of how the job does.
     pub fn newest_good(&self, job: &str, destination: &str, limit: u32) -> Result<Vec<BackupDetail>> {
-        let sql = "SELECT json FROM backup WHERE job = ?1 AND destination = ?2 AND outcome = 'good' ORDER BY time DESC, id LIMIT ?3";
+        let sql = "SELECT json FROM backup WHERE job = ?1 AND destination = ?2 AND outcome = 'good' AND type != 'imported' ORDER BY time DESC, id LIMIT ?3";
         let rows = self.run_sql(|db| {
             db.prepare_cached(sql)?.query_map(params![job, destination, limit], text)?.collect::<rusqlite::Result<Vec<_>>>()
         })?;
@@ -276,15 +276,15 @@ impl Ledger {
         json.map(|j| from_json(&j)).transpose()
     }
 
-    /// What the destination's repository knows the job's newest backup by.
+    /// What the destination's repository knows the job's newest backup by that was not imported.
     pub fn newest_of_job(&self, job: &str, destination: &str) -> Result<Option<String>> {
-        let sql = "SELECT coalesce(json ->> 'object', id) FROM backup WHERE job = ?1 AND destination = ?2 ORDER BY time DESC, id LIMIT 1";
+        let sql = "SELECT coalesce(json ->> 'object', id) FROM backup WHERE job = ?1 AND destination = ?2 AND type != 'imported' ORDER BY time DESC, id LIMIT 1";
         self.run_sql(|db| db.prepare_cached(sql)?.query_row([job, destination], text).optional())
     }
 
     /// Whether a job has backups elsewhere that a destination has not, those that were removed there on purpose not counted.
     pub fn lacks_any(&self, job: &str, destination: &str) -> Result<bool> {
-        let sql = "SELECT EXISTS (SELECT 1 FROM backup b WHERE job = ?1 AND destination != ?2
+        let sql = "SELECT EXISTS (SELECT 1 FROM backup b WHERE job = ?1 AND destination != ?2 AND type != 'imported'
              AND NOT EXISTS (SELECT 1 FROM backup h WHERE h.id = b.id AND h.destination = ?2)
              AND NOT EXISTS (SELECT 1 FROM removed r WHERE r.id = b.id AND r.destination = ?2))";
         self.run_sql(|db| db.prepare_cached(sql)?.query_row([job, destination], |r| r.get(0)))
@@ -304,28 +304,28 @@ impl Ledger {
     /// When a job was last proven, and how long restoring and checking its newest proven backup took, in seconds.
     pub fn last_proven(&self, job: &str) -> Result<(Option<Timestamp>, Option<u64>)> {
         let sql = "SELECT json ->> '$.backup.proven', json ->> '$.proven_seconds' FROM backup
-             WHERE job = ?1 AND json ->> '$.backup.proven' IS NOT NULL ORDER BY time DESC, id, destination";
+             WHERE job = ?1 AND type != 'imported' AND json ->> '$.backup.proven' IS NOT NULL ORDER BY time DESC, id, destination";
         let row = |r: &Row<'_>| Ok((r.get::<_, String>(0)?, r.get::<_, Option<i64>>(1)?));
         let rows: Vec<(String, Option<i64>)> = self.run_sql(|db| db.prepare_cached(sql)?.query_map([job], row)?.collect())?;
         let newest = rows.iter().filter_map(|(time, _)| time.parse::<Timestamp>().ok()).max();
         Ok((newest, rows.first().and_then(|(_, seconds)| u64::try_from((*seconds)?).ok())))
     }
 
-    /// Whether a job has any backup, of whatever worth.
+    /// Whether a job has made any backup that is there, of whatever worth.
     pub fn has_backups(&self, job: &str) -> Result<bool> {
-        let sql = "SELECT 1 FROM backup WHERE job = ?1 LIMIT 1";
+        let sql = "SELECT 1 FROM backup WHERE job = ?1 AND type != 'imported' LIMIT 1";
         Ok(self.run_sql(|db| db.prepare_cached(sql)?.query_row([job], |r| r.get::<_, i64>(0)).optional())?.is_some())
     }
 
-    /// When the newest good backup of a job, or of a destination, was begun; None for any. Safety copies (type pre-restore) do not count: they say
-    /// nothing of what the job is to save.
+    /// When the newest good backup of a job, or of a destination, was begun; None for any. Safety copies (type pre-restore) do not count, nor imported
+    /// ones: they say nothing of what the job saves.
     pub fn last_good(&self, job: Option<&str>, destination: Option<&str>) -> Result<Option<Timestamp>> {
         let sql = match (job, destination) {
             (Some(_), _) => {
-                "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND type != 'pre-restore' AND (?2 IS NULL OR destination = ?2) ORDER BY time DESC LIMIT 1"
+                "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported') AND (?2 IS NULL OR destination = ?2) ORDER BY time DESC LIMIT 1"
             }
             _ => {
-                "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND type != 'pre-restore' AND (?2 IS NULL OR destination = ?2)"
+                "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported') AND (?2 IS NULL OR destination = ?2)"
             }
         };
         let micros =
@@ -358,12 +358,12 @@ impl Ledger {
         Ok(found)
     }
 
-    /// The newest good backup, safety copies (type pre-restore) not counted.
+    /// The newest good backup, safety copies (type pre-restore) not counted; an imported one where there is no other.
     pub fn latest(&self, job: Option<&str>) -> Result<Option<Backup>> {
         let found = self.assemble(
             "SELECT id, destination, json FROM backup WHERE id = (SELECT id FROM backup WHERE (?1 IS NULL OR job = ?1) AND outcome = 'good'
              AND type != 'pre-restore' AND NOT EXISTS (SELECT 1 FROM backup o WHERE o.id = backup.id AND o.outcome = 'suspect')
-             ORDER BY time DESC, id LIMIT 1) ORDER BY time DESC, id, destination",
+             ORDER BY type = 'imported', time DESC, id LIMIT 1) ORDER BY time DESC, id, destination",
             params![job],
         )?;
         Ok(found.into_iter().next())
@@ -398,6 +398,10 @@ impl Ledger {
                     backup.added_bytes = detail.backup.added_bytes;
                 }
                 backup.pinned |= detail.backup.pinned;
+                // The one that a job made is what it is, wherever else it was imported.
+                if backup.r#type == BackupType::Imported {
+                    backup.r#type = detail.backup.r#type;
+                }
                 // Where one destination could not be told, what the others know counts.
                 if detail.backup.outcome == Outcome::Suspect {
                     (backup.outcome, backup.proven) = (Outcome::Suspect, detail.backup.proven.clone());
@@ -441,7 +445,6 @@ fn from_json<T: for<'a> serde::Deserialize<'a>>(json: &str) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keepd_protocol::model::BackupType;
 
     fn detail(id: &str, job: &str, time: &str, outcome: Outcome) -> BackupDetail {
         let backup = Backup { id: id.into(), job: job.into(), time: time.into(), outcome, ..Backup::default() };
@@ -458,16 +461,27 @@ mod tests {
         let mut safety = detail("bb33", "shop", "2026-01-03T00:00:00Z", Outcome::Good);
         safety.backup.r#type = BackupType::PreRestore;
         ledger.put_backup("a", &safety).unwrap();
+        let mut imported = detail("cc44", "shop", "2026-01-04T00:00:00Z", Outcome::Good);
+        imported.backup.r#type = BackupType::Imported;
+        ledger.put_backup("c", &imported).unwrap();
         let all = ledger.backups(Some("shop"), None).unwrap();
-        assert_eq!(all.iter().map(|b| b.id.as_str()).collect::<Vec<_>>(), ["bb33", "aa22", "aa11"]);
-        assert_eq!(all[2].destinations.len(), 2);
+        assert_eq!(all.iter().map(|b| b.id.as_str()).collect::<Vec<_>>(), ["cc44", "bb33", "aa22", "aa11"]);
+        assert_eq!(all[3].destinations.len(), 2);
         assert_eq!(ledger.backups(None, Some("b")).unwrap().len(), 1);
         assert_eq!(ledger.backups_by_prefix("aa", None).unwrap().len(), 2);
         assert_eq!(ledger.backups_by_prefix("aa1", Some("shop")).unwrap().len(), 1);
         assert_eq!(ledger.backups_by_prefix("aa1", Some("other")).unwrap().len(), 0);
-        assert_eq!(ledger.latest(None).unwrap().unwrap().id, "aa11", "neither suspect nor a safety copy");
+        assert_eq!(ledger.latest(None).unwrap().unwrap().id, "aa11", "neither suspect nor a safety copy, nor imported");
+        assert_eq!(ledger.last_good(Some("shop"), None).unwrap().unwrap().to_string(), "2026-01-01T00:00:00Z");
+        assert_eq!((ledger.last_good(None, Some("c")).unwrap(), ledger.newest_of_job("shop", "c").unwrap()), (None, None));
+        assert!(ledger.newest_good("shop", "c", 9).unwrap().is_empty() && ledger.lacks_any("shop", "c").unwrap());
         ledger.remove_backup("a", "aa11").unwrap();
         assert_eq!(ledger.backups_by_prefix("aa1", None).unwrap()[0].destinations[0].name, "b");
+        for id in ["aa11", "aa22", "bb33"] {
+            ["a", "b"].iter().for_each(|place| ledger.remove_backup(place, id).unwrap());
+        }
+        assert_eq!(ledger.latest(Some("shop")).unwrap().unwrap().id, "cc44", "better than none");
+        assert!(!ledger.has_backups("shop").unwrap() && !ledger.lacks_any("shop", "a").unwrap());
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! How an archive is compressed: as gzip members or zstd frames of about 1 MiB one after the other, which every gzip and zstd reads as one stream, and which
+//! How an archive is compressed: as gzip members or zstd frames of mostly 1 MiB one after the other, which every gzip and zstd reads as one stream, and which
 //! several threads can make at once.
 //!
 //! In: bytes, on the caller's thread. They are cut into blocks, which workers compress in any order and one thread seals and writes in theirs. What is under way is bounded.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -17,7 +18,7 @@ use super::seal::Sealer;
 use super::{Made, PortableError, Result};
 use crate::crypto::Profile;
 
-/// Plain bytes of a gzip member or zstd frame; only the last has less.
+/// Plain bytes of a gzip member or zstd frame. Less has the last, and one before a frame that was made elsewhere.
 pub const BLOCK_BYTES: usize = 1 << 20;
 
 const GZIP_LEVEL: u32 = 6;
@@ -50,6 +51,8 @@ type Packed = io::Result<Vec<u8>>;
 enum Item {
     Plain(Vec<u8>),
     Packed(Receiver<Packed>),
+    /// Compressed before.
+    Frame(Arc<Vec<u8>>),
     /// Everything came. Without it nothing is ended.
     End,
 }
@@ -114,6 +117,17 @@ impl<W: Write + Send + 'static> Pipeline<W> {
             }
         }
         Ok(())
+    }
+
+    /// A zstd frame as it is, behind what was written so far. Only for [`Packing::Zstd`].
+    pub fn frame(&mut self, frame: Arc<Vec<u8>>) -> Result<()> {
+        if !self.block.is_empty() {
+            self.pass_on()?;
+        }
+        if self.cancel.is_cancelled() {
+            return Err(PortableError::Cancelled);
+        }
+        self.send(Item::Frame(frame))
     }
 
     fn pass_on(&mut self) -> Result<()> {
@@ -228,6 +242,7 @@ fn write_out<W: Write>(out: W, seal: Option<(Profile, [u8; 16])>, ordered: &Rece
                 let packed = from.recv().unwrap_or_else(|_| Err(io::Error::other("a thread that compresses the archive ended")));
                 out.write_all(&packed.map_err(PortableError::Io)?)?;
             }
+            Item::Frame(frame) => out.write_all(&frame)?,
             Item::End => return out.finish(),
         }
     }

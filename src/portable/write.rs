@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use keepd_protocol::model::{BytesPath, EntryKind};
@@ -41,6 +42,7 @@ pub struct Made {
 /// What does not fit to what was said before (another order, other sizes, other contents than listed) is an error; the archive is of no use then, and no reader takes it for one.
 pub struct ArchiveWriter<W> {
     out: Pipeline<W>,
+    packing: Packing,
     head: Head,
     order: Order,
     files: Files,
@@ -59,7 +61,8 @@ struct Open {
     name: Vec<u8>,
     size: u64,
     left: u64,
-    hash: Sha256,
+    /// None: some of it came compressed.
+    hash: Option<Sha256>,
 }
 
 impl<W: Write + Send + 'static> ArchiveWriter<W> {
@@ -76,7 +79,7 @@ impl<W: Write + Send + 'static> ArchiveWriter<W> {
         };
         let mut out = Pipeline::start(out, options.packing, options.seal.map(|profile| (profile, archive)), options.cancel.clone())?;
         write_listing(&mut out, HEAD_NAME, head, listed)?;
-        Ok(Self { out, head: head.clone(), order, files, open: None })
+        Ok(Self { out, packing: options.packing, head: head.clone(), order, files, open: None })
     }
 
     /// An entry; `header.path` is `<source>` or `<source>/<path>`. Of a regular file exactly `header.size` bytes must follow through [`Self::contents`] and
@@ -89,25 +92,39 @@ impl<W: Write + Send + 'static> ArchiveWriter<W> {
         self.order.next(header, &name, &target)?;
         self.out.write(&blocks)?;
         if header.kind == EntryKind::File {
-            self.open = Some(Open { name, size: header.size, left: header.size, hash: Sha256::new() });
+            self.open = Some(Open { name, size: header.size, left: header.size, hash: Some(Sha256::new()) });
         }
         Ok(())
     }
 
     /// The next bytes of the file that came last.
     pub fn contents(&mut self, bytes: &[u8]) -> Result<()> {
-        self.take(bytes.len() as u64)?.hash.update(bytes);
+        if let Some(hash) = &mut self.take(bytes.len() as u64)?.hash {
+            hash.update(bytes);
+        }
         self.out.write(bytes)
+    }
+
+    /// The next bytes of the file that came last as a whole zstd frame, which has `len` bytes of plaintext. Only with [`Packing::Zstd`] and a list that stands first: the
+    /// SHA-256 of such a file is not proven here a second time.
+    pub fn zstd_frame(&mut self, frame: Arc<Vec<u8>>, len: u64) -> Result<()> {
+        if self.packing != Packing::Zstd || !matches!(self.files, Files::First(_)) {
+            return Err(broken("a zstd frame comes into an archive of zstd frames alone, whose files are listed first".into()));
+        }
+        self.take(len)?.hash = None;
+        self.out.frame(frame)
     }
 
     /// So many zeros: a hole.
     pub fn zeros(&mut self, len: u64) -> Result<()> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let open = self.take(len)?;
-        let mut left = len;
+        let mut left = if open.hash.is_some() { len } else { 0 };
         while left > 0 {
             let n = left.min(ZEROS.len() as u64);
-            open.hash.update(ZEROS.get(..n as usize).unwrap_or_default());
+            if let Some(hash) = &mut open.hash {
+                hash.update(ZEROS.get(..n as usize).unwrap_or_default());
+            }
             left -= n;
         }
         self.out.zeros(len)
@@ -133,6 +150,7 @@ impl<W: Write + Send + 'static> ArchiveWriter<W> {
             return Err(broken(format!("{} has {} bytes; its entry says {size}", shown(&name), size - left)));
         }
         self.out.zeros(padding(size))?;
+        let Some(hash) = hash else { return self.close_unproven(&name, size) };
         let line = Line { name, size, sha256: hash.finalize().into() };
         match &mut self.files {
             Files::Last(files) => files.push_line(&line),
@@ -144,6 +162,18 @@ impl<W: Write + Send + 'static> ArchiveWriter<W> {
                 ))),
                 _ => Err(broken(format!("{} does not stand at its place in the list at the start of the archive", shown(&line.name)))),
             },
+        }
+    }
+
+    /// The next file of the list must be this one, whatever its contents are.
+    fn close_unproven(&mut self, name: &[u8], size: u64) -> Result<()> {
+        let listed = match &mut self.files {
+            Files::First(files) => files.next()?,
+            Files::Last(_) => None,
+        };
+        match listed.is_some_and(|listed| listed.name == name && listed.size == size) {
+            true => Ok(()),
+            false => Err(broken(format!("{} does not stand at its place in the list at the start of the archive", shown(name)))),
         }
     }
 

@@ -37,6 +37,8 @@ pub struct SourceWriter<'w> {
     groups: HashSet<u32>,
     /// In a first pass entries go there instead of into pages.
     spool: Option<SpoolWriter>,
+    /// The entries need not come in path order; only in a first pass.
+    any_order: bool,
     /// Is told each path.
     watch: Option<Watch<'w>>,
 }
@@ -108,6 +110,7 @@ impl<'w> SourceWriter<'w> {
             users: HashSet::new(),
             groups: HashSet::new(),
             spool: None,
+            any_order: false,
             watch: None,
         }
     }
@@ -116,6 +119,12 @@ impl<'w> SourceWriter<'w> {
     pub fn into_first_pass(mut self, directory: &Path) -> Result<Self> {
         self.spool = Some(SpoolWriter::create(directory)?);
         Ok(self)
+    }
+
+    /// Takes the entries of a first pass in any order, and gives them back so. Whoever pushes them in the second pass has sorted them.
+    pub fn in_any_order(mut self) -> Self {
+        self.any_order = self.spool.is_some();
+        self
     }
 
     /// Tells each entry.
@@ -145,8 +154,8 @@ impl<'w> SourceWriter<'w> {
 
     fn accept(&mut self, entry: Entry, place: Option<Place>) -> Result<()> {
         let ordered = match &self.last_path {
-            None => true,
-            Some(last) => path_order(last, &entry.path).is_lt(),
+            Some(last) if !self.any_order => path_order(last, &entry.path).is_lt(),
+            _ => true,
         };
         if !ordered {
             let path = String::from_utf8_lossy(&entry.path).into_owned();

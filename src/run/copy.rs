@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupDetail, Level, Mark as Said};
+use keepd_protocol::model::{Backup, BackupDetail, BackupType, Level, Mark as Said};
 use minicbor::bytes::ByteArray;
 
 use super::backup::{Environment, ReaderGate, Writing, short, unhex};
@@ -22,7 +22,7 @@ use crate::retention;
 pub type Reading<'a> = &'a dyn Fn(&str) -> Arc<dyn Send + Sync>;
 
 /// The backups of a job that a destination should have and has not, oldest first: the newest good one, and those that its retention would keep.
-/// What was removed there on purpose is not missing.
+/// What was removed there on purpose is not missing, nor what was imported elsewhere.
 pub fn missing(ledger: &Ledger, config: &Config, job: &Job, target: &Destination) -> Result<Vec<Backup>, Failure> {
     if !ledger.lacks_any(&job.name, &target.name)? {
         return Ok(Vec::new());
@@ -30,7 +30,8 @@ pub fn missing(ledger: &Ledger, config: &Config, job: &Job, target: &Destination
     let all = ledger.backups(Some(&job.name), None)?;
     let removed = ledger.removed(&target.name)?;
     let is_here = |b: &Backup| b.destinations.iter().any(|p| p.name == target.name);
-    let can_come = |b: &Backup| b.destinations.iter().any(|p| config.destinations.contains_key(&p.name));
+    let can_come =
+        |b: &Backup| b.r#type != BackupType::Imported && b.destinations.iter().any(|p| config.destinations.contains_key(&p.name));
     let absent: BTreeSet<&str> =
         all.iter().filter(|b| !is_here(b) && can_come(b) && !removed.contains(&b.id)).map(|b| b.id.as_str()).collect();
     if absent.is_empty() {

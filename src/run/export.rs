@@ -132,7 +132,7 @@ pub fn into_archive<W: Write + Send + 'static>(
     live.report.restart();
     live.step("writing the archive");
     let as_frames = options.packing == Packing::Zstd;
-    let mut writing = Writing { archive: ArchiveWriter::create(out, options, &head, Some(files))?, done: 0, open: None };
+    let mut writing = Writing { archive: ArchiveWriter::create(out, options, &head, Some(files))?, frames: as_frames, done: 0, open: None };
     loop {
         match read(&place, paths, (writing.done, as_frames), live, |ops| writing.all(ops, live)) {
             Ok(()) => break,
@@ -302,6 +302,8 @@ fn zeros(mut left: u64, mut each: impl FnMut(&[u8])) {
 /// The archive, and how far it has come.
 struct Writing<W> {
     archive: ArchiveWriter<W>,
+    /// What is a whole chunk goes into it as its zstd frame.
+    frames: bool,
     /// Ops that are in it.
     done: u64,
     /// Of the file whose contents come: its size, and where they are.
@@ -327,13 +329,17 @@ impl<W: Write + Send + 'static> Writing<W> {
                     live.report.entry();
                 }
                 Op::Data { offset, slot, extent, .. } => {
-                    let bytes = slot.wait()?;
-                    let bytes = part(&bytes, &extent).map_err(Broken::End)?;
+                    let frame = if self.frames { slot.wait_frame()?.filter(|_| extent.len == slot.len()) } else { None };
+                    let bytes = if frame.is_some() { None } else { Some(slot.wait()?) };
                     if let Some((_, at)) = &mut self.open {
                         self.archive.zeros(offset.saturating_sub(*at)).map_err(end)?;
-                        self.archive.contents(bytes).map_err(end)?;
-                        *at = offset + bytes.len() as u64;
-                        live.report.bytes(bytes.len() as u64);
+                        match (frame, &bytes) {
+                            (Some(frame), _) => self.archive.zstd_frame(frame, u64::from(extent.len)).map_err(end)?,
+                            (None, Some(bytes)) => self.archive.contents(part(bytes, &extent).map_err(Broken::End)?).map_err(end)?,
+                            (None, None) => {}
+                        }
+                        *at = offset + u64::from(extent.len);
+                        live.report.bytes(u64::from(extent.len));
                     }
                 }
                 Op::End { .. } => {

@@ -248,7 +248,15 @@ impl LiveRun {
             (state.run.job.clone(), state.run.id.clone(), state.run.state)
         };
         // Nobody may be listening.
-        let _ = self.events.send(Event { time: Timestamp::now().to_string(), kind, job, run: Some(run), state: Some(state), text });
+        let _ = self.events.send(Event {
+            time: Timestamp::now().to_string(),
+            kind,
+            job,
+            run: Some(run),
+            state: Some(state),
+            text,
+            import: None,
+        });
     }
 }
 

@@ -31,6 +31,7 @@ pub fn candidates<'b>(backups: impl IntoIterator<Item = &'b Backup>) -> Result<V
             pinned: b.pinned,
             proven: b.proven.is_some(),
             safety: b.r#type == BackupType::PreRestore,
+            imported: b.r#type == BackupType::Imported,
         })
     };
     backups.into_iter().map(candidate).collect()

@@ -11,7 +11,7 @@ mod exec;
 mod fs;
 #[cfg(feature = "services-common")]
 mod lock;
-mod pace;
+pub(crate) mod pace;
 pub mod probe;
 mod remote;
 mod secret;

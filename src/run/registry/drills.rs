@@ -133,7 +133,9 @@ impl Runs {
             return Ok(Some(newest));
         }
         let mut older = self.ledger.backups(Some(&job.name), None)?;
-        older.retain(|b| b.id != newest.id && b.outcome == Outcome::Good && b.r#type != BackupType::PreRestore);
+        older.retain(|b| {
+            b.id != newest.id && b.outcome == Outcome::Good && !matches!(b.r#type, BackupType::PreRestore | BackupType::Imported)
+        });
         let random: [u8; 8] = crypto::random().map_err(|e| Error::Failed(e.to_string()))?;
         let at = u64::from_le_bytes(random).checked_rem(older.len() as u64);
         Ok(Some(at.map_or(newest, |at| older.swap_remove(at as usize))))

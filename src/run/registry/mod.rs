@@ -1,6 +1,7 @@
 //! The registry of runs: starts them, knows which live, and keeps them out of each other's way.
 
 mod drills;
+mod imports;
 mod keys;
 mod questions;
 mod starts;
@@ -17,6 +18,7 @@ use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, broadcast, watch};
 
 pub use self::drills::DrillStarted;
 use super::backup::Environment;
+use super::import;
 use super::live::{Failure, Finish, LiveRun};
 use crate::config::{self, Config, Destination, Job};
 use crate::crypto::{self, Lent};
@@ -100,6 +102,9 @@ pub struct Runs {
     on_finish: Mutex<Option<OnFinish>>,
     /// What was wrong with a destination last, and what kind of run saw it.
     problems: Mutex<HashMap<String, (RunKind, String)>>,
+    imports: import::Desk,
+    /// There may be a nearer deadline of an import.
+    deadlines: tokio::sync::Notify,
 }
 
 /// Of one destination: who writes, and who reads what a prune would remove.
@@ -130,6 +135,7 @@ impl Runs {
     pub fn new(config: Arc<config::Current>, ledger: Arc<Ledger>, events: broadcast::Sender<Event>) -> Arc<Self> {
         let places = || Arc::new(Semaphore::new(config.get().daemon.max_parallel_runs.max(1)));
         let (places, copy_places) = (places(), places());
+        let imports = import::Desk::new(config.get().daemon.state_dir.join("imports"), events.clone());
         Arc::new(Self {
             config,
             ledger,
@@ -144,6 +150,8 @@ impl Runs {
             counter: Mutex::default(),
             on_finish: Mutex::default(),
             problems: Mutex::default(),
+            imports,
+            deadlines: tokio::sync::Notify::new(),
         })
     }
 
@@ -283,8 +291,8 @@ impl Runs {
             let is_copy = work.kind == RunKind::Copy;
             let in_its_way = |r: &Run| match is_copy {
                 true => r.kind == RunKind::Copy && r.destination.as_ref() == work.destinations.first(),
-                // A restore waits for the backup instead; a comparison is in nobody's way.
-                false => r.kind == RunKind::Backup && !matches!(work.kind, RunKind::Restore | RunKind::Compare),
+                // A restore waits for the backup instead; a comparison or an import is in nobody's way.
+                false => r.kind == RunKind::Backup && !matches!(work.kind, RunKind::Restore | RunKind::Compare | RunKind::Import),
             };
             if let Some(job) = &work.job
                 && let Some(other) =
@@ -401,8 +409,8 @@ impl Runs {
             // Damage is forgotten when a check found none, other trouble when anything went well.
             let damaged = problems.get(destination).is_some_and(|(kind, _)| *kind == RunKind::Check);
             match (&run.error, run.state) {
-                // That a key is not removed says nothing of the destination.
-                (Some(_), RunState::Failed) if run.kind == RunKind::Key => {}
+                // That a key is not removed, or an archive is refused, says nothing of the destination.
+                (Some(_), RunState::Failed) if matches!(run.kind, RunKind::Key | RunKind::Import) => {}
                 (Some(error), RunState::Failed) if run.kind == RunKind::Check || error.contains(destination.as_str()) => {
                     drop(problems.insert(destination.clone(), (run.kind, error.clone())))
                 }
