@@ -325,7 +325,7 @@ fn an_archive_is_carried_from_one_destination_to_another_by_hand_and_imported() 
     // The other destination is another machine's.
     let mut other = Keepd::prepared();
     fs::remove_dir(other.path("files")).unwrap();
-    let targets = [archives(&other, "here", SEALED), repository(&other, "imported")];
+    let targets = [archives(&other, "here", PLAIN), repository(&other, "imported")];
     configure(&other, &targets, "", "");
     fs::create_dir(other.path("here")).unwrap();
     fs::copy(&archive, other.path("here").join(archive.file_name().unwrap())).unwrap();
@@ -347,7 +347,7 @@ fn an_archive_is_carried_from_one_destination_to_another_by_hand_and_imported() 
     let mut third = Keepd::prepared();
     configure(&third, &[repository(&third, "imported")], "", "");
     third.start();
-    third.ok(&["import", archive.to_str().unwrap(), "--to", "imported"]);
+    third.ok(&["import", archive.to_str().unwrap()]);
     is_whole(&third.restored("latest"));
 }
 
