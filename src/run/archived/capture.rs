@@ -95,8 +95,8 @@ fn one<W: Write + Send + 'static>(
     sink.begin_source(
         begun,
         Box::new(move |path, kind| {
-            let of_it = named.iter().filter(|n| n.under == name);
-            Ok(of_it.map(|n| n.tick(path, kind)).collect::<Result<_, _>>()?)
+            let mut of_it = named.iter().filter(|n| n.under == name);
+            Ok(of_it.try_for_each(|n| n.tick(path, kind))?)
         }),
     );
     let previous = &mut NoBackup;

@@ -87,7 +87,7 @@ pub fn into(
     cancel: &CancellationToken,
 ) -> Result<(Manifest, HashSet<Vec<u8>>), Failure> {
     let opened = archives.open(object, cancel)?;
-    if !opened.reader.head().is_some_and(|head| head.origin.backup == backup) {
+    if opened.reader.head().is_none_or(|head| head.origin.backup != backup) {
         return Err(Failure::Damaged(format!("{}: {object} is another backup than it was", archives.storage.location())));
     }
     let mut writer = Writer::new(repository.clone(), cancel.clone())?;
