@@ -8,8 +8,8 @@ use super::load::Known;
 use super::problem::{did_you_mean, looks_like_key, quoted};
 use super::reader::{Item, Table};
 use super::{
-    Bandwidth, Compression, Destination, Encryption, Hours, KeySource, OptionValue, Rates, Retention, SecretSource, TokenSource, Transfer,
-    service, value,
+    Bandwidth, Compression, Destination, Encryption, Hours, KeySource, Layout, OptionValue, Rates, Retention, SecretSource, TokenSource,
+    Transfer, service, value,
 };
 
 /// The directory of a destination on this machine.
@@ -121,8 +121,9 @@ fn credential(item: &Item<'_>) -> Option<String> {
 }
 
 /// Keys that every destination has, whatever its service.
-const COMMON: [&str; 12] = [
+const COMMON: [&str; 13] = [
     "service",
+    "layout",
     "encryption",
     "compression",
     "retention",
@@ -306,6 +307,9 @@ fn common(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
             .require("encryption", "the name of an [encryption.*] table, or \"none\" to store everything readable by whoever has the files")
             .and_then(|item| profile(&item, known))
     };
+    let layouts = [("repository", Layout::Repository), ("archive", Layout::Archive)];
+    let layout = table.optional("layout", |item| item.word(&layouts), Layout::Repository);
+    let fits = layout != Some(Layout::Archive) || fits_archives(table);
     let words = [("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)];
     let compression = table.optional("compression", |item| item.word(&words), Compression::Zstd);
     let retention = table.optional("retention", |item| retention(item).map(Some), None);
@@ -317,7 +321,11 @@ fn common(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
     let modes = [("governance", false), ("compliance", true)];
     let compliance_lock = table.optional("object_lock_mode", |item| item.word(&modes), false);
     let transfer = transfer(table, known);
+    if !fits {
+        return None;
+    }
     Some(Destination {
+        layout: layout?,
         encryption: encryption?,
         compression: compression?,
         retention: retention?,
@@ -330,6 +338,42 @@ fn common(name: &str, table: &Table<'_>, known: &Known) -> Option<Destination> {
         transfer: transfer?,
         ..plain
     })
+}
+
+/// Whether nothing is said of a destination of archives that has no sense there.
+fn fits_archives(table: &Table<'_>) -> bool {
+    const WITHOUT: [(&str, &str); 4] = [
+        ("prune_grace", "has no use with layout = \"archive\": a backup is one file, and is gone when that is removed"),
+        (
+            "check_every",
+            "does not go with layout = \"archive\": there are no packs to read a few at a time; a calendar can run 'keepctl check NAME --read-data'",
+        ),
+        (
+            "object_lock",
+            "does not go with layout = \"archive\" yet: leave it out, or let the bucket's own default lock what is written to it",
+        ),
+        ("object_lock_mode", "does not go with layout = \"archive\" yet"),
+    ];
+    let mut good = true;
+    for (key, why) in WITHOUT {
+        if let Some(item) = table.get(key) {
+            item.report(why);
+            good = false;
+        }
+    }
+    let service = table.get("service").and_then(|item| item.text("a service's name"));
+    let why = match service {
+        Some("exec") => "a plugin is told the size of an object before its bytes, and an archive's is not known before it is written",
+        Some("ftp") => "ftp reads every object from its start, and an archive is read in pieces",
+        _ => return good,
+    };
+    if let Some(item) = table.get("layout") {
+        item.report(format!(
+            "\"archive\" does not go with service = {}: {why}; leave layout out there",
+            quoted(service.unwrap_or_default())
+        ));
+    }
+    false
 }
 
 fn transfer(table: &Table<'_>, known: &Known) -> Option<Transfer> {

@@ -87,7 +87,17 @@ pub struct TokenSource {
     pub pin: Option<SecretSource>,
 }
 
-/// A place that holds one repository.
+/// What a destination's backups are kept as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// Chunks and packs, shared by all backups.
+    #[default]
+    Repository,
+    /// Each backup one file for itself (`docs/archive-layout.md`).
+    Archive,
+}
+
+/// A place that holds one repository, or archives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Destination {
     pub name: String,
@@ -98,6 +108,7 @@ pub struct Destination {
     /// The plugin's program and its arguments; empty unless the service is `exec`.
     pub command: Vec<String>,
     pub transfer: Transfer,
+    pub layout: Layout,
     /// The encryption profile; None where the configuration says `"none"`.
     pub encryption: Option<String>,
     pub compression: Compression,
@@ -126,6 +137,7 @@ impl Destination {
             options,
             command: Vec::new(),
             transfer: Transfer::default(),
+            layout: Layout::Repository,
             encryption: None,
             compression: Compression::Zstd,
             retention: None,

@@ -47,6 +47,7 @@ pub fn prepare(dir: &Path) -> Result<(), StateDirError> {
 /// Removes what a run staged and could not remove because keepd was killed. Only for who holds the directory's lock.
 pub fn clear_work(dir: &Path) -> Result<(), StateDirError> {
     let work = dir.join("work");
+    crate::run::clear_staged(dir);
     for problem in crate::run::clear_dead_drills(dir, None) {
         tracing::warn!("{problem}");
     }

@@ -20,6 +20,7 @@ pub use file_list::{FileLine, FileList, FileListWriter};
 pub use head::{Head, Tail};
 pub use packing::Packing;
 pub use read::{ArchiveReader, Limits};
+pub use unpack::Frame;
 pub use write::{ArchiveWriter, Made};
 
 use crate::crypto::CryptoError;

@@ -18,7 +18,7 @@ use super::listing;
 use super::member::{self, BLOCK, Before, Block, Records, padding};
 use super::order::Order;
 use super::seal::Keys;
-use super::unpack::Unpacked;
+use super::unpack::{Frame, Unpacked};
 use super::{FileList, FileListWriter, Head, PortableError, Result, Tail};
 use crate::crypto::{PrivateKey, ProfileKey};
 
@@ -343,7 +343,7 @@ impl ArchiveReader {
     }
 
     /// The next bytes of the file that came last, where they are a whole zstd frame of the archive: what it unpacks to, and the frame. None: read on with [`Self::read`].
-    pub fn frame(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+    pub fn frame(&mut self) -> Result<Option<Frame>> {
         let Some(open) = self.open.as_mut().filter(|open| open.left > 0 && open.front.is_empty()) else { return Ok(None) };
         let came = self.tar.frame(open.left)?;
         if let Some((contents, _)) = &came {

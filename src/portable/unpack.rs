@@ -33,6 +33,9 @@ enum Message {
     End,
 }
 
+/// What a zstd frame unpacks to, and the frame.
+pub type Frame = (Vec<u8>, Vec<u8>);
+
 /// The bytes of a tar.
 pub struct Unpacked {
     from: Receiver<Message>,
@@ -134,7 +137,7 @@ impl Unpacked {
 
     /// The next bytes as a whole zstd frame, with what it unpacks to, at most `most` bytes; None where they are not one. What was unpacked may be given back to be
     /// used again ([`Self::recycle`]).
-    pub fn frame(&mut self, most: u64) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+    pub fn frame(&mut self, most: u64) -> Result<Option<Frame>> {
         let len = self.have()?.len();
         if self.taken > 0 || len == 0 || len as u64 > most {
             return Ok(None);

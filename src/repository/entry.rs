@@ -140,6 +140,18 @@ pub trait EntrySink {
         true
     }
 
+    /// Whether contents are passed on while they come. What came cannot be taken back then, every byte has to come (holes among them), and of a file
+    /// that becomes longer or shorter as many bytes are kept as were said.
+    fn passes_on(&self) -> bool {
+        false
+    }
+
+    /// Contents come next, in order and once, of the entry that is pushed or finished after them under the same path; `size` as far as it is known, in
+    /// bytes. To be called where [`EntrySink::passes_on`].
+    fn begins(&mut self, _entry: &Entry, _size: Option<u64>) -> Result<(), SinkError> {
+        Ok(())
+    }
+
     /// What is at a path, and all that is in it, could not be read: nothing is known of it.
     fn left_out(&mut self, _path: &[u8]) -> Result<(), SinkError> {
         Ok(())

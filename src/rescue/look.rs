@@ -4,14 +4,18 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 
-use keepd_protocol::model::{EntryInfo, escape};
+use keepd_protocol::model::{EntryInfo, Run, escape};
 use serde::Serialize;
 
 use super::arguments::{Of, Place};
 use super::opened::{Opened, bar};
 use super::{Exit, Failure, Result, print_json, render, tell_some};
+use crate::archive::Archives;
+use crate::archive::pour::What;
 use crate::repository::check::{self, Reading};
+use crate::run::archived::upkeep;
 use crate::run::browse;
+use crate::run::live::LiveRun;
 
 /// Backups, newest first.
 pub fn list(place: &Place, job: Option<&str>) -> Result<Exit> {
@@ -44,7 +48,7 @@ pub fn list(place: &Place, job: Option<&str>) -> Result<Exit> {
 pub fn ls(place: &Place, of: &Of, path: Option<&OsStr>, recursive: bool) -> Result<Exit> {
     let opened = Opened::open(place)?;
     opened.tell_problems();
-    let (_, manifest) = opened.find(of)?;
+    let (_, manifest) = opened.find_for(of, &What::Entries)?;
     let (mut all, mut written) = (Vec::<EntryInfo>::new(), Ok(()));
     let mut out = io::stdout().lock();
     let path = path.map(|p| p.as_bytes().to_vec());
@@ -80,22 +84,9 @@ struct Report {
 /// Proves that the backups are whole.
 pub fn check(place: &Place, percent: u32) -> Result<Exit> {
     let opened = Opened::open(place)?;
-    let total: u64 = opened.repository.packs()?.iter().map(|(_, size)| size).sum();
-    let bar = bar(place, "reading", total / 100 * u64::from(percent));
-    let progress = |_: usize, _: usize, bytes: u64| bar.set_position(bytes);
-    let found = check::check(&opened.repository, Reading::Percent(percent), &progress, &opened.cancel);
-    bar.finish_and_clear();
-    let found = found?;
-    // What the first look found is not in the local index any more.
-    let mut problems = opened.problems.clone();
-    problems.extend(found.problems.into_iter().filter(|p| !opened.problems.contains(p)));
-    let report = Report {
-        backups: found.backups,
-        packs: found.packs,
-        packs_read: found.packs_read,
-        bytes_read: found.bytes_read,
-        problems,
-        hurt: found.hurt,
+    let (report, what) = match &opened.archives {
+        Some(archives) => (of_archives(&opened, archives, percent)?, "archives"),
+        None => (of_packs(&opened, place, percent)?, "packs"),
     };
     let is_whole = report.problems.is_empty() && report.hurt.is_empty();
     if place.json {
@@ -106,7 +97,7 @@ pub fn check(place: &Place, percent: u32) -> Result<Exit> {
             report.hurt.iter().map(|(id, paths)| format!("backup {}: {}", render::short(id), paths.join(", "))).collect();
         tell_some("hurt", &hurt);
         if is_whole && !place.quiet {
-            let read = format!("{} of {} packs read, {}", report.packs_read, report.packs, render::bytes(report.bytes_read));
+            let read = format!("{} of {} {what} read, {}", report.packs_read, report.packs, render::bytes(report.bytes_read));
             writeln!(io::stdout(), "no damage found: {} backups, {read}", report.backups)?;
         }
     }
@@ -119,4 +110,38 @@ pub fn check(place: &Place, percent: u32) -> Result<Exit> {
         report.hurt.len(),
         report.backups
     )))
+}
+
+fn of_packs(opened: &Opened, place: &Place, percent: u32) -> Result<Report> {
+    let total: u64 = opened.repository.packs()?.iter().map(|(_, size)| size).sum();
+    let bar = bar(place, "reading", total / 100 * u64::from(percent));
+    let progress = |_: usize, _: usize, bytes: u64| bar.set_position(bytes);
+    let found = check::check(&opened.repository, Reading::Percent(percent), &progress, &opened.cancel);
+    bar.finish_and_clear();
+    let found = found?;
+    // What the first look found is not in the local index any more.
+    let mut problems = opened.problems.clone();
+    problems.extend(found.problems.into_iter().filter(|p| !opened.problems.contains(p)));
+    Ok(Report {
+        backups: found.backups,
+        packs: found.packs,
+        packs_read: found.packs_read,
+        bytes_read: found.bytes_read,
+        problems,
+        hurt: found.hurt,
+    })
+}
+
+/// The same of archives, which are their own packs.
+fn of_archives(opened: &Opened, archives: &Archives, percent: u32) -> Result<Report> {
+    let mut live = LiveRun::new(Run::default(), tokio::sync::broadcast::Sender::new(1));
+    live.cancel = opened.cancel.clone();
+    let found = upkeep::examine(archives, &opened.ledger, percent, &live)?;
+    let mut problems = opened.problems.clone();
+    problems.extend(found.problems);
+    problems.sort();
+    problems.dedup();
+    let hurt = found.hurt.into_iter().map(|(detail, why)| (detail.backup.id, vec![why])).collect();
+    let (packs, packs_read) = (found.all as u64, found.read as u64);
+    Ok(Report { backups: found.known as u64, packs, packs_read, bytes_read: found.bytes, problems, hurt })
 }

@@ -7,14 +7,18 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use keepd_protocol::model::Backup;
+use keepd_protocol::model::{Backup, BackupDetail};
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::{Of, Place};
 use super::{Failure, Result, keys, place, tell_some};
+use crate::archive::pour::What;
+use crate::archive::{ArchiveName, Archives};
 use crate::config::Compression;
 use crate::ledger::Ledger;
+use crate::portable::Packing;
 use crate::repository::{Manifest, OpenOptions, Repository};
+use crate::run::archived::{self, stage};
 use crate::run::backup::unhex;
 use crate::run::catalogue;
 use crate::storage::Storage;
@@ -26,7 +30,9 @@ const NAME: &str = "rescue";
 
 pub struct Opened {
     pub repository: Arc<Repository>,
-    ledger: Ledger,
+    /// Where the destination keeps archives: they are read into the repository, which lies in the scratch directory then.
+    pub archives: Option<Archives>,
+    pub ledger: Ledger,
     /// What of the index or of the list of backups is damaged; the rest is there.
     pub problems: Vec<String>,
     pub cancel: CancellationToken,
@@ -41,9 +47,13 @@ pub struct Opened {
 
 impl Opened {
     pub fn open(arguments: &Place) -> Result<Self> {
-        let destination = place::destination(&arguments.destination, arguments.name.as_deref())?;
+        let (destination, only) = match place::archive(&arguments.destination) {
+            Some((directory, file)) => (place::destination(directory.as_os_str(), None)?, Some(file)),
+            None => (place::destination(&arguments.destination, arguments.name.as_deref())?, None),
+        };
         let cancel = CancellationToken::new();
-        let root = destination.directory().map(Path::new).map(resolved);
+        // Where one archive is named, its directory is anybody's.
+        let root = destination.directory().filter(|_| only.is_none()).map(Path::new).map(resolved);
         let temporary_place = std::env::temp_dir();
         outside(root.as_deref(), arguments.cache.as_deref().unwrap_or(&temporary_place), "the cache (--cache DIR)")?;
         let leavings = Leavings::default();
@@ -54,6 +64,33 @@ impl Opened {
         let (profile, lent) = keys::keys(arguments, &storage)?;
         let (scratch, temporary) = scratch(arguments.cache.as_deref())?;
         *leavings.lock().unwrap_or_else(PoisonError::into_inner) = temporary.as_ref().map(|t| t.path().to_owned());
+        if only.is_some() || has_archives(&storage)? {
+            let made = |e: std::io::Error| Failure::failed(format!("cannot make a directory in {}: {e}", scratch.display()));
+            // Gone with the temporary directory, or with this process' memory: its key is there alone.
+            let temporary = match temporary {
+                Some(temporary) => temporary,
+                None => tempfile::Builder::new().prefix("archives-").tempdir_in(&scratch).map_err(made)?,
+            };
+            let scratch = temporary.path().to_owned();
+            *leavings.lock().unwrap_or_else(PoisonError::into_inner) = Some(scratch.clone());
+            let repository = stage::fresh(runtime.handle(), MEMORY, &scratch.join("staged"))?;
+            let (packing, private_keys) = (Packing::None, lent.keys().to_vec());
+            let archives = Archives { storage, name: NAME.to_owned(), profile, packing, private_keys, work_dir: scratch.clone(), only };
+            let ledger = Ledger::open(&scratch).map_err(Failure::failed)?;
+            let problems = archived::catalogue::sync(&archives, &ledger, &cancel)?;
+            let archives = Some(archives);
+            return Ok(Self {
+                repository,
+                archives,
+                ledger,
+                problems,
+                cancel,
+                scratch,
+                root,
+                _temporary: Some(temporary),
+                _runtime: runtime,
+            });
+        }
         let options = OpenOptions {
             profile: profile.as_ref(),
             compression: Compression::Zstd,
@@ -70,7 +107,7 @@ impl Opened {
         if cancel.is_cancelled() {
             return Err(Failure::failed("cancelled"));
         }
-        Ok(Self { repository, ledger, problems, cancel, scratch, root, _temporary: temporary, _runtime: runtime })
+        Ok(Self { repository, archives: None, ledger, problems, cancel, scratch, root, _temporary: temporary, _runtime: runtime })
     }
 
     /// Nothing is written into the storage, not even by a slip of the hand.
@@ -90,7 +127,18 @@ impl Opened {
 
     /// The backup that is meant, with its manifest.
     pub fn find(&self, of: &Of) -> Result<(Backup, Manifest)> {
+        self.find_for(of, &What::All)
+    }
+
+    /// The same; of an archive no more is read than this.
+    pub fn find_for(&self, of: &Of, what: &What<'_>) -> Result<(Backup, Manifest)> {
         let found = self.resolve(of)?;
+        if let Some(archives) = &self.archives {
+            let detail = self.ledger.backup_at(NAME, &found.id).map_err(Failure::failed)?;
+            let object = detail.as_ref().map_or(found.id.as_str(), BackupDetail::object);
+            let (manifest, _) = stage::into(archives, object, &found.id, what, &self.repository, &self.cancel)?;
+            return Ok((found, manifest));
+        }
         let object = catalogue::object(&self.ledger, NAME, &found.id)?;
         Ok((found, self.repository.read_manifest(&object)?))
     }
@@ -121,6 +169,13 @@ impl Opened {
 }
 
 /// Where the caches go, and the directory to be removed at the end.
+fn has_archives(storage: &Storage) -> Result<bool> {
+    if storage.exists("keepd.json").map_err(Failure::failed)? {
+        return Ok(false);
+    }
+    Ok(storage.top().map_err(Failure::failed)?.iter().any(|o| ArchiveName::parse(&o.name).is_some()))
+}
+
 fn scratch(cache: Option<&Path>) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
     let Some(cache) = cache else {
         let made = tempfile::Builder::new().prefix("keepd-rescue-").tempdir();

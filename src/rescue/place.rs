@@ -35,6 +35,17 @@ pub fn destination(text: &OsStr, name: Option<&str>) -> Result<Destination> {
     }
 }
 
+/// The directory and the name of an archive, where that is what is named.
+pub fn archive(text: &OsStr) -> Option<(std::path::PathBuf, String)> {
+    let path = Path::new(OsStr::from_bytes(text.as_bytes().strip_prefix(b"fs:").unwrap_or(text.as_bytes())));
+    let name = path.file_name()?.to_str()?;
+    if !path.is_file() || !name.contains(".tar") {
+        return None;
+    }
+    let path = std::path::absolute(path).ok()?;
+    Some((path.parent()?.to_owned(), name.to_owned()))
+}
+
 fn directory(path: &Path) -> Result<Destination> {
     let path = std::path::absolute(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
     if !path.is_dir() {

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 
 use super::live::{Failure, Finish, LiveRun};
 use super::registry::BackupRequest;
-use super::{catalogue, destination, names, outcome, retain, set};
+use super::{archived, catalogue, destination, names, outcome, retain, set};
 use crate::config::{Config, Destination, Job};
 use crate::crypto::Lent;
 use crate::ledger::Ledger;
@@ -73,6 +73,9 @@ fn to_destination(
     live: &LiveRun,
     gate: ReaderGate<'_>,
 ) -> Result<(Outcome, String), Failure> {
+    if archived::is(target) {
+        return archived::backup::backup(env, job, target, request, live);
+    }
     live.step("opening the repository");
     live.update(|run| run.destination = Some(target.name.clone()));
     let (repository, lease) = destination::open_for_writing(env, target, live, true)?;

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use data_encoding::HEXLOWER;
 use keepd_protocol::model::{Backup, BackupDetail, BackupType, Level, Mark as Said, Message, Outcome, SourceInfo};
 
-use super::backup::{short, unhex};
+use super::backup::{Environment, short, unhex};
 use super::live::Failure;
+use super::{archived, destination};
+use crate::config::Destination;
 use crate::ledger::{KnownMark, Ledger};
 use crate::repository::{Manifest, Mark, Repository};
 
@@ -80,7 +82,7 @@ pub fn unreadable(destination: &str, ledger: &Ledger) -> Result<Vec<String>, Fai
     Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 
-fn set_unreadable(destination: &str, ids: &[String], ledger: &Ledger) -> Result<(), Failure> {
+pub fn set_unreadable(destination: &str, ids: &[String], ledger: &Ledger) -> Result<(), Failure> {
     if unreadable(destination, ledger)? != ids {
         ledger.set_note(&format!("unreadable at {destination}"), &ids.join(" "))?;
     }
@@ -116,6 +118,16 @@ pub fn next_sequence(destination: &str, ledger: &Ledger, newest: u64) -> Result<
     let next = noted.max(newest) + 1;
     ledger.set_note(&note, &next.to_string())?;
     Ok(next)
+}
+
+/// Says something of a backup at a destination; `said` is given what the destination's repository knows it by.
+pub fn say(env: &Environment, target: &Destination, id: &str, said: impl FnOnce([u8; 32]) -> Mark) -> Result<(), Failure> {
+    if archived::is(target) {
+        return archived::catalogue::mark(env, target, id, &said([0; 32]));
+    }
+    let repository = destination::open_to_mark(env, target)?;
+    let object = object(&env.ledger, &target.name, id)?;
+    mark(&repository, &target.name, &env.ledger, &said(object))
 }
 
 /// Says something of a backup, in the repository and in the catalogue.
@@ -172,7 +184,7 @@ fn put_mark(destination: &str, ledger: &Ledger, id: &[u8; 32], mark: &Mark) -> R
 
 /// What the marks make of a backup, in the order of their times: the newest pin or unpin holds, and the newest proof; an acceptance makes it
 /// good, a drill that it did not stand suspect, and no longer proven.
-fn apply_marks(destination: &str, backup: &str, ledger: &Ledger) -> Result<(), Failure> {
+pub fn apply_marks(destination: &str, backup: &str, ledger: &Ledger) -> Result<(), Failure> {
     let Some(mut detail) = ledger.backup_at(destination, backup)? else { return Ok(()) };
     let (mut pinned, mut proven, mut seconds) = (false, None, None);
     detail.suspect.clear();

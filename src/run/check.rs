@@ -12,7 +12,7 @@ use keepd_protocol::model::Level;
 use super::backup::{Environment, ReaderGate, Writing, short, unhex};
 use super::copy::{self, Reading};
 use super::live::{Failure, Finish, LiveRun};
-use super::{catalogue, destination, housekeeping};
+use super::{archived, catalogue, destination, housekeeping};
 use crate::config::Destination;
 use crate::repository::lease::Lease;
 use crate::repository::prune::{self, Amount, PruneOptions, PruneReport};
@@ -41,6 +41,13 @@ pub fn check_destination(
     reading: Reading<'_>,
     hurt_jobs: &mut BTreeSet<String>,
 ) -> Result<Finish, Failure> {
+    if archived::is(target) {
+        let percent = match wanted {
+            Wanted::Percent(percent) => percent,
+            Wanted::Rolling(_) => 0,
+        };
+        return archived::upkeep::check(env, target, percent, live, hurt_jobs);
+    }
     live.step("opening the repository");
     let repository = destination::open(env, target, false)?;
     let what = match wanted {
@@ -124,6 +131,9 @@ fn missing_from_storage(env: &Environment, repository: &Repository, name: &str) 
 
 /// Makes this machine the writer of a destination's repository.
 pub fn take_over(env: &Environment, target: &Destination) -> Result<String, Failure> {
+    if archived::is(target) {
+        return archived::upkeep::take_over(env, target);
+    }
     let repository = destination::open(env, target, false)?;
     let holder = destination::holder(&env.config.daemon.state_dir)?;
     let before = Lease::take_over(&repository, &holder)?;
@@ -157,6 +167,9 @@ pub fn prune_destination(
     live: &LiveRun,
     gate: ReaderGate<'_>,
 ) -> Result<Finish, Failure> {
+    if archived::is(target) {
+        return archived::upkeep::prune(env, target, dry_run, live);
+    }
     live.step("opening the repository");
     if !dry_run {
         may_delete(target)?;
@@ -224,6 +237,9 @@ fn tell_prune(report: &PruneReport, options: &PruneOptions<'_>, live: &LiveRun) 
 
 /// Removes a backup from a destination; its data goes with the next prune.
 pub fn delete_backup(env: &Environment, target: &Destination, id: &str, live: &LiveRun) -> Result<Finish, Failure> {
+    if archived::is(target) {
+        return archived::upkeep::delete(env, target, id, live);
+    }
     may_delete(target)?;
     live.step("opening the repository");
     let (repository, lease) = destination::open_for_writing(env, target, live, false)?;

@@ -9,7 +9,7 @@ use minicbor::bytes::ByteArray;
 
 use super::backup::{Environment, ReaderGate, Writing, short, unhex};
 use super::live::{Failure, Finish, LiveRun};
-use super::{catalogue, destination, retain};
+use super::{archived, catalogue, destination, readable, retain};
 use crate::config::{Config, Destination, Job};
 use crate::ledger::Ledger;
 use crate::repository::copy::copy_sources;
@@ -54,18 +54,15 @@ pub fn to_destination(
     gate: ReaderGate<'_>,
     reading: Reading<'_>,
 ) -> Result<Finish, Failure> {
+    if archived::is(target) {
+        return archived::copy::to_destination(env, job, target, one, live, reading);
+    }
     live.step("opening the repository");
     let (repository, lease) = destination::open_for_writing(env, target, live, true)?;
     for problem in repository.sync_index()?.into_iter().chain(catalogue::sync(&repository, &target.name, &env.ledger)?) {
         live.message(Level::Warning, problem);
     }
-    let wanted = match (one, job) {
-        (Some(id), _) => {
-            env.ledger.backups_by_prefix(id, None)?.into_iter().filter(|b| !b.destinations.iter().any(|p| p.name == target.name)).collect()
-        }
-        (None, Some(job)) => missing(&env.ledger, &env.config, job, target)?,
-        (None, None) => Vec::new(),
-    };
+    let wanted = wanted(env, job, target, one)?;
     let mut copier = Copier { env, target, repository: &repository, lease: &lease, live, sources: BTreeMap::new() };
     let (mut done, mut errors, mut closed) = (0, Vec::new(), 0);
     for backup in &wanted {
@@ -100,6 +97,18 @@ pub fn to_destination(
         live.message(Level::Error, format!("the copies are made, but cleaning up after them failed: {e}"));
     }
     Ok(Finish::Good)
+}
+
+/// The backup that is given, unless it is there, or what is missing of a job.
+pub fn wanted(env: &Environment, job: Option<&Job>, target: &Destination, one: Option<&str>) -> Result<Vec<Backup>, Failure> {
+    match (one, job) {
+        (Some(id), _) => {
+            let found = env.ledger.backups_by_prefix(id, None)?;
+            Ok(found.into_iter().filter(|b| !b.destinations.iter().any(|p| p.name == target.name)).collect())
+        }
+        (None, Some(job)) => missing(&env.ledger, &env.config, job, target),
+        (None, None) => Ok(Vec::new()),
+    }
 }
 
 struct Copier<'a> {
@@ -154,11 +163,24 @@ impl Copier<'_> {
 
     fn copy_from(&mut self, place: &Destination, backup: &Backup) -> Result<(), Failure> {
         let (env, target, live) = (self.env, self.target, self.live);
-        let from = self.source(place)?;
         live.step(&format!("copying backup {} from {}", short(&backup.id), place.name));
         live.update(|run| run.backup = Some(backup.id.clone()));
-        let there = from.read_manifest(&catalogue::object(&env.ledger, &place.name, &backup.id)?)?;
-        let base = self.base(place, &from, backup)?;
+        // What is staged of an archive lives as long as it is read.
+        let staged = match archived::is(place) {
+            true => {
+                Some(archived::stage::place(env, place, &backup.id, &readable::Reading::Contents(Vec::new()), Arc::new(()), &live.cancel)?)
+            }
+            false => None,
+        };
+        let (from, there, base) = match &staged {
+            Some(staged) => (staged.repository.clone(), staged.manifest.clone(), None),
+            None => {
+                let from = self.source(place)?;
+                let there = from.read_manifest(&catalogue::object(&env.ledger, &place.name, &backup.id)?)?;
+                let base = self.base(place, &from, backup)?;
+                (from, there, base)
+            }
+        };
         let mut writer = Writer::new(self.repository.clone(), live.cancel.clone())?;
         let progress = |bytes| live.report.bytes(bytes);
         let sources = copy_sources(&from, &there, base.as_ref().map(|(a, b)| (a, b)), &mut writer, &progress, &live.cancel)?;
@@ -261,6 +283,7 @@ pub fn repair<'h>(
 impl Copier<'_> {
     /// Repairs one backup from its copy at `place`.
     fn repair_from(&mut self, place: &Destination, object: &str, backup: &Backup) -> Result<(), Failure> {
+        archived::is_none(place, "its files are cut in other ways than a repository's, so they repair none of its chunks")?;
         let from = self.source(place)?;
         let there = from.read_manifest(&catalogue::object(&self.env.ledger, &place.name, &backup.id)?)?;
         let raw = unhex(object).ok_or_else(|| Failure::Failed(format!("'{object}' is no backup id")))?;

@@ -177,7 +177,7 @@ pub fn traffic(destination: &Destination) -> Traffic {
 /// The configured destinations that have a backup, the quickest to read from first.
 pub fn best_first<'c>(config: &'c Config, backup: &Backup) -> Vec<&'c Destination> {
     let mut places: Vec<&Destination> = backup.destinations.iter().filter_map(|p| config.destinations.get(&p.name)).collect();
-    places.sort_by_key(|d| d.directory().is_none());
+    places.sort_by_key(|d| (d.directory().is_none(), super::archived::is(d)));
     places
 }
 

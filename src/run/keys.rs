@@ -62,6 +62,10 @@ fn describe(config: &Config, profile: &Encryption) -> KeyProfile {
 /// The slots of a destination; what keeps them from being listed is told with it.
 pub fn at_destination(env: &Environment, target: &Destination) -> DestinationKeys {
     let told = DestinationKeys { destination: target.name.clone(), profile: target.encryption.clone(), ..DestinationKeys::default() };
+    if super::archived::is(target) {
+        // Each archive carries its own.
+        return told;
+    }
     // What is wrong with the profile is told with the profile.
     let profile = destination::profile(&env.config, target).unwrap_or(None);
     let keys: Vec<Option<&ProfileKey>> = match (&profile, &target.encryption) {
@@ -111,6 +115,10 @@ pub fn find_slot(env: &Environment, target: &Destination, start: &str) -> Result
 
 /// A repository that is not encrypted has its keys in it for everybody: another slot keeps nothing secret.
 fn is_encrypted(target: &Destination) -> Result<(), Failure> {
+    super::archived::is_none(
+        target,
+        "each carries the slots of the keys that it was sealed for; a key that is to open the old ones stays as `retired`",
+    )?;
     match target.encryption {
         Some(_) => Ok(()),
         None => Err(Failure::Failed(format!(

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use keepd_protocol::model::Level;
 use zeroize::Zeroizing;
 
+use super::archived;
 use super::backup::Environment;
 use super::keys::{self, NewKey};
 use super::live::{Failure, Finish, LiveRun};
@@ -79,6 +80,13 @@ pub fn make(env: &Environment, wanted: &Wanted, out: OwnedFd, live: &LiveRun) ->
         if let Some(fresh) = &wanted.fresh {
             let new = NewKey { label: LABEL.to_owned(), key: ProfileKey::Key(Arc::new(fresh.clone())) };
             for target in &wanted.targets {
+                if archived::is(target) {
+                    warnings.push(format!(
+                        "Destination {} keeps archives: the key of this kit does not open them, only that of the profile does.",
+                        target.name
+                    ));
+                    continue;
+                }
                 if destination::identify(env, target)?.is_none() {
                     warnings.push(format!(
                         "Nothing was backed up to destination {} yet: the key of this kit will not open it. Make another kit after its first backup.",
@@ -196,6 +204,9 @@ fn describe(target: &Destination, include_secrets: bool, warnings: &mut Vec<Stri
     }
     add(&format!("[destination.{}]", toml_string(&target.name)));
     add(&format!("service = {}", toml_string(&target.service)));
+    if archived::is(target) {
+        add("layout = \"archive\"");
+    }
     if !target.command.is_empty() {
         let words: Vec<String> = target.command.iter().map(|word| toml_string(word)).collect();
         add(&format!("command = [{}]", words.join(", ")));

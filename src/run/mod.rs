@@ -3,6 +3,7 @@
 //! `Runs` is the registry the schedule and the control socket start work through. A run is queued, waits for its job (a
 //! job never overlaps itself) and for a place (`max_parallel_runs`), works on blocking threads, and ends in the ledger.
 
+pub(crate) mod archived;
 pub(crate) mod backup;
 pub(crate) mod browse;
 pub(crate) mod catalogue;
@@ -37,6 +38,7 @@ pub(crate) mod selection;
 mod set;
 mod to_directory;
 
+pub use archived::stage::clear as clear_staged;
 pub use compare::CompareRequest;
 pub use drill::scratch::{clear_dead as clear_dead_drills, remove_tree};
 pub use export::{ExportRequest, SealFor};

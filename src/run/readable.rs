@@ -17,7 +17,9 @@ const BATCH: usize = 4096;
 /// What of a backup is to be read.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reading {
-    /// What there is, not what is in it.
+    /// What there is, not what is in it, nor whether that is the same as elsewhere.
+    Names,
+    /// What there is, and of what is in it as much as comparing takes.
     Entries,
     /// The contents at these paths (`<source>[/<path>]`); none means all.
     Contents(Vec<Vec<u8>>),

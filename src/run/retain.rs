@@ -152,12 +152,7 @@ pub fn apply(
     if target.append_only {
         return Ok(());
     }
-    let (Decision { remove, held_back, .. }, before) = configured(&env.ledger, job, target)?;
-    if let Some(text) = held_back_words(job, target, held_back) {
-        live.message(Level::Warning, text);
-    } else if before != *policy(job, target) {
-        confirm(&env.ledger, job, target)?;
-    }
+    let remove = decided(env, job, target, live)?;
     // What was condemned earlier is deleted when its time has come.
     if remove.is_empty() && !repository.has_expired(check::grace(target))? {
         return Ok(());
@@ -172,6 +167,17 @@ pub fn apply(
         live.message(Level::Info, format!("retention removed backup {} from {}", short(id), target.name));
     }
     check::prune(env, target, repository, false, live, gate)
+}
+
+/// What is to be removed now; a policy that is held back is told, one that removes no more than the one before is in force from now on.
+pub fn decided(env: &Environment, job: &Job, target: &Destination, live: &LiveRun) -> Result<BTreeSet<String>, Failure> {
+    let (Decision { remove, held_back, .. }, before) = configured(&env.ledger, job, target)?;
+    if let Some(text) = held_back_words(job, target, held_back) {
+        live.message(Level::Warning, text);
+    } else if before != *policy(job, target) {
+        confirm(&env.ledger, job, target)?;
+    }
+    Ok(remove)
 }
 
 /// Locks what is in use for another period, once in a quarter of it. What is condemned, or no backup any more, is not among that: its lock

@@ -55,7 +55,7 @@ pub fn capture(
         added_before: live.snapshot().progress.added_bytes,
     };
     let (version, schema_version) =
-        (set.version("version", job.version.as_ref())?, set.version("schema_version", job.schema_version.as_ref())?);
+        (version("version", job.version.as_ref(), job, live)?, version("schema_version", job.schema_version.as_ref(), job, live)?);
     let (file_sources, others): (Vec<&Source>, Vec<&Source>) = job.sources.iter().partition(|s| matches!(s.kind, SourceKind::Files(_)));
     let mut first = HashMap::new();
     if held.is_none() && !others.is_empty() {
@@ -65,7 +65,7 @@ pub fn capture(
         first = found?;
     }
     for source in others {
-        set.ask_references(source)?;
+        set.named.extend(named(job, source, live)?);
         set.whole(source)?;
     }
     for source in file_sources {
@@ -218,31 +218,31 @@ impl Set<'_> {
         self.keep(source, written);
         Ok(())
     }
+}
 
-    fn ask_references(&mut self, source: &Source) -> Result<(), Failure> {
-        let Some(references) = &source.references else { return Ok(()) };
-        self.live.step(&format!("asking {} for the files it names", source.name));
-        let root = self.job.sources.iter().find(|s| s.name == references.under).and_then(|s| s.kind.path());
-        let root = root.ok_or_else(|| failed(source, format!("there is no files source '{}'", references.under)))?;
-        self.named.push(Named::ask(source, references, root, &self.live.cancel)?);
-        Ok(())
-    }
+/// The files that a database names, where it is to be asked for them.
+pub fn named(job: &Job, source: &Source, live: &LiveRun) -> Result<Option<Named>, Failure> {
+    let Some(references) = &source.references else { return Ok(None) };
+    live.step(&format!("asking {} for the files it names", source.name));
+    let root = job.sources.iter().find(|s| s.name == references.under).and_then(|s| s.kind.path());
+    let root = root.ok_or_else(|| failed(source, format!("there is no files source '{}'", references.under)))?;
+    Named::ask(source, references, root, &live.cancel).map(Some)
+}
 
-    /// A version that cannot be found out is told, and no reason to have no backup.
-    fn version(&self, what: &str, from: Option<&VersionFrom>) -> Result<Option<String>, Failure> {
-        let Some(from) = from else { return Ok(None) };
-        self.live.step(&format!("asking for the {}", what.replace('_', " ")));
-        match ask_version(from, self.job, &self.live.cancel) {
-            Ok(text) if text.is_empty() => {
-                self.live.message(Level::Warning, format!("{what}: the answer is empty"));
-                Ok(None)
-            }
-            Ok(text) => Ok(Some(text)),
-            Err(SourceError::Cancelled) => Err(Failure::Cancelled),
-            Err(e) => {
-                self.live.message(Level::Warning, format!("{what}: {e}"));
-                Ok(None)
-            }
+/// A version that cannot be found out is told, and no reason to have no backup.
+pub fn version(what: &str, from: Option<&VersionFrom>, job: &Job, live: &LiveRun) -> Result<Option<String>, Failure> {
+    let Some(from) = from else { return Ok(None) };
+    live.step(&format!("asking for the {}", what.replace('_', " ")));
+    match ask_version(from, job, &live.cancel) {
+        Ok(text) if text.is_empty() => {
+            live.message(Level::Warning, format!("{what}: the answer is empty"));
+            Ok(None)
+        }
+        Ok(text) => Ok(Some(text)),
+        Err(SourceError::Cancelled) => Err(Failure::Cancelled),
+        Err(e) => {
+            live.message(Level::Warning, format!("{what}: {e}"));
+            Ok(None)
         }
     }
 }

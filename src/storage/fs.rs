@@ -10,6 +10,9 @@ use super::direct::{self, ReadBuffer};
 use super::pace::Way;
 use super::{Listed, Result, Storage, StorageError, is_no_space, temporary_name};
 
+/// What the name of a stream's temporary file ends with.
+pub(super) const STREAM: &str = ".stream";
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Publish {
     New,
@@ -40,6 +43,57 @@ pub(super) fn publish(storage: &Storage, root: &Path, name: &str, bytes: &[u8], 
         let _ = fs::remove_file(&from);
     }
     result
+}
+
+/// Gives a file that is whole and synced its name, which must be free, and syncs the directory.
+pub(super) fn publish_file(storage: &Storage, root: &Path, from: &Path, name: &str) -> Result<()> {
+    let to = root.join(name);
+    let parent = to.parent().unwrap_or(root);
+    match rename(from, &to, Publish::New) {
+        Ok(()) => sync_directory(parent).map_err(|e| storage.failed("write", name, e.to_string())),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            Err(StorageError::Exists { location: storage.location.clone(), name: name.to_owned() })
+        }
+        Err(e) => Err(storage.failed("write", name, e.to_string())),
+    }
+}
+
+/// Removes temporary files of streams that nobody holds a lock on.
+pub(super) fn sweep_unlocked(storage: &Storage, root: &Path) -> Result<u64> {
+    let mut swept = 0;
+    for object in list(storage, root, super::TEMPORARY)? {
+        let path = root.join(&object.name);
+        let Some(file) = File::open(&path).ok().filter(|_| object.name.ends_with(STREAM)) else { continue };
+        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            delete(storage, root, &object.name)?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
+/// The files of the root itself, sorted by name.
+pub(super) fn top(storage: &Storage, root: &Path) -> Result<Vec<Listed>> {
+    let failed = |e: io::Error| storage.failed("list", "the directory", e.to_string());
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(root) {
+        // Nothing was written to it yet, or it is not mounted: whoever knows what was there tells them apart.
+        Err(e) if absent(&e) => return Ok(found),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        // Names that are no text are none of ours.
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        match fs::metadata(entry.path()) {
+            Ok(meta) if meta.is_file() => found.push(Listed { name, size: meta.len() }),
+            Ok(_) => {}
+            Err(e) if absent(&e) => {}
+            Err(e) => return Err(storage.failed("list", &name, e.to_string())),
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
 }
 
 /// A new file with these bytes, synced.
@@ -152,7 +206,7 @@ fn rename(from: &Path, to: &Path, how: Publish) -> io::Result<()> {
 }
 
 /// Makes what is missing of `directory` below `root` and syncs each parent that got a new name.
-fn make_directories(root: &Path, directory: &Path) -> io::Result<()> {
+pub(super) fn make_directories(root: &Path, directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
     }

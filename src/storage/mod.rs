@@ -16,6 +16,7 @@ pub mod probe;
 mod remote;
 mod secret;
 mod shared;
+pub mod stream;
 mod transport;
 
 use std::path::PathBuf;
@@ -296,6 +297,26 @@ impl Storage {
             self.delete(&object.name)?;
         }
         Ok(list.len() as u64)
+    }
+
+    /// Removes what an interrupted [`Storage::writer`] left behind, and nothing that somebody still writes; how many those were.
+    pub fn sweep_streams(&self) -> Result<u64> {
+        const OLD: std::time::Duration = std::time::Duration::from_secs(86_400);
+        let mut swept = 0;
+        match &self.place {
+            Place::Directory(root) => swept += fs::sweep_unlocked(self, root)?,
+            Place::Remote(remote) => {
+                for object in self.wait("list", TEMPORARY, remote.leftovers())? {
+                    let modified = self.wait("look at", &object.name, remote.modified(&object.name))?;
+                    // Nobody can tell there who still writes.
+                    if modified.and_then(|t| t.elapsed().ok()).is_some_and(|age| age > OLD) {
+                        self.delete(&object.name)?;
+                        swept += 1;
+                    }
+                }
+            }
+        }
+        Ok(swept)
     }
 
     fn wait<T>(&self, verb: &'static str, name: &str, work: impl Future<Output = Result<T, opendal::Error>>) -> Result<T> {

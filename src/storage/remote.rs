@@ -44,6 +44,13 @@ pub(super) struct Remote {
     shared: Arc<Shared>,
 }
 
+/// An object that is being written.
+pub(super) struct Upload {
+    writer: opendal::Writer,
+    /// The name that it has until it is whole.
+    under: String,
+}
+
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Remote {
@@ -257,6 +264,108 @@ impl Remote {
             self.shared.went(len);
         }
         self.patiently(writer.close()).await.map(drop)
+    }
+
+    /// Begins an object whose length is not known yet. It counts when [`Remote::finish_upload`] was there.
+    pub async fn begin_upload(&self, name: &str) -> Result<Upload, Error> {
+        let under = match self.publishing {
+            Publishing::Rename => temporary_name().map_err(|e| Error::new(ErrorKind::Unexpected, e.to_string()))?,
+            _ => name.to_owned(),
+        };
+        let writer = self.persistently(|| self.patiently(async { self.operator.writer_with(&under).await })).await?;
+        Ok(Upload { writer, under })
+    }
+
+    /// The next part of it, tried again where that may help.
+    pub async fn send_part(&self, upload: &mut Upload, part: Bytes) -> Result<(), Error> {
+        let places = self.shared.places();
+        // The semaphore is never closed.
+        let _place = places.acquire().await;
+        self.shared.began();
+        if self.patience.is_some() {
+            // A stream: what went cannot be sent again.
+            let mut left = part;
+            while !left.is_empty() {
+                let len = self.shared.next_piece(left.len()).await;
+                let piece = left.split_to(len);
+                self.patiently(upload.writer.write(piece)).await.inspect_err(|_| self.shared.failed())?;
+                self.shared.went(len);
+            }
+            return Ok(());
+        }
+        let mut pause = self.retry.backoff.max(Duration::from_millis(1));
+        for attempt in 1.. {
+            match upload.writer.write(part.clone()).await {
+                Err(e) if attempt < self.retry.attempts && may_pass(&e, true) => {
+                    self.shared.retried();
+                    tracing::warn!("{}; tried again in {:.1} s", reason(&e), pause.as_secs_f64());
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                Err(e) => {
+                    self.shared.failed();
+                    return Err(e);
+                }
+                Ok(()) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes it, unless something of its name came meanwhile.
+    pub async fn finish_upload(&self, mut upload: Upload, name: &str, size: u64) -> Result<(), Error> {
+        let finished = async {
+            let mut pause = self.retry.backoff.max(Duration::from_millis(1));
+            let mut attempt = 0;
+            loop {
+                attempt += 1;
+                match self.patiently(upload.writer.close()).await {
+                    Err(e) if attempt < self.retry.attempts && self.patience.is_none() && may_pass(&e, true) => {
+                        self.shared.retried();
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                    }
+                    other => break other.map(drop)?,
+                }
+            }
+            if self.publishing != Publishing::Rename {
+                return Ok(());
+            }
+            self.has_size(&upload.under, size as usize).await?;
+            match self.patiently(self.operator.stat(name)).await {
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+                Ok(_) => return Err(Error::new(ErrorKind::AlreadyExists, "there is another object of this name")),
+            }
+            self.patiently(self.operator.rename(&upload.under, name)).await
+        };
+        let result = finished.await;
+        if result.is_err() {
+            self.abort_upload(upload).await;
+        }
+        result
+    }
+
+    /// Gives it up. Best effort: what cannot be removed now is swept later.
+    pub async fn abort_upload(&self, mut upload: Upload) {
+        let aborted = self.patiently(upload.writer.abort()).await;
+        if self.publishing == Publishing::Rename {
+            let _ = self.patiently(upload.writer.close()).await;
+            let _ = self.patiently(self.operator.delete(&upload.under)).await;
+        } else if let Err(e) = aborted {
+            tracing::warn!("an upload could not be given up: {}", reason(&e));
+        }
+    }
+
+    /// Names and sizes at the top, not in directories. A size of 0 is one that the listing did not bring.
+    pub async fn top(&self) -> Result<Vec<Listed>, Error> {
+        self.persistently(|| async {
+            match self.list_once("", false).await {
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+                other => Ok(other?.0),
+            }
+        })
+        .await
     }
 
     /// OpenDAL's ftp does not notice the end of an object whose length it was not told.

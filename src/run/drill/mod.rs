@@ -29,7 +29,7 @@ use super::backup::{Environment, short};
 use super::copy::Reading;
 use super::live::{Failure, Finish, LiveRun};
 use super::restore::{Another, Place};
-use super::{catalogue, destination, to_directory};
+use super::{catalogue, to_directory};
 use crate::config::{Assertion, Drill, Job, show_duration};
 use crate::repository::{self, Manifest, Repository};
 use crate::source::{Facts, SourceError, sqlite};
@@ -183,9 +183,7 @@ fn tell(env: &Environment, backup: &Backup, said: impl Fn([u8; 32]) -> repositor
             let target = env.config.destinations.get(&place.name);
             let target = target.ok_or_else(|| Failure::Failed(format!("there is no destination '{}' any more", place.name)))?;
             let _reading = reading(&target.name);
-            let repository = destination::open_to_mark(env, target)?;
-            let object = catalogue::object(&env.ledger, &place.name, &backup.id)?;
-            catalogue::mark(&repository, &place.name, &env.ledger, &said(object))
+            catalogue::say(env, target, &backup.id, &said)
         };
         if let Err(e) = told() {
             live.message(Level::Warning, format!("what the drill found could not be written down at {}: {e}", place.name));

@@ -8,6 +8,7 @@ use keepd_protocol::restore::EntryHeader;
 
 use super::chosen::{Path, Wanted, lossy, split, takes};
 use super::work::{Work, failed};
+use crate::archive::parts;
 use crate::portable::head::{Source, Totals};
 use crate::repository::entry::{EntrySink, SMALL_FILE_BYTES};
 use crate::repository::source_writer::SourceWriter;
@@ -106,6 +107,17 @@ impl Work<'_> {
             }
             let small = self.contents(sink, header.size)?;
             next = self.next_of(source)?;
+            // Contents whose length was not known when they were captured stand in parts.
+            if let (None, Some((file, 0))) = (&small, parts::part_of(&source.kind, below)) {
+                entry.path = file.to_vec();
+                let mut number = 1;
+                while let Some(part) = next.take_if(|next| is_part(source, next, file, number)) {
+                    self.count(&part);
+                    self.more(sink, part.size)?;
+                    next = self.next_of(source)?;
+                    number += 1;
+                }
+            }
             if let Some(root) = root.take() {
                 if next.is_none() && is_made_up(&root, &entry) {
                     entry.path.clear();
@@ -189,15 +201,21 @@ impl Work<'_> {
             self.live.report.bytes(len as u64);
             return if len as u64 == size { Ok(Some(contents)) } else { Err(lying()) };
         }
+        sink.large_begin()?;
+        self.more(sink, size)?;
+        Ok(None)
+    }
+
+    /// The next `size` bytes of a large file.
+    fn more(&mut self, sink: &mut SourceWriter<'_>, size: u64) -> Result<(), Failure> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let done = self.large(sink, size, &mut buffer);
         self.buffer = buffer;
-        done.map(|()| None)
+        done
     }
 
     fn large(&mut self, sink: &mut SourceWriter<'_>, size: u64, buffer: &mut [u8]) -> Result<(), Failure> {
         static ZEROS: [u8; HOLE] = [0; HOLE];
-        sink.large_begin()?;
         let (mut hole, mut done) = (0u64, 0u64);
         loop {
             // What is a frame of its own in the archive becomes a chunk of its own.
@@ -276,6 +294,12 @@ impl Work<'_> {
             ))),
         }
     }
+}
+
+/// Whether an entry is this part of a file.
+fn is_part(source: &Source, header: &EntryHeader, file: &[u8], number: u64) -> bool {
+    let path = header.path.to_bytes().unwrap_or_default();
+    header.kind == EntryKind::File && parts::part_of(&source.kind, split(&path).1) == Some((file, number))
 }
 
 fn lying() -> Failure {

@@ -20,14 +20,14 @@ use super::keys::Keys;
 use crate::config::Destination;
 use crate::portable::head::{Contents, Source, Totals};
 use crate::portable::read::OpenWith;
-use crate::portable::{ArchiveReader, Head, Limits, PortableError, Tail};
+use crate::portable::{ArchiveReader, Frame, Head, Limits, PortableError, Tail};
 use crate::repository::lease::Lease;
 use crate::repository::source_writer::SourceWriter;
 use crate::repository::writer::Writer;
 use crate::repository::{Repository, SinkError};
 use crate::run::backup::{Environment, Writing, short, unhex};
 use crate::run::live::{Failure, LiveRun};
-use crate::run::{catalogue, destination};
+use crate::run::{archived, catalogue, destination};
 
 /// Read at once.
 const BUFFER: usize = 1 << 20;
@@ -294,7 +294,7 @@ impl Work<'_> {
     }
 
     /// The next contents as a whole zstd frame, where they are one.
-    pub fn frame(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>, Failure> {
+    pub fn frame(&mut self) -> Result<Option<Frame>, Failure> {
         self.reader()?.frame().map_err(refused)
     }
 
@@ -314,6 +314,8 @@ impl Work<'_> {
         let target = env.config.destinations.get(name).ok_or_else(|| failed(format!("there is no destination '{name}'")))?.clone();
         live.step(&format!("Waiting for {name}"));
         let alone = writing(name)?;
+        let why = "an import goes into a repository; 'keepctl copy' brings it on to here. An archive that keepd made can also be put into it as it is";
+        archived::is_none(&target, why)?;
         live.step("Opening the repository");
         let (repository, lease) = destination::open_for_writing(&frugal(env), &target, live, true)?;
         for problem in repository.sync_index()?.into_iter().chain(catalogue::sync(&repository, name, &env.ledger)?) {

@@ -4,14 +4,16 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use keepd_protocol::model::{DestinationKeys, KeyProfile, KeyStep, RunKind};
+use keepd_protocol::model::{DestinationKeys, KeyProfile, KeyStep, Level, RunKind};
 
 use super::{Error, Result, Runs, Work};
 use crate::config::{Config, Destination, Encryption};
 use crate::crypto::{Key, PrivateKey, Profile, ProfileKey, key_file};
 use crate::profile;
+use crate::run::archived;
 use crate::run::keys::{self, NewKey};
 use crate::run::kit::{self, Wanted};
+use crate::run::live::LiveRun;
 
 /// A step of a rotation that was started.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,7 +116,8 @@ impl Runs {
                  and reload"
             )));
         }
-        let targets = Self::destinations_of(&env.config, name);
+        let (archived, targets): (Vec<Destination>, Vec<Destination>) =
+            Self::destinations_of(&env.config, name).into_iter().partition(archived::is);
         let work = Work {
             kind: RunKind::Key,
             job: None,
@@ -125,9 +128,19 @@ impl Runs {
             alone: vec![format!("encryption profile {name}")],
         };
         let new = NewKey { label: name.to_owned(), key: ProfileKey::Key(Arc::new(given)) };
-        let run = self.start(work, move |live| match step {
-            KeyStep::Add => keys::rotate_add(&env, &profile, &targets, &new, live),
-            KeyStep::Remove => keys::rotate_remove(&env, &profile, &targets, live),
+        let tell = move |live: &LiveRun| {
+            for target in &archived {
+                let text =
+                    format!("{} keeps archives: those that are there open with the key of before alone, keep it as `retired`", target.name);
+                live.message(Level::Warning, text);
+            }
+        };
+        let run = self.start(work, move |live| {
+            tell(live);
+            match step {
+                KeyStep::Add => keys::rotate_add(&env, &profile, &targets, &new, live),
+                KeyStep::Remove => keys::rotate_remove(&env, &profile, &targets, live),
+            }
         })?;
         Ok(RotationStarted { run, fingerprint: fingerprint.to_string(), configured })
     }

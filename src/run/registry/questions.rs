@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keepd_protocol::model::{Backup, BackupDetail, Change, Coverage, CoverageCounts, DestinationStatus, EntryInfo, RetentionPlan};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::{Error, Result, Runs, lock};
 use crate::config::{Config, Destination, Job, Retention};
@@ -14,7 +15,7 @@ use crate::profile;
 use crate::run::backup::{Environment, short};
 use crate::run::live::Failure;
 use crate::run::readable::{self, Reading};
-use crate::run::{browse, catalogue, copy, coverage, destination, restore, retain};
+use crate::run::{archived, browse, catalogue, copy, coverage, destination, restore, retain};
 
 impl Runs {
     /// Destinations that are checked a few packs at a time, with the period.
@@ -128,7 +129,7 @@ impl Runs {
 
     /// Opens a backup for what its entries say alone, without its contents.
     pub(super) fn open_backup(&self, backup: &Backup) -> Result<restore::Place> {
-        Ok(self.open_beside(&self.environment(), backup, &[], &Reading::Entries)?)
+        Ok(self.open_beside(&self.environment(), backup, &[], &Reading::Names)?)
     }
 
     /// A place of a backup that was not tried yet; it is noted as tried.
@@ -157,6 +158,18 @@ impl Runs {
         for target in destination::best_first(&env.config, backup).into_iter().filter(|d| !tried.contains(&d.name)) {
             // Before it is opened: its keys must not be exchanged in between.
             let _reading = self.keep_readable(&target.name);
+            if archived::is(target) {
+                // Questions end when they are answered; runs that are cancelled are told by what they read then.
+                match archived::stage::place(env, target, &backup.id, reading, _reading, &CancellationToken::new()) {
+                    Ok(place) => return Ok(place),
+                    Err(e) => {
+                        is_damage &= matches!(e, Failure::Damaged(_));
+                        needs_key |= matches!(e, Failure::NeedsKey(_));
+                        errors.push(e.to_string());
+                        continue;
+                    }
+                }
+            }
             let opened = destination::open(env, target, false).and_then(|repository| {
                 for problem in repository.sync_index()? {
                     tracing::warn!("{problem}");

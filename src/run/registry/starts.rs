@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, Run, RunKind, RunState};
+use tokio_util::sync::CancellationToken;
 
 use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named, lock};
 use crate::config::{Destination, Job};
@@ -17,8 +18,8 @@ use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::readable::Reading;
 use crate::run::selection::Selection;
 use crate::run::{
-    CompareRequest, backup, catalogue, check, compare, contents, copy, coverage, destination, export, hooks, housekeeping, in_place, load,
-    quiesce, reencrypt, restore, retain,
+    CompareRequest, archived, backup, catalogue, check, compare, contents, copy, coverage, destination, export, hooks, housekeeping,
+    in_place, load, quiesce, reencrypt, restore, retain,
 };
 use crate::run::{ExportRequest, LoadRequest, SealFor};
 use crate::storage::Storage;
@@ -210,6 +211,9 @@ impl Runs {
     pub fn start_reencrypt(self: &Arc<Self>, destination: &str, drop_slots: bool, lent: Lent, by: &str) -> Result<String> {
         let env = self.environment_with(lent);
         let target = self.destination(&env.config, destination)?.clone();
+        let text =
+            "each archive is sealed for itself; new ones are sealed with the key that is configured, and copies elsewhere are sealed anew";
+        archived::is_none(&target, text)?;
         let is_it = |r: &Run| r.kind == RunKind::ReEncrypt && r.destination.as_deref() == Some(destination) && !r.state.is_finished();
         if let Some(other) = lock(&self.live).values().map(|l| l.snapshot()).find(is_it) {
             return Err(Error::Busy(format!("{destination} is being re-encrypted already (run {})", other.id)));
@@ -285,10 +289,8 @@ impl Runs {
         for place in &found.destinations {
             let written = self.destination(&env.config, &place.name).map_err(|e| Failure::Failed(e.to_string())).and_then(|target| {
                 let _reading = self.keep_readable(&target.name);
-                let repository = destination::open_to_mark(&env, target)?;
-                let object = catalogue::object(&env.ledger, &place.name, &found.id)?;
-                let said = repository::Mark::new(object, mark.as_str(), time.clone(), by.to_owned());
-                catalogue::mark(&repository, &place.name, &env.ledger, &said)
+                let said = |object| repository::Mark::new(object, mark.as_str(), time.clone(), by.to_owned());
+                catalogue::say(&env, target, &found.id, said)
             });
             match written {
                 Ok(()) => done.push(place.name.as_str()),
@@ -365,6 +367,10 @@ impl Runs {
         let runs = self.clone();
         self.start(work, move |live| {
             for target in &targets {
+                if archived::is(target) {
+                    archived::upkeep::clean_up(&env, &job, target, is_confirmed, live)?;
+                    continue;
+                }
                 live.step("opening the repository");
                 let (repository, lease) = destination::open_for_writing(&env, target, live, false)?;
                 for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
@@ -700,7 +706,11 @@ impl Runs {
         self.runtime.spawn_blocking(move || {
             let env = runs.environment();
             for (name, target) in &env.config.destinations {
-                let synced = destination::open(&env, target, false).and_then(|repository| catalogue::sync(&repository, name, &env.ledger));
+                let synced = match archived::is(target) {
+                    true => archived::open(&env, target)
+                        .and_then(|place| archived::catalogue::sync(&place, &env.ledger, &CancellationToken::new())),
+                    false => destination::open(&env, target, false).and_then(|repository| catalogue::sync(&repository, name, &env.ledger)),
+                };
                 match synced {
                     Ok(problems) => problems.iter().for_each(|p| tracing::warn!(destination = %name, "{p}")),
                     // A destination that nothing was backed up to yet is no problem.

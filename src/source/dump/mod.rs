@@ -50,6 +50,7 @@ pub fn capture(
     sink: &mut dyn EntrySink,
     context: &Context<'_>,
 ) -> Result<Captured, SourceError> {
+    sink.begins(&file(name), None)?;
     let mut cutter = PieceCutter::begin(name, before, sink, context)?;
     loop {
         let space = cutter.space(READ_BYTES);

@@ -58,8 +58,24 @@ impl Capture<'_> {
                 entry.xattrs = self.xattrs_of(&fd, &entry.path);
                 return self.emit(entry).map(|()| true);
             }
+            let passed_on = !small && self.sink.passes_on();
+            let mut xattrs = None;
+            if passed_on {
+                let mut entry = described(path.clone(), Kind::File, &before);
+                entry.xattrs = self.xattrs_of(&fd, &entry.path);
+                self.sink.begins(&entry, Some(size))?;
+                xattrs = Some(entry.xattrs);
+            }
             let pass = if small { self.read_small(&fd, size) } else { self.read_large(&fd, &before)? };
             if let Pass::Failed(e) = pass {
+                if passed_on {
+                    // Its beginning is on its way already.
+                    let text =
+                        format!("{} could not be read to its end ({e}): what is missing stands as zeros in the archive", self.shown(&path));
+                    self.context.report.left_out(text);
+                    let entry = described(path, Kind::File, &before);
+                    return self.keep(Entry { changed_while_read: true, ..entry }, small).map(|()| true);
+                }
                 self.left_out(&path, "read", e)?;
                 return Ok(false);
             }
@@ -71,16 +87,20 @@ impl Capture<'_> {
                 }
             };
             let changed = is_other(&before, &after);
-            if changed && !again {
+            if changed && !again && !passed_on {
                 before = after;
                 continue;
             }
             let mut entry = described(path, Kind::File, &before);
-            entry.xattrs = self.xattrs_of(&fd, &entry.path);
+            entry.xattrs = match xattrs {
+                Some(xattrs) => xattrs,
+                None => self.xattrs_of(&fd, &entry.path),
+            };
             entry.changed_while_read = changed;
             if changed {
                 self.counts.changed += 1;
-                let text = format!("{} changed while it was read, twice; its contents may be of two moments", self.shown(&entry.path));
+                let times = if passed_on { "" } else { ", twice" };
+                let text = format!("{} changed while it was read{times}; its contents may be of two moments", self.shown(&entry.path));
                 self.context.report.message(Level::Warning, text);
             }
             return self.keep(entry, small).map(|()| true);

@@ -79,6 +79,7 @@ pub fn capture(
                 match text.len() as u64 <= crate::repository::entry::SMALL_FILE_BYTES {
                     true => sink.push_small(entry, &text)?,
                     false => {
+                        sink.begins(&entry, Some(text.len() as u64))?;
                         sink.large_begin()?;
                         let mut rest = text.as_slice();
                         while !rest.is_empty() {

@@ -24,6 +24,8 @@ pub struct Cutter<'a> {
     map: Option<MapWriter>,
     hasher: ContentHasher,
     zeros: PageHash,
+    /// Pages of zeros take no space.
+    holes: bool,
     gatherer: Gatherer,
     taken: Vec<Segment>,
     page_count: u64,
@@ -45,11 +47,17 @@ impl<'a> Cutter<'a> {
             map: MapWriter::create(cache_dir, page_size).ok(),
             hasher: ContentHasher::new(page_size),
             zeros: hash_page(&vec![0; page_size as usize]),
+            holes: true,
             gatherer: Gatherer::new(Texture::Pages),
             taken: Vec::new(),
             page_count: 0,
             stored_pages: 0,
         }
+    }
+
+    /// From now on pages of zeros are stored like others.
+    pub fn with_zeros(&mut self) {
+        self.holes = false;
     }
 
     pub fn page(&mut self, page: &[u8], sink: &mut dyn EntrySink) -> Result<(), SinkError> {
@@ -60,7 +68,7 @@ impl<'a> Cutter<'a> {
         }
         self.page_count += 1;
         let reusable = self.was(&hash);
-        if hash == self.zeros {
+        if hash == self.zeros && self.holes {
             self.gatherer.append(Segment::Hole(page.len() as u64));
         } else if reusable {
             for segment in &self.taken {

@@ -191,7 +191,7 @@ fn attempt(
 
     // A rollback journal beside a write-ahead log is what a crash while switching between them leaves; SQLite has to judge it.
     let Some(mut snapshot) = take(database, wal, before, &mut stat, frozen_may_do, tuning, context)? else { return Ok(None) };
-    let read = read(database, &mut snapshot, verify, last, tuning, sink, context);
+    let read = read(database, &stat, &mut snapshot, verify, last, tuning, sink, context);
     if !snapshot.held(database) {
         return match read {
             Err(e @ (SourceError::Cancelled | SourceError::Sink(_))) => Err(e),
@@ -253,8 +253,10 @@ fn take(
 }
 
 /// The pages through the cutter, and meanwhile the inspection.
+#[allow(clippy::too_many_arguments)]
 fn read<'l>(
     database: &Database,
+    stat: &Metadata,
     snapshot: &mut Snapshot,
     verify: Verify,
     last: &'l mut Last,
@@ -273,6 +275,10 @@ fn read<'l>(
         old = Some(Old { hashes: map, cursor: Cursor::new(&entry.content), condemned });
     }
     let mut cutter = Cutter::new(snapshot.page_size, old, context.cache_dir);
+    if sink.passes_on() {
+        sink.begins(&database.entry(stat), Some(snapshot.bytes()))?;
+        cutter.with_zeros();
+    }
 
     // Stops both sides: the run is cancelled, or the other side failed.
     let stop = context.cancel.child_token();
