@@ -803,3 +803,96 @@ fn an_archive_that_was_streamed_is_imported_too() {
     let to = here.restored(&id);
     assert_eq!(fs::read(to.join("files/b")).unwrap(), [vec![0; 299_999], b"!".to_vec()].concat());
 }
+
+/// What came out of a golden archive: paths with their SHA-256, sorted.
+fn sums(dir: &Path) -> String {
+    let mut lines: Vec<String> = files_below(dir)
+        .iter()
+        .filter(|path| path.symlink_metadata().unwrap().is_file())
+        .map(|path| {
+            let sum = Command::new("sha256sum").stdin(fs::File::open(path).unwrap()).output().unwrap().stdout;
+            format!("{}  {}", String::from_utf8(sum).unwrap().split(' ').next().unwrap(), path.strip_prefix(dir).unwrap().display())
+        })
+        .collect();
+    lines.sort();
+    lines.join("\n") + "\n"
+}
+
+/// The archives in tests/golden-archives were made by `make_golden_archives` below with earlier versions; they must be importable forever.
+#[test]
+fn golden_archives_come_in() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-archives");
+    let expected = fs::read_to_string(golden.join("SHA256SUMS")).unwrap();
+    let mut seen = 0;
+    for entry in fs::read_dir(&golden).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        let Some(kind) = name.strip_suffix(".enc").or(Some(&name)).filter(|n| n.contains(".tar")) else { continue };
+        let here = another();
+        let key = golden.join(format!("{}.key", kind.split('.').next().unwrap()));
+        let mut command = vec!["import".to_owned(), entry.path().display().to_string()];
+        if key.exists() {
+            let copy = here.path("golden.key");
+            fs::copy(&key, &copy).unwrap();
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
+            command.extend(["--key".to_owned(), copy.display().to_string()]);
+        }
+        here.ok(&command.iter().map(String::as_str).collect::<Vec<_>>());
+        let out = here.restored(&here.backups()[0]);
+        assert_eq!(sums(&out), expected, "{name}");
+        let decoded = here.path("decoded");
+        let mut decoder = Command::new(python());
+        decoder.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kit/keepd_decoder.py")).arg(entry.path());
+        if key.exists() {
+            decoder.arg("--key").arg(here.path("golden.key"));
+        }
+        let said = decoder.arg("restore").arg(&decoded).output().unwrap();
+        assert!(said.status.success(), "{name}: {}", text(&said));
+        assert_eq!(sums(&decoded), expected, "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 4, "{seen} golden archives");
+}
+
+/// Makes new golden archives: `GOLDEN=DIR cargo test --test import make_golden -- --ignored`.
+#[test]
+#[ignore = "makes fixtures"]
+fn make_golden_archives() {
+    let to = PathBuf::from(std::env::var_os("GOLDEN").expect("GOLDEN=DIR"));
+    fs::create_dir_all(&to).unwrap();
+    let mut there = Keepd::prepared();
+    make_database(&there.path("shop.db"), 50);
+    fs::create_dir_all(there.path("files/deep")).unwrap();
+    fs::write(there.path("files/deep/note"), "golden\n").unwrap();
+    fs::write(there.path("files/long"), noise(70_000, 3).repeat(3)).unwrap();
+    fs::write(there.path("files/\u{fc}ml\u{e4}ut"), "").unwrap();
+    fs::hard_link(there.path("files/long"), there.path("files/other")).unwrap();
+    std::os::unix::fs::symlink("long", there.path("files/symlink")).unwrap();
+    let made = Command::new(keepd_binary()).args(["key", "generate", "--pair"]).arg(there.path("read")).output().unwrap();
+    assert!(made.status.success());
+    there.start();
+    there.ok(&["backup", "shop"]);
+    let archive = |name: &str| there.path(name).display().to_string();
+    there.ok(&["export", "latest", "-o", &archive("plain.tar.gz")]);
+    there.ok(&["export", "latest", "-o", &archive("sealed.tar.zst.enc"), "--key-output", &archive("sealed.key")]);
+    fs::write(to.join("SHA256SUMS"), sums(&there.restored("latest"))).unwrap();
+    // While they are captured, for a key and for a pair.
+    let toml = fs::read_to_string(there.path("keepd.toml")).unwrap();
+    let captured = |name: &str, encryption: &str, key: &str| {
+        let root = there.path(name).display().to_string();
+        let more = format!("[destination.{name}]\nservice = \"fs\"\nroot = \"{root}\"\nlayout = \"archive\"\nencryption = \"{name}\"\n[encryption.{name}]\n{encryption}\n");
+        let text = toml.replace("destinations = [\"local\"]", &format!("destinations = [\"{name}\"]")) + &more;
+        assert_ne!(text, toml.clone() + &more, "the job goes there");
+        fs::write(there.path("keepd.toml"), text).unwrap();
+        there.ok(&["reload"]);
+        there.ok(&["backup", "shop"]);
+        let made = files_below(&there.path(name)).into_iter().find(|p| p.extension().is_some_and(|e| e == "enc")).unwrap();
+        fs::copy(made, to.join(format!("{name}.tar.zst.enc"))).unwrap();
+        fs::copy(there.path(key), to.join(format!("{name}.key"))).unwrap();
+    };
+    let main = format!("key_file = \"{}\"", archive("main.key"));
+    captured("captured", &main, "main.key");
+    captured("pair", &format!("{main}\npublic_key = \"{}\"", archive("read.pub")), "read");
+    for name in ["plain.tar.gz", "sealed.tar.zst.enc", "sealed.key"] {
+        fs::copy(there.path(name), to.join(name)).unwrap();
+    }
+}
