@@ -2,8 +2,8 @@
 # keepd_decoder: gives back what keepd stored, without keepd. Format 1.
 #
 # Written from docs/format.md and docs/archive.md of keepd alone. Python 3.8
-# or newer is all it needs to start. Two packages make it quicker, and it uses them when they are
-# there:    python3 -m pip install cryptography zstandard
+# or newer is all it needs to start. Two packages make it quicker, and it uses
+# them when they are there:    python3 -m pip install cryptography zstandard
 # Without "cryptography" it takes the system's libcrypto, without that its own
 # AES (some MB/s). Without "zstandard" it takes Python's own zstd (3.14), the
 # system's libzstd or the program zstd; one of these must be there.

@@ -338,7 +338,7 @@ fn the_sample_loads_and_passes_the_check_once_its_key_exists() {
     let sample = std::fs::read_to_string(&path).expect("read");
 
     let whole = must_load(&sample_with_examples(&sample));
-    assert_eq!((whole.jobs.len(), whole.destinations.len()), (2, 3));
+    assert_eq!((whole.jobs.len(), whole.destinations.len()), (2, 4));
     assert_eq!(whole.daemon, config.daemon, "examples of [daemon] show the defaults");
 
     let directory = tempfile::tempdir().expect("a directory");
