@@ -1759,7 +1759,7 @@ class Sealed(io.RawIOBase):
 
 
 class Frames(io.RawIOBase):
-    """zstd by the system's library, frame by frame: keepd's have 1 MiB."""
+    """zstd by the system's library, frame by frame: of 4 MiB at most."""
 
     def __init__(self, f):
         self.f, self.lib, self.data, self.plain = f, shared_library("zstd"), \
@@ -1774,16 +1774,22 @@ class Frames(io.RawIOBase):
 
     def readinto(self, into):
         while not self.plain:
-            if len(self.data) < 2 * MIB:
-                self.data += self.f.read(4 * MIB)
+            if not self.data:
+                self.data = self.f.read(4 * MIB)
             if not self.data:
                 return 0
             size = self.find(self.data, len(self.data))
-            if size > len(self.data):
-                raise Bad("the archive's zstd stream is damaged or cut off")
+            while size > len(self.data):
+                most = 4 * MIB if len(self.data) < 8 * MIB else 0
+                more = self.f.read(most)
+                if not more:
+                    raise Bad("the archive's zstd stream is damaged or cut"
+                              " off")
+                self.data += more
+                size = self.find(self.data, len(self.data))
             frame, self.data = self.data[:size], self.data[size:]
             length = frame_length(frame)
-            if length is None or length > MIB:
+            if length is None or length > 4 * MIB:
                 raise Bad("the archive's zstd stream is not as keepd makes it:"
                           " install the Python package zstandard")
             self.plain = self.run(frame, length)

@@ -119,6 +119,7 @@ fn head(items: &[Item], contents: Contents) -> Head {
             backup: "ab".repeat(32),
             job: "shop".into(),
             started: "2026-03-04T05:00:00Z".into(),
+            finished: "2026-03-04T05:00:01Z".into(),
             r#type: "manual".into(),
             outcome: "good".into(),
             ..Origin::default()

@@ -575,3 +575,101 @@ fn archives_on_an_s3_server() {
 fn archives_on_an_sftp_server() {
     elsewhere(Kind::Sftp);
 }
+
+#[test]
+fn a_wrong_key_condemns_nothing() {
+    let mut keepd = prepared();
+    let target = archives(&keepd, "there", SEALED);
+    keepd = started(&[target], keepd, "retention = { keep_last = 4 }", "");
+    keepd.ok(&["backup", "shop"]);
+    keepd.ok(&["backup", "shop"]);
+    let before = keepd.backups();
+    fs::rename(keepd.path("main.key"), keepd.path("right.key")).unwrap();
+    keepd.generate_key("main.key");
+    keepd.stop();
+    keepd.start();
+    let said = keepd.fails(1, &["check", "there", "--read-data"]);
+    assert!(said.contains("2 of 2 archives do not open") && said.contains("Nothing was marked"), "{said}");
+    fs::remove_file(keepd.path("main.key")).unwrap();
+    fs::rename(keepd.path("right.key"), keepd.path("main.key")).unwrap();
+    keepd.stop();
+    keepd.start();
+    assert!(keepd.json(&["list"]).as_array().unwrap().iter().all(|b| b["outcome"] == "good"));
+    assert_eq!(keepd.backups(), before);
+    keepd.ok(&["check", "there", "--read-data"]);
+}
+
+#[test]
+fn what_is_put_there_counts_only_when_it_is_whole_and_of_this_host() {
+    let keepd = prepared();
+    let targets = [repository(&keepd, "near"), archives(&keepd, "there", PLAIN)];
+    configure(&keepd, &targets[..1], "", "");
+    let keepd = started(&targets[..1], keepd, "", "");
+    keepd.ok(&["backup", "shop"]);
+    for (name, paths) in [("whole.tar", None), ("part.tar", Some("files/deep"))] {
+        let file = keepd.path(name);
+        let command = ["export", "latest", "-o", file.to_str().unwrap()];
+        keepd.ok(&command.into_iter().chain(paths).collect::<Vec<_>>());
+    }
+    let name = |second: u32| keepd.path("there").join(format!("shop-2026-01-01T00-00-0{second}Z.tar"));
+    fs::create_dir_all(keepd.path("there/tmp/mine")).unwrap();
+    fs::write(keepd.path("there/tmp/mine/radio.stream"), "mine").unwrap();
+    let whole = fs::read(keepd.path("whole.tar")).unwrap();
+    fs::write(name(1), &whole[..whole.len() / 2]).unwrap();
+    fs::copy(keepd.path("part.tar"), name(2)).unwrap();
+    // The same length, and another host.
+    let start = String::from_utf8_lossy(&whole[..4096]).into_owned();
+    let at = start.find("\"host\":\"").unwrap() + 8;
+    let mut elsewhere = whole.clone();
+    elsewhere[at] = if elsewhere[at] == b'z' { b'y' } else { b'z' };
+    fs::write(name(3), &elsewhere).unwrap();
+    configure(&keepd, &targets, "", "");
+    // Where nothing is known of them but what they say.
+    keepd.ok(&["reload"]);
+    let there = || keepd.json(&["list", "--destination", "there"]).as_array().unwrap().len();
+    let said = || keepd.ctl(&["check", "there"]);
+    let told = text(&said());
+    assert!(told.contains("cut off") && told.contains("only a part of its backup") && told.contains("of host "), "{told}");
+    assert_eq!(there(), 0);
+    assert!(name(1).exists() && name(2).exists() && name(3).exists() && keepd.path("there/tmp/mine/radio.stream").exists());
+    keepd.ok(&["destination", "take-over", "there"]);
+    assert_eq!(there(), 1, "the one of another host");
+    keepd.ok(&["prune", "there"]);
+    assert!(name(1).exists() && keepd.path("there/tmp/mine/radio.stream").exists(), "what is not keepd's stays");
+}
+
+#[test]
+fn a_renamed_archive_keeps_its_pin() {
+    let keepd = prepared();
+    let target = archives(&keepd, "there", PLAIN);
+    let keepd = started(&[target], keepd, "retention = { keep_last = 1 }", "");
+    keepd.ok(&["backup", "shop"]);
+    let pinned = keepd.backups().remove(0);
+    keepd.ok(&["pin", &pinned]);
+    let archive = objects(&keepd.path("there")).remove(0);
+    fs::rename(&archive, keepd.path("there").join(format!("shop-2026-01-01T00-00-01Z{}", ".tar.zst"))).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    keepd.ok(&["backup", "shop"]);
+    let backups = keepd.backups();
+    assert!(backups.len() == 2 && backups.contains(&pinned), "{backups:?}");
+    assert_restores(&keepd, &pinned);
+}
+
+#[test]
+fn a_full_place_is_left_for_the_next_one() {
+    let keepd = prepared();
+    let small = keepd.path("small");
+    fs::create_dir(&small).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&small).status();
+    if !mounted.is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED: no tmpfs can be mounted here");
+        return;
+    }
+    let targets = [archives(&keepd, "small", PLAIN), repository(&keepd, "near")];
+    let mut keepd = started(&targets, keepd, "", "");
+    let out = keepd.ctl(&["backup", "shop"]);
+    let made = keepd.json(&["list", "--destination", "near"]).as_array().unwrap().len();
+    keepd.stop();
+    assert!(Command::new("umount").arg(&small).status().unwrap().success());
+    assert_eq!(made, 1, "{}", text(&out));
+}

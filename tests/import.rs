@@ -212,10 +212,18 @@ fn what_is_there_already_is_skipped_renamed_or_replaced() {
     assert_eq!((list.as_array().unwrap().len(), &other["name"]), (2, &"one (imported)".into()));
     here.ok(&["check", "local", "--read-data"]);
     assert_same(&there.path("files"), &here.restored(other["id"].as_str().unwrap()).join("files"));
+    let said = here.ok(&["import", str(&archive), "--from", "tar", "--job", "shop", "--source", "files"]);
+    assert!(said.contains("imported as what it is"), "{said}");
+    // With other sources it is another one, whatever is to become of that which is here.
+    let kept = object(&here);
+    for (n, conflict) in ["skip", "replace"].into_iter().enumerate() {
+        here.ok(&["import", str(&archive), "--rename-source", "db=data", "--on-conflict", conflict]);
+        assert_eq!((here.backups().len(), object(&here)), (3 + n, kept.clone()));
+    }
     // A pinned one is not deleted; nothing but deleting takes an imported one away.
     here.ok(&["unpin", &id]);
     here.ok(&["delete", &id, "--yes"]);
-    assert_eq!(here.backups().len(), 1);
+    assert_eq!(here.backups().len(), 3);
 }
 
 #[test]
@@ -474,7 +482,7 @@ fn damaged_and_hostile_archives_are_named_and_leave_nothing() {
     let mut other = plain.clone();
     let at = find(b"\"backup\":\"") + 10;
     other[at] = b'x';
-    refuse("no-id.tar", &other, &["no backup id", "damaged"], &[]);
+    refuse("no-id.tar", &other, &["is no id of a backup", "damaged"], &[]);
     let mut later = plain.clone();
     let at = find(b"\"format\":1") + 9;
     later[at] = b'2';
@@ -520,6 +528,9 @@ fn any_tar_becomes_a_backup_of_a_job() {
     member(&mut tar, "./a", T::Directory, b"", "");
     member(&mut tar, "./link", T::Symlink, b"", "/etc/passwd");
     member(&mut tar, "./empty/", T::Directory, b"", "");
+    // As GNU tar has a symlink of several names.
+    member(&mut tar, "./link-too", T::Link, b"", "./link");
+    member(&mut tar, "./link-three", T::Link, b"", "./link-too");
     let bytes = tar.into_inner().unwrap();
     fs::write(keepd.path("their.tar"), &bytes).unwrap();
     let archive = keepd.path("their.tar");
@@ -544,6 +555,8 @@ fn any_tar_becomes_a_backup_of_a_job() {
             "files/a.txt",
             "files/empty",
             "files/link",
+            "files/link-three",
+            "files/link-too",
             "files/m",
             "files/m/large",
             "files/z",
@@ -556,7 +569,9 @@ fn any_tar_becomes_a_backup_of_a_job() {
     assert_eq!(fs::metadata(to.join("m/large")).unwrap().ino(), fs::metadata(to.join("a/first-name")).unwrap().ino());
     assert_eq!(fs::metadata(to.join("a")).unwrap().mode() & 0o7777, 0o750);
     assert_eq!(fs::metadata(to.join("z")).unwrap().mode() & 0o7777, 0o755, "made up");
-    assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("/etc/passwd"));
+    for link in ["link", "link-too", "link-three"] {
+        assert_eq!(fs::read_link(to.join(link)).unwrap(), Path::new("/etc/passwd"));
+    }
 
     let before = keepd.backups();
     let refuse = |name: &str, wanted: &str, make: &dyn Fn(&mut tar::Builder<Vec<u8>>)| {
@@ -617,6 +632,10 @@ fn a_directory_is_read_by_tar_which_must_not_fail() {
     let out = import();
     assert_eq!(out.status.code(), Some(3), "{}", text(&out));
     assert!(text(&out).contains("Cannot open") && keepd.backups().len() == before.len() + 1, "{}", text(&out));
+    script(0);
+    let out = import();
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    assert!(text(&out).contains("Cannot open") && keepd.backups().len() == before.len() + 2, "{}", text(&out));
 }
 
 #[test]
@@ -879,7 +898,9 @@ fn make_golden_archives() {
     let toml = fs::read_to_string(there.path("keepd.toml")).unwrap();
     let captured = |name: &str, encryption: &str, key: &str| {
         let root = there.path(name).display().to_string();
-        let more = format!("[destination.{name}]\nservice = \"fs\"\nroot = \"{root}\"\nlayout = \"archive\"\nencryption = \"{name}\"\n[encryption.{name}]\n{encryption}\n");
+        let more = format!(
+            "[destination.{name}]\nservice = \"fs\"\nroot = \"{root}\"\nlayout = \"archive\"\nencryption = \"{name}\"\n[encryption.{name}]\n{encryption}\n"
+        );
         let text = toml.replace("destinations = [\"local\"]", &format!("destinations = [\"{name}\"]")) + &more;
         assert_ne!(text, toml.clone() + &more, "the job goes there");
         fs::write(there.path("keepd.toml"), text).unwrap();

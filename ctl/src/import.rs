@@ -90,12 +90,12 @@ fn send(context: &Context<'_>, arguments: &ImportArguments, file: &Path) -> Resu
         return context.done(&value, &format!("import {import}, run {run}"));
     }
     let ended = follow::follow(context.arguments, context.socket, &run)?;
-    let warning = warned.map(|thread| thread.join().unwrap_or_default()).unwrap_or_default();
+    let (warning, partial) = warned.map(|thread| thread.join().unwrap_or_default()).unwrap_or_default();
     let exit = context.ended(&ended, true)?;
     // One that the daemon refused made tar fail, and was told.
     if !warning.is_empty() && ended.state != RunState::Failed {
         eprintln!("keepctl: {}", escape(&warning));
-        return Ok(if ended.state == RunState::Good { Exit::Partial } else { exit });
+        return Ok(if partial && ended.state == RunState::Good { Exit::Partial } else { exit });
     }
     Ok(exit)
 }
@@ -187,8 +187,9 @@ fn tar(directory: &Path) -> Result<(OwnedFd, Sent)> {
     Ok((out.into(), Sent { tar, errors }))
 }
 
-/// Waits for tar beside the run: the daemon is told that the archive is whole, or that there will be none. What is to be told in the end.
-fn watch(context: &Context<'_>, mut sent: Sent, import: &str) -> std::thread::JoinHandle<String> {
+/// Waits for tar beside the run: the daemon is told that the archive is whole, or that there will be none. What is to be told in the end, and whether
+/// the archive is less than the directory.
+fn watch(context: &Context<'_>, mut sent: Sent, import: &str) -> std::thread::JoinHandle<(String, bool)> {
     let (socket, import) = (context.socket.to_owned(), import.to_owned());
     std::thread::spawn(move || {
         let status = sent.tar.wait();
@@ -197,7 +198,8 @@ fn watch(context: &Context<'_>, mut sent: Sent, import: &str) -> std::thread::Jo
         let client = crate::client::Client::connect(&socket);
         // 1: files changed while they were read, and are as they were then.
         let (said, text) = match code {
-            Some(0) => (true, String::new()),
+            Some(0) if errors.is_empty() => (true, String::new()),
+            Some(0) => (true, format!("tar: {errors}")),
             Some(1) => (true, format!("tar: {errors}")),
             _ => (false, format!("tar failed, so nothing was imported: {errors}")),
         };
@@ -210,7 +212,7 @@ fn watch(context: &Context<'_>, mut sent: Sent, import: &str) -> std::thread::Jo
         });
         match told {
             // An import that has ended by itself tells why.
-            Ok(()) | Err(_) => text,
+            Ok(()) | Err(_) => (text, code != Some(0)),
         }
     })
 }

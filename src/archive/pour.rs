@@ -239,7 +239,8 @@ impl One<'_> {
             self.root = Some(entry);
             return flow.advance();
         }
-        let may_be_alone = entry.kind == Kind::File && entry.path == self.file_name();
+        let is_alone = self.source.kind == "sqlite" || self.source.one_file;
+        let may_be_alone = is_alone && entry.kind == Kind::File && entry.path == self.file_name();
         if !may_be_alone {
             self.end(sink)?;
         }

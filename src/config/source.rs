@@ -275,8 +275,14 @@ fn file_name(item: &Item<'_>) -> Option<String> {
         name.is_empty() || name == "." || name == ".." || name.contains('/') || name.chars().any(char::is_control) || name.len() > 255;
     if wrong {
         item.report(format!("{} is no name of a file", quoted(name)));
+        return None;
     }
-    (!wrong).then(|| name.to_owned())
+    let is_part = name.rsplit_once(".part-").is_some_and(|(_, digits)| digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit()));
+    if is_part {
+        item.report(format!("{} is what a part of a long file is called in an archive; give it another name", quoted(name)));
+        return None;
+    }
+    Some(name.to_owned())
 }
 
 fn references(item: &Item<'_>) -> Option<References> {

@@ -105,6 +105,9 @@ pub struct Source {
     pub bytes: u64,
     #[serde(default)]
     pub facts: BTreeMap<String, serde_json::Value>,
+    /// It is one file, and the directory that it stands in here is made up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_file: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,12 +12,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::file_list::{FileList, FileListWriter, Line};
-use super::{PortableError, Result};
+use super::{Head, PortableError, Result, Tail};
 
 /// Longer ones, in bytes, are refused.
 pub const MAX_LISTING_BYTES: u64 = 8 << 30;
 /// Of all but the list of files.
-pub const MAX_FACTS_BYTES: u64 = 8 << 20;
+pub const MAX_FACTS_BYTES: u64 = 4 << 20;
+/// What the values in it may take of memory, as [`cost`] counts them: a few bytes of JSON make hundreds in memory.
+const MAX_FACTS_COST: u64 = 32 << 20;
 /// Of a line of the list: a name of 65,536 bytes, escaped.
 const MAX_LINE_BYTES: u64 = 512 << 10;
 const FILES: &str = "files";
@@ -131,12 +133,15 @@ impl Lines for FileList {
 }
 
 /// Reads it from `input`, which ends with it. `name` is that of the member, for errors. False: without a list.
-pub fn read<T: DeserializeOwned>(input: impl Read, name: &str, lines: &mut dyn Lines) -> Result<(T, bool)> {
+pub fn read<T: Facts>(input: impl Read, name: &str, lines: &mut dyn Lines) -> Result<(T, bool)> {
     let left = Rc::new(Cell::new(MAX_FACTS_BYTES));
     let mut failed = None;
-    let bounded = Bounded { input: io::BufReader::with_capacity(64 << 10, input), left: left.clone() };
+    let cost = Rc::new(Cell::new(MAX_FACTS_COST));
+    let bounded = Bounded { input: io::BufReader::with_capacity(64 << 10, input), left: left.clone(), cost: cost.clone() };
     let mut json = serde_json::Deserializer::from_reader(bounded);
-    let read = Listing { left: &left, lines, failed: &mut failed }.deserialize(&mut json).and_then(|found| json.end().map(|()| found));
+    let read = Listing { left: &left, cost: &cost, keys: T::KEYS, lines, failed: &mut failed }
+        .deserialize(&mut json)
+        .and_then(|found| json.end().map(|()| found));
     let (facts, listed) = match (read, failed) {
         (_, Some(e)) => return Err(e),
         (Err(e), _) if e.is_io() => {
@@ -154,27 +159,70 @@ pub fn read<T: DeserializeOwned>(input: impl Read, name: &str, lines: &mut dyn L
     Ok((facts, listed))
 }
 
-/// Gives so many bytes and then an error.
+/// What stands before the list of files.
+pub trait Facts: DeserializeOwned {
+    /// Keys that are kept; others are read past, those of later versions among them. Empty: all are.
+    const KEYS: &'static [&'static str];
+}
+
+impl Facts for Head {
+    const KEYS: &'static [&'static str] = &[
+        "format",
+        "archive",
+        "created",
+        "keepd_version",
+        "contents",
+        "origin",
+        "sources",
+        "totals",
+        "users",
+        "groups",
+        "messages",
+        "left_out",
+        "selected",
+    ];
+}
+
+impl Facts for Tail {
+    const KEYS: &'static [&'static str] =
+        &["archive", "finished", "outcome", "sources", "totals", "users", "groups", "messages", "left_out", "version", "schema_version"];
+}
+
+/// About the bytes of memory that a value takes which begins with this byte, or follows it; it counts within strings, too.
+fn cost(byte: u8) -> u64 {
+    match byte {
+        b'{' => 640,
+        b',' | b'[' => 128,
+        _ => 0,
+    }
+}
+
+/// Gives so many bytes, of values that cost so much, and then an error.
 struct Bounded<R> {
     input: R,
     left: Rc<Cell<u64>>,
+    cost: Rc<Cell<u64>>,
 }
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let left = self.left.get();
-        if left == 0 && !into.is_empty() {
+        if (left == 0 || self.cost.get() == 0) && !into.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a value in it is longer than any that keepd writes"));
         }
         let most = into.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let n = self.input.read(into.get_mut(..most).unwrap_or_default())?;
         self.left.set(left - n as u64);
+        let cost = into.iter().take(n).map(|b| cost(*b)).sum();
+        self.cost.set(self.cost.get().saturating_sub(cost));
         Ok(n)
     }
 }
 
 struct Listing<'a> {
     left: &'a Cell<u64>,
+    cost: &'a Cell<u64>,
+    keys: &'static [&'static str],
     lines: &'a mut dyn Lines,
     failed: &'a mut Option<PortableError>,
 }
@@ -198,6 +246,8 @@ impl<'de> Visitor<'de> for Listing<'_> {
         let mut facts = Map::new();
         while let Some(key) = map.next_key::<String>()? {
             if key == FILES {
+                // Of the list one line is held at a time.
+                self.cost.set(u64::MAX);
                 map.next_value_seed(Files { left: self.left, lines: self.lines, failed: self.failed })?;
                 return match map.next_key::<IgnoredAny>()? {
                     None => Ok((facts, true)),
@@ -206,6 +256,10 @@ impl<'de> Visitor<'de> for Listing<'_> {
             }
             if facts.contains_key(&key) {
                 return Err(serde::de::Error::custom(format_args!("it has '{}' twice", key.escape_debug())));
+            }
+            if !self.keys.is_empty() && !self.keys.contains(&key.as_str()) {
+                map.next_value::<IgnoredAny>()?;
+                continue;
             }
             let value = map.next_value()?;
             facts.insert(key, value);
@@ -257,6 +311,10 @@ mod tests {
     use super::super::FileLine;
     use super::*;
 
+    impl Facts for Value {
+        const KEYS: &'static [&'static str] = &[];
+    }
+
     fn list(dir: &Path, lines: &[FileLine]) -> FileList {
         let mut writer = FileListWriter::create(dir).unwrap();
         for line in lines {
@@ -300,6 +358,7 @@ mod tests {
     fn what_is_no_listing_is_refused() {
         let long = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_FACTS_BYTES as usize));
         let line = format!(r#"{{"files":[{{"path":"{}","size":1,"sha256":""}}]}}"#, "x".repeat(MAX_LINE_BYTES as usize));
+        let many = format!(r#"{{"a":[{}0]}}"#, r#"{"":0},"#.repeat(50_000));
         let deep = "[".repeat(100_000);
         let deep = format!(r#"{{"a":{deep}"#);
         for (text, why) in [
@@ -317,11 +376,28 @@ mod tests {
             (&long, "longer than any"),
             (&line, "longer than any"),
             (&deep, "recursion"),
+            (&many, "longer than any"),
         ] {
             let error = read_text(text.as_bytes()).err().unwrap_or_else(|| panic!("{}", &text[..text.len().min(50)])).to_string();
             assert!(error.contains(why), "{error}");
             assert!(error.starts_with("manifest.json of the archive"), "{error}");
         }
+    }
+
+    #[test]
+    fn keys_that_are_not_known_are_read_past() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = FileListWriter::create(dir.path()).unwrap();
+        let tail = Tail { archive: "x".into(), ..Tail::default() };
+        let mut json = serde_json::to_string(&tail).unwrap();
+        json.pop();
+        json.push_str(r#","later":[{"files":1}],"files":[]}"#);
+        assert_eq!(read::<Tail>(json.as_bytes(), "contents.json", &mut writer).unwrap(), (tail, true));
+        // None of those that are written is forgotten.
+        let keys = |value: Value| value.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
+        let known = |keys: &[&str]| keys.iter().map(|k| (*k).to_owned()).collect();
+        assert_eq!(keys(serde_json::to_value(Head { selected: true, ..Head::default() }).unwrap()), known(Head::KEYS));
+        assert_eq!(keys(serde_json::to_value(Tail::default()).unwrap()), known(Tail::KEYS));
     }
 
     #[test]

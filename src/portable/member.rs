@@ -228,11 +228,11 @@ impl Records {
 
     /// Of a global header: refused is what must not be the same of all that follows.
     pub fn check_global(&self) -> Result<()> {
-        match self
-            .0
-            .keys()
-            .find(|key| ["path", "linkpath", "size"].iter().any(|k| k.as_bytes() == key.as_slice()) || key.starts_with(b"GNU.sparse."))
-        {
+        match self.0.keys().find(|key| {
+            ["path", "linkpath", "size"].iter().any(|k| k.as_bytes() == key.as_slice())
+                || key.starts_with(b"GNU.sparse.")
+                || key.starts_with(XATTR)
+        }) {
             Some(key) => {
                 Err(PortableError::Hostile(format!("a global pax header of the archive gives every member the same {}", shown(key))))
             }
@@ -408,8 +408,7 @@ pub fn entry(header: &Header, before: &Before, global: &Records) -> Result<(Entr
         let found = records.0.iter().filter_map(|(key, value)| Some((decoded(key.strip_prefix(XATTR)?), value.clone())));
         found.collect()
     };
-    let mut all = xattrs(global);
-    all.extend(xattrs(pax));
+    let all = xattrs(pax);
     if let Some((name, _)) = all.iter().find(|(name, _)| name.is_empty() || name.len() > 255 || name.contains(&0)) {
         return Err(PortableError::Hostile(of(&path, &format!("has an extended attribute {}, which no system has", shown(name)))));
     }

@@ -3,6 +3,7 @@
 //! In: entries and their contents, in path order. Out: a stream of bytes to a file, a pipe or an object; and back again, from anybody's hands.
 //! `docs/archive.md` is its byte-level description.
 
+mod bounds;
 pub mod file_list;
 pub mod head;
 mod listing;

@@ -9,7 +9,7 @@ use super::head::{HEAD_NAME, Head, Source, TAIL_NAME, Totals};
 use super::{PortableError, Result};
 use crate::repository::entry::path_order;
 
-const MAX_SOURCES: usize = 10_000;
+const MAX_SOURCES: usize = 1000;
 
 /// Follows the entries of an archive from the first to the last.
 pub struct Order {
@@ -37,7 +37,8 @@ impl Order {
             let name = source.name.as_str();
             if name.is_empty()
                 || name.len() > 255
-                || name.contains(['/', '\0'])
+                || name.contains('/')
+                || name.chars().any(char::is_control)
                 || [".", "..", HEAD_NAME, TAIL_NAME].contains(&name)
                 || !seen.insert(name)
             {

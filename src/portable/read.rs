@@ -12,6 +12,7 @@ use keepd_protocol::restore::EntryHeader;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use super::bounds;
 use super::file_list::{Line, shown};
 use super::head::{Contents, HEAD_NAME, TAIL_NAME, Totals};
 use super::listing;
@@ -105,7 +106,7 @@ const MAX_BEFORE: usize = 8;
 impl ArchiveReader {
     /// Reads as far as its head. Finds out by itself whether it is sealed and how it is compressed.
     pub fn open<R: Read + Send + 'static>(input: R, with: &OpenWith<'_>) -> Result<Self> {
-        let keys = Keys { keys: with.keys.to_vec(), private: with.private_keys.to_vec() };
+        let keys = Keys { keys: with.keys.to_vec(), private: with.private_keys.to_vec(), cancel: with.cancel.clone() };
         let tar = Unpacked::start(input, keys, with.limits.bytes, with.cancel.clone())?;
         let foreign = Kind::Foreign { seen: Seen::new(with.foreign_source.clone().unwrap_or_default()), totals: Totals::default() };
         let mut reader = Self {
@@ -167,6 +168,7 @@ impl ArchiveReader {
             return Err(PortableError::Hostile("manifest.json is of another archive than it was sealed as".into()));
         }
         let order = Order::of(&head)?;
+        bounds::check_head(&head)?;
         let files = match (head.contents, listed) {
             (Contents::First, true) => Files::First(files.finish()?),
             (Contents::Last, false) => Files::Last(files),
@@ -287,7 +289,8 @@ impl ArchiveReader {
         let (tail, order, head, mut files): (Tail, _, _, _) = match std::mem::replace(&mut self.kind, empty) {
             Kind::Ours { head, order, files: Files::Last(files) } => {
                 let mut files = files.finish()?;
-                let (tail, listed) = listing::read(OpenContents(self), TAIL_NAME, &mut files)?;
+                let (tail, listed): (Tail, bool) = listing::read(OpenContents(self), TAIL_NAME, &mut files)?;
+                bounds::check_tail(&tail)?;
                 if !listed {
                     return Err(PortableError::Damaged(format!("{TAIL_NAME} of the archive is damaged: it has no list of files")));
                 }
@@ -627,6 +630,10 @@ impl Seen {
     }
 }
 
+/// Names of a path of a tar that keepd did not make: each may stand for a directory that nothing else says anything of.
+const MAX_DEPTH: usize = 1000;
+const MAX_PATH_BYTES: usize = 4096;
+
 /// A path of a tar as names with single slashes between them; `.` and its like is empty.
 fn plain(path: &[u8]) -> std::result::Result<Vec<u8>, &'static str> {
     if path.starts_with(b"/") {
@@ -639,6 +646,13 @@ fn plain(path: &[u8]) -> std::result::Result<Vec<u8>, &'static str> {
             b".." => return Err("leads out of the archive ('..')"),
             name => names.push(name),
         }
+        if names.len() > MAX_DEPTH {
+            return Err("is more than 1,000 directories deep");
+        }
     }
-    Ok(names.join(&b'/'))
+    let plain = names.join(&b'/');
+    match plain.len() > MAX_PATH_BYTES {
+        true => Err("has a path of more than 4,096 bytes"),
+        false => Ok(plain),
+    }
 }

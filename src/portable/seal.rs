@@ -10,6 +10,7 @@ use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Key as AesKey, Nonce, Tag};
 use data_encoding::HEXLOWER;
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::{PortableError, Result};
@@ -28,6 +29,8 @@ const SEGMENT_LOG: u8 = 20;
 const FORMAT: u8 = 1;
 const MAX_SLOTS_BYTES: usize = 65_536;
 const MAX_SLOTS: usize = 32;
+/// Slots of passphrases that are tried: each takes a second, and 64 MiB or more.
+const MAX_PASSPHRASES: usize = 4;
 const SEALED_SEGMENT: usize = SEGMENT_BYTES + TAG_BYTES;
 
 /// Seals and opens segments.
@@ -173,6 +176,8 @@ pub fn is_sealed(start: &[u8]) -> bool {
 pub struct Keys {
     pub keys: Vec<ProfileKey>,
     pub private: Vec<Arc<PrivateKey>>,
+    /// Looked at between the slots: trying a passphrase takes a second.
+    pub cancel: CancellationToken,
 }
 
 impl Keys {
@@ -230,7 +235,19 @@ fn open_slots(
     keys: &Keys,
 ) -> Result<Zeroizing<[u8; 32]>> {
     let mut why = None;
+    let mut passphrases = 0;
     for slot in slots {
+        if keys.cancel.is_cancelled() {
+            return Err(PortableError::Cancelled);
+        }
+        if slot.method == METHOD_PASSPHRASE {
+            passphrases += 1;
+            if passphrases > MAX_PASSPHRASES {
+                let text = format!("the sealed archive has more than {MAX_PASSPHRASES} key slots of passphrases; only the first are tried");
+                why = Some(CryptoError::Slot(text));
+                continue;
+            }
+        }
         if slot.method == METHOD_PUBLIC_KEY {
             match open_public(slot, archive, header, &keys.private) {
                 Ok(master) => return Ok(master::archive_key(&master, salt)),
@@ -244,6 +261,9 @@ fn open_slots(
             continue;
         }
         for key in &keys.keys {
+            if keys.cancel.is_cancelled() {
+                return Err(PortableError::Cancelled);
+            }
             match slot.unwrap(archive, Some(key)) {
                 Ok(keyring) => return Ok(keyring.archive_key(salt)),
                 Err(CryptoError::WrongKey { .. } | CryptoError::WrongPassphrase | CryptoError::OtherMethod { .. }) => {}

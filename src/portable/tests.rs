@@ -129,7 +129,14 @@ fn head(items: &[Item], contents: Contents) -> Head {
         created: "2026-03-04T05:06:07Z".into(),
         keepd_version: "0.1.0".into(),
         contents,
-        origin: Origin { backup: "ab".repeat(32), job: "shop".into(), r#type: "manual".into(), ..Origin::default() },
+        origin: Origin {
+            backup: "ab".repeat(32),
+            job: "shop".into(),
+            started: "2026-03-04T05:06:06Z".into(),
+            finished: "2026-03-04T05:06:07Z".into(),
+            r#type: "manual".into(),
+            ..Origin::default()
+        },
         sources,
         totals: (contents == Contents::First).then(|| totals(items)),
         ..Head::default()
@@ -332,6 +339,8 @@ fn refused(archive: &[u8], given: &Given, text: &str) -> PortableError {
 fn hostile_members_are_refused_by_name() {
     let long = vec![b'a'; 70_000];
     let target = vec![b't'; 4097];
+    let deep = b"d/".repeat(1001);
+    let far = b"directory/".repeat(410);
     let big_pax = vec![b'v'; (1 << 20) + 1];
     let xattr_name = format!("SCHILY.xattr.{}", "n".repeat(256));
     let raw = Raw::default;
@@ -372,6 +381,9 @@ fn hostile_members_are_refused_by_name() {
         ("twice, which readers", raw().pax(&[("path", b"a"), ("path", b"b")]).file(b"a", b"x")),
         ("is damaged: its records", raw().member(b"P", b'x', b"", b"5 a\n").file(b"a", b"x")),
         ("global pax header", raw().member(b"G", b'g', b"", b"12 path=abc\n").file(b"a", b"x")),
+        ("every member the same SCHILY.xattr.user.a", raw().member(b"G", b'g', b"", b"25 SCHILY.xattr.user.a=v\n").file(b"a", b"x")),
+        ("more than 1,000 directories deep", raw().pax(&[("path", &deep)]).file(b"a", b"x")),
+        ("a path of more than 4,096 bytes", raw().pax(&[("path", &far)]).file(b"a", b"x")),
         ("more than 8 headers", (0..20).fold(raw(), |r, _| r.member(b"G", b'g', b"", b"13 mtime=123\n"))),
         ("describes another member", raw().file(b"a", b"x").pax(&[("mtime", b"1")])),
         ("is there twice", raw().file(b"a", b"x").file(b"./a", b"y")),
@@ -532,7 +544,7 @@ fn an_archive_of_ours_holds_what_it_says_and_nothing_else() {
         ("there twice", Head { sources: [good.sources.clone(), good.sources.clone()].concat(), ..good.clone() }),
         (
             "are the most",
-            Head { sources: (0..10_001).map(|n| Source { name: n.to_string(), ..Source::default() }).collect(), ..good.clone() },
+            Head { sources: (0..1001).map(|n| Source { name: n.to_string(), ..Source::default() }).collect(), ..good.clone() },
         ),
         ("no list of files", head(&items, Contents::Last)),
     ] {
@@ -548,6 +560,38 @@ fn an_archive_of_ours_holds_what_it_says_and_nothing_else() {
     }
     let wrong = Head { totals: Some(Totals { bytes: 7, ..totals(&items) }), ..good.clone() };
     refused(&ours(&wrong, list, s().file(b"s/a", b"one").file(b"s/b", b"two")), &given, "it should have 3 entries");
+}
+
+#[test]
+fn heads_that_say_too_much_are_refused() {
+    let items = [directory("s")];
+    let good = head(&items, Contents::First);
+    let body = || Raw::default().member(b"s/", b'5', b"", b"");
+    read(&ours(&good, &[], body()), &Given::default()).unwrap();
+    let origin = |change: &dyn Fn(&mut Origin)| {
+        let mut head = good.clone();
+        change(&mut head.origin);
+        head
+    };
+    let long = "x".repeat(4097);
+    for (text, head) in [
+        ("no name of a job", origin(&|o| o.job = "../shop".into())),
+        ("no name of a job", origin(&|o| o.job = "a/b".into())),
+        ("no id of a backup", origin(&|o| o.backup = "AB".repeat(32))),
+        ("is no time", origin(&|o| o.started = "soon".into())),
+        ("is no time", origin(&|o| o.finished = String::new())),
+        ("is no time", Head { created: String::new(), ..good.clone() }),
+        ("its host has 4097 bytes", origin(&|o| o.host = long.clone())),
+        ("its description has 4097 bytes", origin(&|o| o.description = Some(long.clone()))),
+        ("101 labels", origin(&|o| o.labels = (0..101).map(|n| (n.to_string(), String::new())).collect())),
+        ("its label has 4097 bytes", origin(&|o| o.labels = [(long.clone(), String::new())].into())),
+        ("1001 messages", Head { messages: vec![Default::default(); 1001], ..good.clone() }),
+        ("65537 users", Head { users: (0..65_537).map(|n| (n, String::new())).collect(), ..good.clone() }),
+        ("its name of a user or group", Head { groups: [(0, "x".repeat(257))].into(), ..good.clone() }),
+        ("which is no name", Head { sources: vec![Source { name: "a\nb".into(), ..Source::default() }], ..good.clone() }),
+    ] {
+        assert!(matches!(refused(&ours(&head, &[], body()), &Given::default(), text), PortableError::Hostile(_)));
+    }
 }
 
 #[test]
@@ -652,8 +696,11 @@ fn segments_stand_where_they_were_put() {
     ] {
         refused(&of(order), &given, text);
         let mut whole = Vec::new();
-        let error = seal::SealedFile::open(Cursor::new(of(order)), &seal::Keys { keys: vec![key(1)], private: Vec::new() })
-            .and_then(|mut file| file.read_to_end(&mut whole).map_err(PortableError::Io));
+        let error = seal::SealedFile::open(
+            Cursor::new(of(order)),
+            &seal::Keys { keys: vec![key(1)], private: Vec::new(), cancel: CancellationToken::new() },
+        )
+        .and_then(|mut file| file.read_to_end(&mut whole).map_err(PortableError::Io));
         assert!(error.is_err(), "{order:?}");
     }
 }
@@ -665,7 +712,7 @@ fn what_follows_the_last_segment_is_seen_even_where_it_is_full() {
     let plain = noise(2 << 20);
     std::io::Write::write_all(&mut sealer, &plain).unwrap();
     let sealed = sealer.finish().unwrap();
-    let keys = seal::Keys { keys: vec![key(1)], private: Vec::new() };
+    let keys = seal::Keys { keys: vec![key(1)], private: Vec::new(), cancel: CancellationToken::new() };
     let open = |bytes: &[u8]| {
         let mut out = Vec::new();
         let mut opener = seal::Opener::open(&bytes[8..], &keys).unwrap();
@@ -778,6 +825,29 @@ fn a_frame_that_wants_much_memory_is_refused() {
     std::io::Write::write_all(&mut encoder, &Raw::default().file(b"a", &noise(1 << 20)).bytes()).unwrap();
     let archive = encoder.finish().unwrap();
     assert!(matches!(refused(&archive, &foreign(), "window of more than 64 MiB"), PortableError::TooMuch(_)));
+}
+
+#[test]
+fn a_small_frame_that_wants_much_memory_is_refused_too() {
+    let tar = Raw::default().file(b"a", b"x").bytes();
+    // Not of a single segment, the content's size in 4 bytes, one raw block.
+    let frame = |window_log: u8| {
+        let len = tar.len() as u32;
+        let block = (len << 3 | 1).to_le_bytes();
+        [&[0x28, 0xb5, 0x2f, 0xfd, 0x80, (window_log - 10) << 3][..], &len.to_le_bytes(), &block[..3], &tar].concat()
+    };
+    assert!(matches!(refused(&frame(27), &foreign(), "window of more than 64 MiB"), PortableError::TooMuch(_)));
+    for window_log in [26, 23, 17] {
+        read(&frame(window_log), &foreign()).unwrap();
+    }
+}
+
+#[test]
+fn frames_without_contents_end() {
+    let nothing = zstd::bulk::compress(b"", 3).unwrap();
+    let tar = zstd::bulk::compress(&Raw::default().file(b"a", b"x").bytes(), 3).unwrap();
+    read(&[nothing.repeat(1000), tar.clone(), nothing.repeat(1000)].concat(), &foreign()).unwrap();
+    refused(&[nothing.repeat(1001), tar].concat(), &foreign(), "more than 1000 empty frames in a row");
 }
 
 #[test]

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use flate2::bufread::MultiGzDecoder;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::seal::{self, Keys, Opener};
 use super::{PortableError, Result};
+use crate::repository::payload::is_frugal_frame;
 
 const BLOCK_BYTES: usize = 1 << 20;
 /// Blocks that are read ahead.
@@ -49,6 +50,8 @@ pub struct Unpacked {
     ended: bool,
     archive: Option<[u8; 16]>,
     cancel: CancellationToken,
+    /// Whoever reads ahead reads no further when this is gone, also where nothing comes out of what is read.
+    _stop: DropGuard,
 }
 
 impl Unpacked {
@@ -57,7 +60,8 @@ impl Unpacked {
         let (to, from) = bounded(AHEAD);
         let (spare, spares) = bounded(AHEAD + 2);
         let read = Arc::new(AtomicU64::new(0));
-        let input = Counted { input, read: read.clone() };
+        let stop = cancel.child_token();
+        let input = Counted { input, read: read.clone(), stop: stop.clone() };
         let pump = move || {
             let end = match pump(input, &keys, &to, &spares) {
                 Ok(()) => Message::End,
@@ -68,7 +72,20 @@ impl Unpacked {
         };
         let started = thread::Builder::new().name("archive-read".into()).spawn(pump);
         started.map_err(|e| PortableError::Io(io::Error::new(e.kind(), format!("cannot start a thread: {e}"))))?;
-        Ok(Self { from, spare, read, block: Vec::new(), frame: None, taken: 0, came: 0, limit, ended: false, archive: None, cancel })
+        Ok(Self {
+            from,
+            spare,
+            read,
+            block: Vec::new(),
+            frame: None,
+            taken: 0,
+            came: 0,
+            limit,
+            ended: false,
+            archive: None,
+            cancel,
+            _stop: stop.drop_guard(),
+        })
     }
 
     /// Bytes read of the archive as it lies there.
@@ -135,7 +152,7 @@ impl Unpacked {
         Ok(n)
     }
 
-    /// The next bytes as a whole zstd frame, with what it unpacks to, at most `most` bytes; None where they are not one. What was unpacked may be given back to be
+    /// The next bytes as a whole zstd frame, with what it unpacks to, 128 KiB to `most` bytes; None where they are not one. What was unpacked may be given back to be
     /// used again ([`Self::recycle`]).
     pub fn frame(&mut self, most: u64) -> Result<Option<Frame>> {
         let len = self.have()?.len();
@@ -213,47 +230,72 @@ fn unpack(mut input: impl BufRead, to: &Sender<Message>, spares: &Receiver<Vec<u
 
 /// Plaintext of a frame that is unpacked as a whole.
 const FRAME_BYTES: usize = 4 << 20;
+/// A frame of less plaintext is not handed on as one: chunks of so few bytes cost a repository more than they spare.
+const FRAME_LEAST: usize = 128 << 10;
 /// Of a frame so much is read at least before it is looked whether it is whole.
 const FRAME_STEP: usize = 256 << 10;
+/// What was unpacked is cut off the front when it is so much.
+const FRAMES_HELD: usize = 1 << 20;
+/// So many frames without contents may follow each other.
+const MAX_EMPTY_FRAMES: usize = 1000;
 
-/// Unpacks frame by frame, as long as each says that it is not large: as keepd makes them. What was read and belongs to another kind of frame comes back; or true at the end.
+/// Unpacks frame by frame, as long as each says that it is not large, and needs no more than any decoder allows: as keepd makes them. What was read and belongs to another
+/// kind of frame comes back; or true at the end.
 fn send_frames(input: &mut impl BufRead, to: &Sender<Message>, spares: &Receiver<Vec<u8>>) -> Result<(Vec<u8>, bool)> {
     let mut decompressor = zstd::bulk::Decompressor::new().map_err(PortableError::Io)?;
     let most = zstd::zstd_safe::compress_bound(FRAME_BYTES);
-    let mut have: Vec<u8> = Vec::new();
+    // Its first `at` bytes are unpacked.
+    let (mut have, mut at): (Vec<u8>, usize) = (Vec::new(), 0);
+    let mut empty = 0;
     let mut more = |have: &mut Vec<u8>| -> Result<bool> {
         let came = input.take(FRAME_STEP as u64).read_to_end(have).map_err(|e| failed(e, "zstd"))?;
         Ok(came > 0)
     };
     loop {
-        if have.is_empty() && !more(&mut have)? {
-            return Ok((have, true));
+        if at == have.len() || at >= FRAMES_HELD {
+            have.drain(..at);
+            at = 0;
         }
-        let mut whole = None;
+        if at == have.len() && !more(&mut have)? {
+            return Ok((Vec::new(), true));
+        }
         // A header has at most 18 bytes.
-        while have.len() < 18 && more(&mut have)? {}
-        let said = match have.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-            true => zstd::zstd_safe::get_frame_content_size(&have).ok().flatten(),
+        while have.len() - at < 18 && more(&mut have)? {}
+        let start = have.get(at..).unwrap_or_default();
+        let said = match is_frugal_frame(start) {
+            true => zstd::zstd_safe::get_frame_content_size(start).ok().flatten(),
             false => None,
         };
-        let Some(len) = said.and_then(|len| usize::try_from(len).ok()).filter(|len| *len <= FRAME_BYTES) else { return Ok((have, false)) };
-        while whole.is_none() {
-            whole = zstd::zstd_safe::find_frame_compressed_size(&have).ok().filter(|size| *size <= have.len());
-            if whole.is_none() && (have.len() > most || !more(&mut have)?) {
-                // Cut off or damaged: the other way says which.
-                return Ok((have, false));
+        let Some(len) = said.and_then(|len| usize::try_from(len).ok()).filter(|len| *len <= FRAME_BYTES) else {
+            return Ok((have.split_off(at), false));
+        };
+        let size = loop {
+            let rest = have.get(at..).unwrap_or_default();
+            if let Some(size) = zstd::zstd_safe::find_frame_compressed_size(rest).ok().filter(|size| *size <= rest.len()) {
+                break size;
             }
-        }
-        let rest = have.split_off(whole.unwrap_or(have.len()));
-        let frame = std::mem::replace(&mut have, rest);
+            if rest.len() > most || !more(&mut have)? {
+                // Cut off or damaged: the other way says which.
+                return Ok((have.split_off(at), false));
+            }
+        };
+        let frame = have.get(at..at + size).unwrap_or_default();
         let mut block = spares.try_recv().unwrap_or_default();
         block.clear();
         block.reserve(len);
-        match decompressor.decompress_to_buffer(&frame, &mut block) {
+        match decompressor.decompress_to_buffer(frame, &mut block) {
             Ok(came) if came == len => {}
             _ => return Err(PortableError::Damaged("the archive's zstd stream is damaged".into())),
         }
-        if !block.is_empty() && to.send(Message::Block(block, Some(frame))).is_err() {
+        let whole = (len >= FRAME_LEAST).then(|| frame.to_vec());
+        at += size;
+        empty = if block.is_empty() { empty + 1 } else { 0 };
+        if empty > MAX_EMPTY_FRAMES {
+            return Err(PortableError::Hostile(format!(
+                "the archive's zstd stream has more than {MAX_EMPTY_FRAMES} empty frames in a row"
+            )));
+        }
+        if !block.is_empty() && to.send(Message::Block(block, whole)).is_err() {
             return Ok((Vec::new(), true));
         }
     }
@@ -312,11 +354,15 @@ fn fill(input: &mut impl Read, into: &mut [u8]) -> Result<usize> {
 struct Counted<R> {
     input: R,
     read: Arc<AtomicU64>,
+    stop: CancellationToken,
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         loop {
+            if self.stop.is_cancelled() {
+                return Err(io::Error::other(PortableError::Cancelled));
+            }
             match self.input.read(into) {
                 Ok(n) => {
                     self.read.fetch_add(n as u64, Ordering::Relaxed);

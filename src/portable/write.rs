@@ -10,6 +10,7 @@ use keepd_protocol::restore::EntryHeader;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use super::bounds;
 use super::file_list::{Line, shown};
 use super::head::{Contents, HEAD_NAME, TAIL_NAME};
 use super::member::{self, padding};
@@ -27,6 +28,8 @@ pub struct Options<'a> {
     pub work_dir: &'a Path,
     pub cancel: CancellationToken,
 }
+
+const ZEROS_AT_ONCE: u64 = 64 << 20;
 
 /// What was written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -69,6 +72,8 @@ impl<W: Write + Send + 'static> ArchiveWriter<W> {
     /// Begins it with its head. `files`: with [`super::head::Contents::First`] all regular files that will follow.
     pub fn create(out: W, options: &Options<'_>, head: &Head, files: Option<FileList>) -> Result<Self> {
         let order = Order::of(head)?;
+        // What no reader takes is told before anything is written.
+        bounds::check_head(head)?;
         let archive = HEXLOWER.decode(head.archive.as_bytes()).ok().and_then(|id| <[u8; 16]>::try_from(id).ok());
         let archive =
             archive.ok_or_else(|| broken(format!("the name of the archive, '{}', is not 32 hexadecimal digits", head.archive)))?;
@@ -116,7 +121,16 @@ impl<W: Write + Send + 'static> ArchiveWriter<W> {
     }
 
     /// So many zeros: a hole.
-    pub fn zeros(&mut self, len: u64) -> Result<()> {
+    pub fn zeros(&mut self, mut len: u64) -> Result<()> {
+        // Between them it is looked whether the work was cancelled.
+        while len > ZEROS_AT_ONCE {
+            self.some_zeros(ZEROS_AT_ONCE)?;
+            len -= ZEROS_AT_ONCE;
+        }
+        self.some_zeros(len)
+    }
+
+    fn some_zeros(&mut self, len: u64) -> Result<()> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let open = self.take(len)?;
         let mut left = if open.hash.is_some() { len } else { 0 };

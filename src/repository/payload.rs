@@ -185,13 +185,26 @@ pub fn of_zstd_frame(frame: &[u8], len: usize) -> Option<Vec<u8>> {
     (frame.len() < len && zstd_frame(&payload, len).is_some()).then_some(payload)
 }
 
-/// The zstd frame of a payload, where it is one of exactly `len` bytes of plaintext and says so itself.
+/// What unpacking a frame as a whole may need besides its plaintext, in bytes: what every decoder of zstd allows without being asked to.
+const MAX_WINDOW: u64 = 8 << 20;
+
+/// Whether a zstd frame (RFC 8878) needs no dictionary, and no window of more than 8 MiB besides its plaintext. False also for what is no frame, or the start of one too short
+/// to tell: 6 bytes are enough.
+pub fn is_frugal_frame(frame: &[u8]) -> bool {
+    let Some([0x28, 0xb5, 0x2f, 0xfd, descriptor, window]) = frame.first_chunk::<6>() else { return false };
+    let (is_single_segment, has_dictionary) = (descriptor & 0x20 != 0, descriptor & 0x03 != 0);
+    let base = 1u64 << (10 + (window >> 3));
+    !has_dictionary && (is_single_segment || base + base / 8 * u64::from(window & 7) <= MAX_WINDOW)
+}
+
+/// The zstd frame of a payload, where it is one of exactly `len` bytes of plaintext, says so itself, and is one that any decoder takes
+/// ([`is_frugal_frame`]).
 pub fn zstd_frame(payload: &[u8], len: usize) -> Option<&[u8]> {
     match parts(payload, len) {
         Ok((ZSTD, claimed, frame)) if claimed == len => {
             let is_one = zstd::zstd_safe::find_frame_compressed_size(frame).is_ok_and(|size| size == frame.len());
             let says_so = matches!(zstd::zstd_safe::get_frame_content_size(frame), Ok(Some(size)) if size == len as u64);
-            (is_one && says_so).then_some(frame)
+            (is_one && says_so && is_frugal_frame(frame)).then_some(frame)
         }
         _ => None,
     }
@@ -243,5 +256,32 @@ mod tests {
         assert!(decompress(&payload, 1 << 20).is_err());
         payload[1..5].copy_from_slice(&5001u32.to_le_bytes());
         assert!(decompress(&payload, 1 << 20).is_err());
+    }
+
+    #[test]
+    fn frames_of_large_windows_or_dictionaries_are_not_passed_on() {
+        let text = b"all work and no play ".repeat(9000);
+        let streamed = |window: Option<u32>| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            if let Some(window) = window {
+                encoder.set_parameter(CParameter::WindowLog(window)).unwrap();
+            }
+            encoder.write_all(&text).unwrap();
+            encoder.finish().unwrap()
+        };
+        assert!(is_frugal_frame(&zstd::bulk::compress(&text, 3).unwrap()));
+        assert!(is_frugal_frame(&streamed(None)));
+        assert!(is_frugal_frame(&streamed(Some(23))));
+        assert!(!is_frugal_frame(&streamed(Some(24))));
+        assert!(!is_frugal_frame(&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x69]), "9 MiB");
+        assert!(!is_frugal_frame(b"") && !is_frugal_frame(&[0x50, 0x2a, 0x4d, 0x18, 0x20, 0]) && !is_frugal_frame(&text));
+        let whole = zstd::bulk::compress(&text, 3).unwrap();
+        assert!(of_zstd_frame(&whole, text.len()).is_some());
+        // The same frame, as if it needed a dictionary.
+        let (mut of_dictionary, id) = (whole.clone(), 1);
+        of_dictionary[4] |= 1;
+        of_dictionary.insert(5, id);
+        assert_eq!(zstd::zstd_safe::get_frame_content_size(&of_dictionary).unwrap(), Some(text.len() as u64));
+        assert!(of_zstd_frame(&of_dictionary, text.len()).is_none());
     }
 }

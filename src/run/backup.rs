@@ -74,7 +74,7 @@ fn to_destination(
     gate: ReaderGate<'_>,
 ) -> Result<(Outcome, String), Failure> {
     if archived::is(target) {
-        return archived::backup::backup(env, job, target, request, live);
+        return archived::backup::backup(env, job, target, request, live, gate);
     }
     live.step("opening the repository");
     live.update(|run| run.destination = Some(target.name.clone()));

@@ -236,9 +236,9 @@ fn tell_prune(report: &PruneReport, options: &PruneOptions<'_>, live: &LiveRun) 
 }
 
 /// Removes a backup from a destination; its data goes with the next prune.
-pub fn delete_backup(env: &Environment, target: &Destination, id: &str, live: &LiveRun) -> Result<Finish, Failure> {
+pub fn delete_backup(env: &Environment, target: &Destination, id: &str, live: &LiveRun, gate: ReaderGate<'_>) -> Result<Finish, Failure> {
     if archived::is(target) {
-        return archived::upkeep::delete(env, target, id, live);
+        return archived::upkeep::delete(env, target, id, live, gate);
     }
     may_delete(target)?;
     live.step("opening the repository");

@@ -55,7 +55,7 @@ pub fn to_destination(
     reading: Reading<'_>,
 ) -> Result<Finish, Failure> {
     if archived::is(target) {
-        return archived::copy::to_destination(env, job, target, one, live, reading);
+        return archived::copy::to_destination(env, job, target, one, live, gate, reading);
     }
     live.step("opening the repository");
     let (repository, lease) = destination::open_for_writing(env, target, live, true)?;

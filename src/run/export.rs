@@ -19,6 +19,7 @@ use super::backup::Environment;
 use super::destination;
 use super::live::{Failure, Finish, LiveRun};
 use super::restore::{Another, Broken, Op, Ops, PATIENCE, PatientWriter, Place, Wanted, next_place, part, unreadable, with_ops};
+use super::selection::Shown;
 use crate::crypto::{self, Key, Profile, ProfileKey, key_file};
 use crate::portable::head::{Contents, Origin, Source, Totals};
 use crate::portable::{ArchiveWriter, FileLine, FileList, FileListWriter, Head, Made, Packing, PortableError, write};
@@ -188,6 +189,7 @@ impl Listing {
             kind: s.kind.clone(),
             place: BytesPath::from_bytes(&s.path),
             facts: serde_json::from_str(&s.facts).unwrap_or_default(),
+            one_file: Shown::new(s).is_one_file(),
             ..Source::default()
         };
         Ok(Self { files: FileListWriter::create(work_dir)?, sources: manifest.sources.iter().map(source).collect(), open: None })

@@ -29,6 +29,8 @@ use crate::storage::StorageError;
 
 /// Segments of a long file that are put into the order of their chunks at once.
 const WINDOW_SEGMENTS: usize = 1 << 16;
+/// Plaintext that is fetched ahead at most where contents come in order, in bytes.
+const IN_ORDER_AHEAD: usize = 24 << 20;
 /// Pieces that travel inside their entry's frame.
 const INLINE_SEGMENTS: usize = 2;
 /// A client that takes nothing for so long is given up.
@@ -193,7 +195,8 @@ pub fn with_ops(
         let (repository, selection) = (repository.clone(), &selection);
         let for_planner = cancel.clone();
         let planner = std::thread::Builder::new().name("plan".into()).spawn_scoped(scope, move || {
-            let mut planner = match Fetcher::new(repository.clone(), repository.ahead_bytes(), for_planner) {
+            let ahead = repository.ahead_bytes().min(if wanted.in_order { IN_ORDER_AHEAD } else { usize::MAX });
+            let mut planner = match Fetcher::new(repository.clone(), ahead, for_planner) {
                 Ok(fetcher) => Planner {
                     repository,
                     manifest,

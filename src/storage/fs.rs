@@ -63,7 +63,9 @@ pub(super) fn sweep_unlocked(storage: &Storage, root: &Path) -> Result<u64> {
     let mut swept = 0;
     for object in list(storage, root, super::TEMPORARY)? {
         let path = root.join(&object.name);
-        let Some(file) = File::open(&path).ok().filter(|_| object.name.ends_with(STREAM)) else { continue };
+        let Some(file) = File::open(&path).ok().filter(|_| super::is_temporary_name(&object.name) && object.name.ends_with(STREAM)) else {
+            continue;
+        };
         if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
             delete(storage, root, &object.name)?;
             swept += 1;

@@ -43,6 +43,12 @@ fn temporary_name() -> Result<String, CryptoError> {
     Ok(format!("{TEMPORARY}{}", data_encoding::HEXLOWER.encode(&random)))
 }
 
+/// Whether a name is one that [`temporary_name`] gives, or one of a stream.
+fn is_temporary_name(name: &str) -> bool {
+    let random = name.strip_prefix(TEMPORARY).map(|rest| rest.strip_suffix(fs::STREAM).unwrap_or(rest));
+    random.is_some_and(|r| r.len() == 24 && r.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
 /// What was tried, on what, and why it failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
@@ -306,7 +312,8 @@ impl Storage {
         match &self.place {
             Place::Directory(root) => swept += fs::sweep_unlocked(self, root)?,
             Place::Remote(remote) => {
-                for object in self.wait("list", TEMPORARY, remote.leftovers())? {
+                let leftovers = self.wait("list", TEMPORARY, remote.leftovers())?;
+                for object in leftovers.into_iter().filter(|o| is_temporary_name(&o.name)) {
                     let modified = self.wait("look at", &object.name, remote.modified(&object.name))?;
                     // Nobody can tell there who still writes.
                     if modified.and_then(|t| t.elapsed().ok()).is_some_and(|age| age > OLD) {

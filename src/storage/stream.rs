@@ -162,6 +162,18 @@ impl ObjectWriter {
         self.len == 0
     }
 
+    /// Whether another name can be given until it is finished.
+    pub fn may_be_renamed(&self) -> bool {
+        matches!(self.to, To::File { .. })
+    }
+
+    /// Gives it another name, which must be free when it is finished.
+    pub fn rename(&mut self, name: &str) {
+        if self.may_be_renamed() {
+            name.clone_into(&mut self.name);
+        }
+    }
+
     /// Publishes the object. When it returns, it is durable, and has its whole length.
     pub fn finish(mut self) -> Result<()> {
         let (storage, name) = (self.storage.clone(), self.name.clone());

@@ -13,8 +13,8 @@ use crate::archive::{ArchiveSink, Archives, Companion, describe};
 use crate::config::{Destination, Job};
 use crate::crypto;
 use crate::portable::head::{Contents, Origin, Totals};
-use crate::portable::{ArchiveWriter, Head, Made, Tail, write};
-use crate::run::backup::Environment;
+use crate::portable::{ArchiveWriter, Head, Made, PortableError, Tail, write};
+use crate::run::backup::{Environment, ReaderGate};
 use crate::run::live::{Failure, LiveRun};
 use crate::run::registry::BackupRequest;
 use crate::run::{catalogue as ledgered, names, outcome};
@@ -30,6 +30,7 @@ pub fn backup(
     target: &Destination,
     request: &BackupRequest,
     live: &LiveRun,
+    gate: ReaderGate<'_>,
 ) -> Result<(Outcome, String), Failure> {
     live.step("opening the archives");
     live.update(|run| run.destination = Some(target.name.clone()));
@@ -46,13 +47,18 @@ pub fn backup(
     let history = env.ledger.newest_good(&job.name, &target.name, outcome::HISTORY)?;
     live.update(|run| run.progress.total_bytes = history.first().map(|b| b.backup.bytes));
     let started = Timestamp::now();
-    let name = place.free_name(&job.name, started)?.to_string();
+    let mut name = place.free_name(&job.name, started)?.to_string();
     let head = head(job, request, &live.id(), started)?;
     let written = Arc::new(AtomicU64::new(0));
     let out = Counted { out: place.storage.writer(&name)?, written: written.clone() };
     let options =
         write::Options { packing: place.packing, seal: place.profile.as_ref(), work_dir: &place.work_dir, cancel: live.cancel.clone() };
-    let mut sink = ArchiveSink::new(ArchiveWriter::create(out, &options, &head, None)?, live.cancel.clone());
+    // A place that does not take it is the place's fault: the next one may.
+    let unwritten = |e: PortableError| match e {
+        PortableError::Io(e) => Failure::Storage(format!("destination {}: the archive cannot be written: {e}", target.name)),
+        other => Failure::from(other),
+    };
+    let mut sink = ArchiveSink::new(ArchiveWriter::create(out, &options, &head, None).map_err(unwritten)?, live.cancel.clone());
     let captured = capture::capture(env, job, &mut sink, live)?;
     live.set_added(written.load(Ordering::Relaxed));
     live.tick();
@@ -86,13 +92,18 @@ pub fn backup(
         return Err(Failure::Cancelled);
     }
     live.step("storing");
-    let (counted, made) = sink.finish(&tail)?;
+    let (mut counted, made) = sink.finish(&tail).map_err(unwritten)?;
     live.step("committing");
+    if place.storage.exists(&name)? && counted.out.may_be_renamed() {
+        // Another keepd was quicker with this name.
+        name = place.free_name(&job.name, started)?.to_string();
+        counted.out.rename(&name);
+    }
     counted.out.finish()?;
     live.set_added(made.bytes);
     let committed = commit(env, target, &place, &name, &head, &tail, &made, live)?;
     if request.r#type != BackupType::PreRestore
-        && let Err(e) = upkeep::retain(env, job, target, &place, live)
+        && let Err(e) = upkeep::retain(env, job, target, &place, live, gate)
         && !matches!(e, Failure::Cancelled)
     {
         live.message(Level::Error, format!("the backup is made, but cleaning up after it failed: {e}"));

@@ -32,6 +32,11 @@ pub fn sources(job: &Job) -> Vec<head::Source> {
         name: s.name.clone(),
         kind: s.kind.word().into(),
         place: BytesPath::from_bytes(&s.kind.place()),
+        one_file: match &s.kind {
+            SourceKind::Sqlite(_) => true,
+            SourceKind::Files(files) => std::fs::metadata(&files.path).is_ok_and(|m| m.is_file()),
+            _ => false,
+        },
         ..head::Source::default()
     };
     in_order(job).into_iter().map(source).collect()

@@ -17,16 +17,31 @@ use crate::archive::{ArchiveName, Archives, Companion, describe};
 use crate::config::Destination;
 use crate::crypto;
 use crate::ledger::{KnownMark, Ledger};
-use crate::portable::head::Contents;
 use crate::repository::{Manifest, Mark};
 use crate::run::backup::{Environment, short};
 use crate::run::catalogue as ledgered;
 use crate::run::live::Failure;
+use crate::run::names;
+use crate::storage::StorageError;
 
 /// Up to so long, in bytes, an archive is read to its end to know what it is.
 const READ_WHOLE: u64 = 64 << 20;
 /// Foreign files named one by one.
 const MAX_NAMED: usize = 5;
+
+fn hosts_note(destination: &str) -> String {
+    format!("hosts of {destination}")
+}
+
+/// Archives of other hosts count here, too.
+pub fn accept_hosts(ledger: &Ledger, destination: &str) -> Result<(), Failure> {
+    Ok(ledger.set_note(&hosts_note(destination), "all")?)
+}
+
+/// Archives that were found damaged, with their sizes and why: they are not read again as long as they have not changed.
+fn damaged_note(destination: &str) -> String {
+    format!("damaged archives at {destination}")
+}
 
 fn accepted_note(destination: &str) -> String {
     format!("emptied {destination}")
@@ -51,10 +66,28 @@ pub fn sync(place: &Archives, ledger: &Ledger, cancel: &CancellationToken) -> Re
             place.storage.location()
         )));
     }
+    let all_hosts = ledger.note(&hosts_note(destination))?.as_deref() == Some("all");
+    let before = ledger.note(&damaged_note(destination))?.unwrap_or_default();
+    let seen: BTreeMap<String, (u64, String)> = serde_json::from_str(&before).unwrap_or_default();
+    let mut damaged: BTreeMap<String, (u64, String)> = BTreeMap::new();
     let (mut problems, mut unreadable) = (Vec::new(), Vec::new());
     let mut newest = ledger.newest_in_chain(destination)?.map_or(0, |d| d.sequence);
     for there in list.archives.iter().filter(|a| !known.contains_key(&a.object)) {
+        if let Some((size, why)) = seen.get(&there.object).filter(|(size, _)| *size == there.size) {
+            damaged.insert(there.object.clone(), (*size, why.clone()));
+            problems.push(format!("{why}; it is not counted, and stays"));
+            unreadable.push(there.object.clone());
+            continue;
+        }
         match read(place, there, cancel) {
+            Ok(manifest) if !all_hosts && manifest.host != names::host() => {
+                problems.push(format!(
+                    "{}: {}: it is of host {}, whose keepd may count on it: it is left alone. 'keepctl destination take-over {destination}' takes it up",
+                    place.storage.location(),
+                    there.object,
+                    manifest.host.escape_debug()
+                ));
+            }
             Ok(mut manifest) => {
                 let id = manifest.origin.as_ref().map(|id| HEXLOWER.encode(&id[..])).unwrap_or_default();
                 let known_as = ledger.backup_at(destination, &id)?.map(|d| d.object().to_owned());
@@ -72,8 +105,11 @@ pub fn sync(place: &Archives, ledger: &Ledger, cancel: &CancellationToken) -> Re
                 take_marks(place, &there.object, &id, ledger)?;
             }
             Err(ReadError::Cancelled) => return Err(Failure::Cancelled),
-            Err(ReadError::Storage(e)) => return Err(e.into()),
+            Err(ReadError::Storage(StorageError::NotFound { .. })) => {}
             Err(e) => {
+                if let ReadError::Archive(why) = &e {
+                    damaged.insert(there.object.clone(), (there.size, why.clone()));
+                }
                 problems.push(format!("{e}; it is not counted, and stays"));
                 unreadable.push(there.object.clone());
             }
@@ -92,8 +128,12 @@ pub fn sync(place: &Archives, ledger: &Ledger, cancel: &CancellationToken) -> Re
     for id in gone {
         ledger.remove_backup(destination, id)?;
     }
-    if !list.archives.is_empty() {
+    if ledger.note(&accepted_note(destination))?.is_some_and(|note| !note.is_empty()) {
         ledger.set_note(&accepted_note(destination), "")?;
+    }
+    let now = serde_json::to_string(&damaged).unwrap_or_default();
+    if damaged != seen {
+        ledger.set_note(&damaged_note(destination), &now)?;
     }
     problems.extend(foreign(place, &list.foreign, ledger)?);
     Ok(problems)
@@ -123,8 +163,11 @@ fn read(place: &Archives, there: &There, cancel: &CancellationToken) -> Result<M
     if head.origin.started.parse::<Timestamp>().is_err() || crate::run::backup::unhex(&head.origin.backup).is_none() {
         return Err(damaged("its time is none, or its id"));
     }
-    if head.contents == Contents::First {
-        return Ok(describe::manifest(&head, None, None, there.size));
+    if !crate::config::is_name(&head.origin.job) {
+        return Err(damaged("the name of its job is none"));
+    }
+    if head.selected {
+        return Err(damaged("it has only a part of its backup; 'keepctl import' brings it into a repository"));
     }
     if there.size > READ_WHOLE
         && let Some(companion) = place.companion(&there.object)?.filter(|c| c.fits(&there.object, there.size, &head))
@@ -133,14 +176,21 @@ fn read(place: &Archives, there: &There, cancel: &CancellationToken) -> Result<M
     }
     let tell = opened.teller();
     while opened.reader.next_entry().map_err(&tell)?.is_some() {}
+    // To its end: one that is cut off, or still on its way, is not taken up.
     let (_, tail) = opened.reader.finish().map_err(&tell)?;
     Ok(describe::manifest(&head, tail.as_ref(), None, there.size))
 }
 
 /// Marks that stand beside an archive that was not known.
 fn take_marks(place: &Archives, object: &str, id: &str, ledger: &Ledger) -> Result<(), Failure> {
-    let Some(companion) = place.companion(object)?.filter(|c| c.archive == object && c.backup == id) else { return Ok(()) };
-    for said in companion.marks.into_iter().filter(|s| crate::run::backup::unhex(&s.id).is_some() && s.time.parse::<Timestamp>().is_ok()) {
+    // It may have been renamed with its archive.
+    let companion = place.companion(object)?.filter(|c| c.backup == id);
+    for said in companion
+        .map(|c| c.marks)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|s| crate::run::backup::unhex(&s.id).is_some() && s.time.parse::<Timestamp>().is_ok())
+    {
         let Said { id: mark, time, kind, seconds, text } = said;
         ledger.put_mark(&place.name, &KnownMark { id: mark, backup: id.to_owned(), time, kind, seconds, text })?;
     }

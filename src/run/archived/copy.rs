@@ -12,7 +12,7 @@ use crate::archive::{Archives, Companion};
 use crate::config::{Destination, Job};
 use crate::portable::{Head, write};
 use crate::repository::{Manifest, Mark};
-use crate::run::backup::{Environment, short, unhex};
+use crate::run::backup::{Environment, ReaderGate, short, unhex};
 use crate::run::copy::{self, Reading};
 use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::restore::{self, Place};
@@ -25,6 +25,7 @@ pub fn to_destination(
     target: &Destination,
     one: Option<&str>,
     live: &LiveRun,
+    gate: ReaderGate<'_>,
     reading: Reading<'_>,
 ) -> Result<Finish, Failure> {
     live.step("opening the archives");
@@ -51,7 +52,7 @@ pub fn to_destination(
         return Err(if closed == errors.len() { Failure::NeedsKey(text) } else { Failure::Failed(text) });
     }
     if let Some(job) = job
-        && let Err(e) = upkeep::retain(env, job, target, &place, live)
+        && let Err(e) = upkeep::retain(env, job, target, &place, live, gate)
         && !matches!(e, Failure::Cancelled)
     {
         live.message(Level::Error, format!("the copies are made, but cleaning up after them failed: {e}"));

@@ -16,7 +16,7 @@ use crate::config::{Destination, Job};
 use crate::crypto;
 use crate::ledger::Ledger;
 use crate::repository::Mark;
-use crate::run::backup::{Environment, short};
+use crate::run::backup::{Environment, ReaderGate, short};
 use crate::run::check::may_delete;
 use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::{catalogue as ledgered, retain as rules};
@@ -25,7 +25,14 @@ use crate::run::{catalogue as ledgered, retain as rules};
 const MAX_TOLD: usize = 100;
 
 /// Removes what the rules remove.
-pub fn retain(env: &Environment, job: &Job, target: &Destination, place: &Archives, live: &LiveRun) -> Result<(), Failure> {
+pub fn retain(
+    env: &Environment,
+    job: &Job,
+    target: &Destination,
+    place: &Archives,
+    live: &LiveRun,
+    gate: ReaderGate<'_>,
+) -> Result<(), Failure> {
     if target.append_only {
         return Ok(());
     }
@@ -34,6 +41,10 @@ pub fn retain(env: &Environment, job: &Job, target: &Destination, place: &Archiv
         return Ok(());
     }
     live.step("retention");
+    let Some(_alone) = gate(&target.name) else {
+        live.message(Level::Info, format!("archives at {} are being read: what retention removes there goes the next time", target.name));
+        return Ok(());
+    };
     for id in &remove {
         if live.cancel.is_cancelled() {
             return Err(Failure::Cancelled);
@@ -45,7 +56,14 @@ pub fn retain(env: &Environment, job: &Job, target: &Destination, place: &Archiv
 }
 
 /// The same as a run of its own.
-pub fn clean_up(env: &Environment, job: &Job, target: &Destination, confirmed: bool, live: &LiveRun) -> Result<(), Failure> {
+pub fn clean_up(
+    env: &Environment,
+    job: &Job,
+    target: &Destination,
+    confirmed: bool,
+    live: &LiveRun,
+    gate: ReaderGate<'_>,
+) -> Result<(), Failure> {
     live.step("opening the archives");
     let place = open(env, target)?;
     for problem in catalogue::sync(&place, &env.ledger, &live.cancel)? {
@@ -54,13 +72,15 @@ pub fn clean_up(env: &Environment, job: &Job, target: &Destination, confirmed: b
     if confirmed {
         rules::confirm(&env.ledger, job, target)?;
     }
-    retain(env, job, target, &place, live)
+    retain(env, job, target, &place, live, gate)
 }
 
 /// Removes a backup.
-pub fn delete(env: &Environment, target: &Destination, id: &str, live: &LiveRun) -> Result<Finish, Failure> {
+pub fn delete(env: &Environment, target: &Destination, id: &str, live: &LiveRun, gate: ReaderGate<'_>) -> Result<Finish, Failure> {
     may_delete(target)?;
     live.step("deleting");
+    let busy = || Failure::Failed(format!("archives at {} are being read just now; delete it when that has ended", target.name));
+    let _alone = gate(&target.name).ok_or_else(busy)?;
     catalogue::remove(&open(env, target)?, &env.ledger, id)?;
     live.message(Level::Info, format!("backup {} is removed from {}", short(id), target.name));
     Ok(Finish::Good)
@@ -83,6 +103,7 @@ pub fn prune(env: &Environment, target: &Destination, dry_run: bool, live: &Live
 /// Takes the archives as they are.
 pub fn take_over(env: &Environment, target: &Destination) -> Result<String, Failure> {
     catalogue::accept_emptied(&env.ledger, &target.name)?;
+    catalogue::accept_hosts(&env.ledger, &target.name)?;
     for problem in catalogue::sync(&open(env, target)?, &env.ledger, &CancellationToken::new())? {
         tracing::warn!(destination = %target.name, "{problem}");
     }
@@ -100,7 +121,7 @@ pub fn check(
 ) -> Result<Finish, Failure> {
     live.step("opening the archives");
     let place = open(env, target)?;
-    let Examined { problems, hurt, all, read, bytes, closed, known } = examine(&place, &env.ledger, percent, live)?;
+    let Examined { problems, hurt, all, read, bytes, closed, not_open, known } = examine(&place, &env.ledger, percent, live)?;
     for (detail, why) in &hurt {
         hurt_jobs.insert(detail.backup.job.clone());
         let text = format!("backup {} of job {} from {} is hurt", short(&detail.backup.id), detail.backup.job, detail.started);
@@ -115,7 +136,8 @@ pub fn check(
             live.message(Level::Warning, problem);
         }
     }
-    if closed > 0 {
+    if closed > not_open.len() {
+        let closed = closed - not_open.len();
         let text = format!(
             "{closed} archives open with a private key alone: of them only what can be seen from outside was checked; 'keepctl check {} --read-data --key \
              FILE' reads them",
@@ -124,6 +146,15 @@ pub fn check(
         live.message(Level::Info, text);
     }
     let read = format!("{read} of {all} archives read, {bytes} bytes");
+    for text in not_open.iter().take(MAX_TOLD) {
+        live.message(Level::Error, text.clone());
+    }
+    if problems.is_empty() && !not_open.is_empty() {
+        return Err(Failure::NeedsKey(format!(
+            "{} of {all} archives do not open with the keys of the destination's profile, and were not checked ({read}); is a key missing in 'retired'? Nothing was marked",
+            not_open.len()
+        )));
+    }
     if problems.is_empty() {
         live.message(Level::Info, format!("no damage found: {known} backups, {read}"));
         return Ok(Finish::Good);
@@ -139,8 +170,10 @@ pub struct Examined {
     pub all: usize,
     pub read: usize,
     pub bytes: u64,
-    /// Archives that open with a private key that is not here.
+    /// Archives that open with a key that is not here.
     pub closed: usize,
+    /// Why those do not open that should.
+    pub not_open: Vec<String>,
     pub known: usize,
 }
 
@@ -149,7 +182,8 @@ pub fn examine(place: &Archives, ledger: &Ledger, percent: u32, live: &LiveRun) 
     let list = place.list()?;
     let known = ledger.objects(&place.name)?;
     let all = list.archives.len();
-    let mut found = Examined { problems: Vec::new(), hurt: Vec::new(), all, read: 0, bytes: 0, closed: 0, known: known.len() };
+    let mut found =
+        Examined { problems: Vec::new(), hurt: Vec::new(), all, read: 0, bytes: 0, closed: 0, not_open: Vec::new(), known: known.len() };
     for object in known.keys().filter(|object| !list.archives.iter().any(|a| a.object == **object)) {
         found.problems.push(format!("{}: {object}: it is missing", place.storage.location()));
     }
@@ -170,6 +204,13 @@ pub fn examine(place: &Archives, ledger: &Ledger, percent: u32, live: &LiveRun) 
             Ok(Looked::Closed) => found.closed += 1,
             Err(Failure::Cancelled) => return Err(Failure::Cancelled),
             Err(e @ Failure::Storage(_)) => return Err(e),
+            // The key may be the wrong one: that says nothing of the archive.
+            Err(Failure::NeedsKey(text)) => {
+                found.closed += 1;
+                found.not_open.push(text);
+            }
+            // Removed meanwhile, and on purpose.
+            Err(_) if id.is_some_and(|id| ledger.backup_at(&place.name, id).is_ok_and(|known| known.is_none())) => {}
             Err(e) => {
                 found.problems.push(e.to_string());
                 found.hurt.extend(detail.map(|detail| (detail, e.to_string())));

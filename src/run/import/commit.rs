@@ -83,15 +83,9 @@ pub fn is_source_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.contains('/') && !name.chars().any(char::is_control)
 }
 
-/// What no backup can be made of is told before anything is read.
+/// What no backup can be made of is told before anything is read; how the head is bounded was seen when it was read.
 pub fn check_head(head: &Head, job: &str) -> Result<(), Failure> {
     let wrong = |text: String| failed(format!("the archive is not imported: its manifest is not one that keepd makes: {text}"));
-    if unhex(&head.origin.backup).is_none() {
-        return Err(wrong(format!("'{}' is no backup id", head.origin.backup)));
-    }
-    if head.origin.started.parse::<Timestamp>().is_err() {
-        return Err(wrong(format!("'{}' is no time", head.origin.started)));
-    }
     if !crate::config::is_name(job) {
         return Err(wrong(format!("'{job}' is no name of a job")));
     }

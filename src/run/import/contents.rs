@@ -96,7 +96,8 @@ impl Work<'_> {
                 next = self.next_of(source)?;
                 continue;
             };
-            let may_be_alone = root.is_some() && entry.kind == Kind::File && below == file_name(source);
+            let is_one_file = source.one_file || source.kind == "sqlite";
+            let may_be_alone = is_one_file && root.is_some() && entry.kind == Kind::File && below == file_name(source);
             if !may_be_alone && let Some(root) = root.take() {
                 sink.push(root)?;
             }

@@ -61,6 +61,8 @@ struct Held {
     whole: CancellationToken,
     /// Bytes that the run read.
     read: Arc<AtomicU64>,
+    /// Cancelled with its run, which may not have begun.
+    stop: CancellationToken,
 }
 
 enum Archive {
@@ -88,6 +90,8 @@ pub struct Taken {
     /// Cancelled when the sender said that the archive is whole: nothing is committed before.
     pub whole: CancellationToken,
     pub read: Arc<AtomicU64>,
+    /// Cancelled where it was before its run was known.
+    pub stop: CancellationToken,
     /// How long a pipe may keep its reader waiting, and the sender its word, in seconds.
     pub patience: u64,
 }
@@ -148,6 +152,7 @@ impl Desk {
                 archive: spooled.map_or(Archive::None, Archive::Spool),
                 whole: CancellationToken::new(),
                 read: Arc::default(),
+                stop: CancellationToken::new(),
                 keys: Vec::new(),
                 private_keys: Vec::new(),
                 kept,
@@ -221,6 +226,7 @@ impl Desk {
             private_keys: Vec::new(),
             whole: CancellationToken::new(),
             read: Arc::default(),
+            stop: CancellationToken::new(),
         };
         all.insert(id, held);
         Ok(import)
@@ -332,26 +338,27 @@ impl Desk {
     pub fn take(&self, id: &str) -> Result<Taken> {
         let mut all = self.held();
         let held = Self::open_to_upload(&mut all, id)?;
-        let archive = match std::mem::replace(&mut held.archive, Archive::None) {
-            Archive::Spool(len) if held.kept.whole => {
+        let spooled = match held.archive {
+            Archive::Spool(_) if held.kept.whole => {
                 let path = self.spool(id);
-                match File::open(&path) {
-                    Ok(file) => Given::File(file, len),
-                    Err(e) => {
-                        held.archive = Archive::Spool(len);
-                        return Err(failed("read", &path, e));
-                    }
-                }
+                Some(File::open(&path).map_err(|e| failed("read", &path, e))?)
             }
-            Archive::File(file) => Given::File(file, held.kept.import.size.unwrap_or(0)),
-            Archive::Stream(fd) => Given::Stream(fd),
-            other @ (Archive::None | Archive::Spool(_)) => {
-                held.archive = other;
+            Archive::File(_) | Archive::Stream(_) => None,
+            Archive::None | Archive::Spool(_) => {
                 return Err(state_error(&held.kept.import, "upload its archive first, to its last piece"));
             }
         };
-        held.kept.import.state = ImportState::Processing;
-        self.save(&held.kept)?;
+        // Until it is written down, nothing is taken away: it can be started again.
+        let mut kept = held.kept.clone();
+        kept.import.state = ImportState::Processing;
+        self.save(&kept)?;
+        held.kept = kept;
+        let archive = match (std::mem::replace(&mut held.archive, Archive::None), spooled) {
+            (Archive::Spool(len), Some(file)) => Given::File(file, len),
+            (Archive::File(file), _) => Given::File(file, held.kept.import.size.unwrap_or(0)),
+            (Archive::Stream(fd), _) => Given::Stream(fd),
+            (Archive::None | Archive::Spool(_), _) => return Err(Error::Failed("there is no archive; this is a bug".into())),
+        };
         Ok(Taken {
             request: held.kept.request.clone(),
             archive,
@@ -359,6 +366,7 @@ impl Desk {
             private_keys: std::mem::take(&mut held.private_keys),
             whole: held.whole.clone(),
             read: held.read.clone(),
+            stop: held.stop.clone(),
             patience: held.kept.request.timeout_seconds.unwrap_or(DEFAULT_TIMEOUT).clamp(1, LONGEST_TIMEOUT),
         })
     }
@@ -467,7 +475,10 @@ impl Desk {
                 remove(&self.place(id));
                 Ok(None)
             }
-            ImportState::Processing => Ok(held.kept.import.run.clone()),
+            ImportState::Processing => {
+                held.stop.cancel();
+                Ok(held.kept.import.run.clone())
+            }
             _ => Err(state_error(&held.kept.import, "there is nothing to cancel")),
         }
     }
@@ -499,5 +510,41 @@ fn remove(dir: &Path) {
         && e.kind() != std::io::ErrorKind::NotFound
     {
         tracing::error!("{} could not be removed: {e}", dir.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A desk in a directory, with an import whose archive is there.
+    fn desk(dir: &Path) -> Desk {
+        let desk = Desk::new(dir.to_path_buf(), broadcast::channel(4).0);
+        desk.initiate("a".into(), initiate_import::In::default(), "somebody".into(), 0).unwrap();
+        desk.give("a", Given::File(File::open("/dev/null").unwrap(), 7), false).unwrap();
+        desk
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_can_be_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let desk = desk(dir.path());
+        std::fs::remove_dir_all(dir.path().join("a")).unwrap();
+        std::fs::write(dir.path().join("a"), "no directory").unwrap();
+        assert!(desk.take("a").is_err());
+        assert_eq!(desk.get("a").unwrap().state, ImportState::Uploading);
+        std::fs::remove_file(dir.path().join("a")).unwrap();
+        assert!(matches!(desk.take("a").unwrap().archive, Given::File(_, 7)));
+        assert_eq!(desk.get("a").unwrap().state, ImportState::Processing);
+    }
+
+    #[test]
+    fn one_that_is_cancelled_before_its_run_is_known_stops() {
+        let dir = tempfile::tempdir().unwrap();
+        let desk = desk(dir.path());
+        let taken = desk.take("a").unwrap();
+        assert!(!taken.stop.is_cancelled());
+        assert_eq!(desk.cancel("a").unwrap(), None);
+        assert!(taken.stop.is_cancelled());
     }
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::commit::foreign_manifest;
 use super::contents::entry;
 use super::work::{Done, Work, failed, told};
+use crate::portable::Limits;
 use crate::repository::entry::EntrySink;
 use crate::repository::page::{PageBuilder, PagedEntry, decode_list, decode_page, lists_of};
 use crate::repository::source_writer::SourceWriter;
@@ -92,7 +93,7 @@ pub fn import(mut work: Work<'_>, writing: Writing<'_>, whole: &CancellationToke
     let mut table = Table::create(&work.work_dir)?;
     table.fill(first.finish_first_pass()?, &live.cancel)?;
     let mut second = SourceWriter::new(&mut writer, source, "files", &place, None);
-    table.pour(&live.cancel, |entry| Ok(second.push(entry)?))?;
+    table.pour(Limits::default().entries, &live.cancel, |entry| Ok(second.push(entry)?))?;
     work.counts = ImportCounts { entries: table.poured, directories: table.directories, ..work.counts };
     let written = second.finish("{}".into())?;
     live.step("Storing");
@@ -107,6 +108,14 @@ pub fn import(mut work: Work<'_>, writing: Writing<'_>, whole: &CancellationToke
 /// What comes behind the source's name.
 fn below(path: &[u8]) -> &[u8] {
     path.iter().position(|b| *b == b'/').and_then(|at| path.get(at + 1..)).unwrap_or_default()
+}
+
+/// What a hard link of a tar is another name of.
+enum Linked {
+    /// The number of its first entry.
+    File(i64),
+    /// As GNU tar has a symlink of several names: each becomes one of its own.
+    Symlink(Entry),
 }
 
 /// The entries in path order. Its file has a name only while it is opened.
@@ -162,7 +171,10 @@ impl Table {
             let key = key(&entry.path);
             let mut root = None;
             if entry.kind == Kind::Hardlink {
-                root = Some(self.root_of(&entry)?);
+                match self.root_of(&entry)? {
+                    Linked::File(id) => root = Some(id),
+                    Linked::Symlink(link) => entry = Entry { path: entry.path, ..link },
+                }
             }
             let lists = lists_of(&entry.content.segments);
             if !lists.is_empty() {
@@ -188,8 +200,8 @@ impl Table {
         Ok(())
     }
 
-    /// The file that a hard link is another name of; it is marked as one of several names.
-    fn root_of(&self, entry: &Entry) -> Result<i64, Failure> {
+    /// What a hard link is another name of; a file is marked as one of several names.
+    fn root_of(&self, entry: &Entry) -> Result<Linked, Failure> {
         let sql = "SELECT id, root FROM entry WHERE key = ?1";
         let row = |r: &rusqlite::Row<'_>| Ok((r.get::<_, i64>(0)?, r.get::<_, Option<i64>>(1)?));
         let found = self.db.prepare_cached(sql)?.query_row([key(&entry.target)], row).optional()?;
@@ -198,13 +210,17 @@ impl Table {
             failed(format!("the archive is not imported: '{path}' is a hard link to '{target}', which does not come before it"))
         })?;
         if let Some(root) = root {
-            return Ok(root);
+            return Ok(Linked::File(root));
         }
-        if self.load(id)?.kind != Kind::File {
+        let target = self.load(id)?;
+        if target.kind == Kind::Symlink {
+            return Ok(Linked::Symlink(target));
+        }
+        if target.kind != Kind::File {
             return Err(failed(format!("the archive is not imported: '{}' is a hard link to what is no file", lossy(&entry.path))));
         }
         self.db.prepare_cached("UPDATE entry SET root = ?1 WHERE id = ?1")?.execute([id])?;
-        Ok(id)
+        Ok(Linked::File(id))
     }
 
     fn load(&self, id: i64) -> Result<Entry, Failure> {
@@ -223,8 +239,8 @@ impl Table {
         Ok(entry)
     }
 
-    /// Gives the entries in path order, each below a directory.
-    fn pour(&mut self, cancel: &CancellationToken, mut push: impl FnMut(Entry) -> Result<(), Failure>) -> Result<(), Failure> {
+    /// Gives the entries in path order, each below a directory; at most so many, those that are made up among them.
+    fn pour(&mut self, most: u64, cancel: &CancellationToken, mut push: impl FnMut(Entry) -> Result<(), Failure>) -> Result<(), Failure> {
         let now = Timestamp::now();
         let now = Time { seconds: now.as_second(), nanoseconds: 0 };
         let (mut poured, mut directories) = (0u64, 0u64);
@@ -232,6 +248,11 @@ impl Table {
         let mut open: Vec<Vec<u8>> = Vec::new();
         let mut give = |entry: Entry| {
             poured += 1;
+            if poured > most {
+                return Err(failed(format!(
+                    "the archive is not imported: with the directories that lead to its entries they are more than {most}"
+                )));
+            }
             directories += u64::from(entry.kind == Kind::Directory);
             push(entry)
         };
@@ -317,6 +338,20 @@ mod tests {
         fn keys_sort_as_paths_do(a in "[a-c./-]{0,8}", b in "[a-c./-]{0,8}") {
             prop_assert_eq!(key(a.as_bytes()).cmp(&key(b.as_bytes())), path_order(a.as_bytes(), b.as_bytes()));
         }
+    }
+
+    #[test]
+    fn directories_that_are_made_up_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut table = Table::create(dir.path()).unwrap();
+        let mut page = PageBuilder::default();
+        let entry = Entry { path: b"a/b/c".to_vec(), kind: Kind::Symlink, target: b"x".to_vec(), ..Entry::default() };
+        let built = page.push(&PagedEntry { entry, lists: Vec::new() }).or_else(|| page.finish()).unwrap();
+        table.db.execute("INSERT INTO entry VALUES (?1, 1, NULL, ?2)", params![key(b"a/b/c"), built.bytes]).unwrap();
+        let mut pour = |most| table.pour(most, &CancellationToken::new(), |_| Ok(()));
+        assert!(pour(3).unwrap_err().to_string().contains("more than 3"));
+        pour(4).unwrap();
+        assert_eq!((table.poured, table.directories), (4, 3));
     }
 
     #[test]

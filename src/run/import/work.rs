@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use keepd_protocol::methods::initiate_import;
-use keepd_protocol::model::{BackupDetail, ImportCounts, Level, OnConflict};
+use keepd_protocol::model::{BackupDetail, BackupType, ImportCounts, Level, OnConflict};
 use keepd_protocol::restore::EntryHeader;
 use minicbor::bytes::ByteArray;
 
@@ -88,6 +88,10 @@ pub(super) struct Open {
 
 /// Imports the archive; nothing is committed unless all of it is what it says.
 pub fn import(env: &Environment, mut taken: Taken, live: &LiveRun, writing: Writing<'_>) -> Result<Done, Failure> {
+    if taken.stop.is_cancelled() {
+        live.cancel.cancel();
+        return Err(Failure::Cancelled);
+    }
     let request = taken.request.clone();
     let work_dir = env.config.daemon.state_dir.join("work");
     std::fs::create_dir_all(&work_dir).map_err(|e| failed(format!("cannot make {}: {e}", work_dir.display())))?;
@@ -166,6 +170,14 @@ impl Work<'_> {
         check_head(head, &job)?;
         let renamed = renamed(head, &request.rename_sources)?;
         let mut wanted = Wanted::new(request, head)?;
+        if let Some(source) = &request.foreign_source {
+            live.message(
+                Level::Info,
+                format!(
+                    "keepd made the archive: it is imported as what it is, with its own sources, and not as a tar of source '{source}'"
+                ),
+            );
+        }
         let id = head.origin.backup.clone();
         live.update(|run| run.job = Some(job.clone()));
         if let Some(totals) = head.totals {
@@ -189,6 +201,14 @@ impl Work<'_> {
         let here = env.ledger.backup_at(&open.target.name, &id)?;
         let mut own_id = wanted.everything && !head.selected;
         let mut notes = Vec::new();
+        let known = if here.is_some() { here.clone() } else { env.ledger.backup_detail(&id)? };
+        // Both would be taken for copies of each other. One that keepd made here itself has no copies but those that keepd makes of it.
+        let is_other =
+            |known: BackupDetail| !is_same(&known, head, &job, &renamed) || (here.is_none() && known.backup.r#type != BackupType::Imported);
+        if own_id && known.is_some_and(is_other) {
+            own_id = false;
+            notes.push(format!("backup {} is known here, and this may be another one: it has an id of its own", short(&id)));
+        }
         if let Some(here) = here.as_ref().filter(|_| own_id) {
             match request.on_conflict {
                 OnConflict::Skip => {
@@ -206,17 +226,6 @@ impl Work<'_> {
                 }
                 OnConflict::Replace => {}
             }
-        }
-        if own_id
-            && let Some(elsewhere) = env.ledger.backup_detail(&id)?.filter(|_| here.is_none())
-            && !is_same(&elsewhere, head, &job, &renamed)
-        {
-            // Both would be taken for copies of each other.
-            own_id = false;
-            notes.push(format!(
-                "backup {} is known, with another job, other sources or contents: this one has an id of its own",
-                short(&id)
-            ));
         }
         live.step("Importing files");
         let mut writer = Writer::new(open.repository.clone(), live.cancel.clone())?;

@@ -268,9 +268,10 @@ impl Runs {
             attempt: 1,
             alone: Vec::new(),
         };
+        let runs = self.clone();
         self.start(work, move |live| {
             for target in &targets {
-                check::delete_backup(&env, target, &found.id, live)?;
+                check::delete_backup(&env, target, &found.id, live, &|name| runs.readers_gone(name))?;
             }
             Ok(Finish::Good)
         })
@@ -368,7 +369,7 @@ impl Runs {
         self.start(work, move |live| {
             for target in &targets {
                 if archived::is(target) {
-                    archived::upkeep::clean_up(&env, &job, target, is_confirmed, live)?;
+                    archived::upkeep::clean_up(&env, &job, target, is_confirmed, live, &|name| runs.readers_gone(name))?;
                     continue;
                 }
                 live.step("opening the repository");
