@@ -142,6 +142,7 @@ fn write_to<W: Write + Send + 'static>(out: W, items: &[Item], contents: Content
     });
     let tail = (contents == Contents::Last).then(|| Tail {
         archive: "00112233445566778899aabbccddeeff".into(),
+        finished: "2026-03-04T05:00:02Z".into(),
         outcome: "good".into(),
         sources: sources(items),
         totals: totals(items),
@@ -754,7 +755,13 @@ fn measured_against_tar() {
                 }
             }
         }
-        let tail = Tail { archive: head.archive.clone(), sources: vec![source(totals)], totals, ..Tail::default() };
+        let tail = Tail {
+            archive: head.archive.clone(),
+            finished: head.created.clone(),
+            sources: vec![source(totals)],
+            totals,
+            ..Tail::default()
+        };
         writer.finish(Some(&tail)).unwrap().1
     };
     let read = |path: &Path, keys: &[ProfileKey]| {

@@ -381,7 +381,7 @@ fn hostile_members_are_refused_by_name() {
         ("twice, which readers", raw().pax(&[("path", b"a"), ("path", b"b")]).file(b"a", b"x")),
         ("is damaged: its records", raw().member(b"P", b'x', b"", b"5 a\n").file(b"a", b"x")),
         ("global pax header", raw().member(b"G", b'g', b"", b"12 path=abc\n").file(b"a", b"x")),
-        ("every member the same SCHILY.xattr.user.a", raw().member(b"G", b'g', b"", b"25 SCHILY.xattr.user.a=v\n").file(b"a", b"x")),
+        ("gives every member the same", raw().member(b"G", b'g', b"", b"25 SCHILY.xattr.user.a=v\n").file(b"a", b"x")),
         ("more than 1,000 directories deep", raw().pax(&[("path", &deep)]).file(b"a", b"x")),
         ("a path of more than 4,096 bytes", raw().pax(&[("path", &far)]).file(b"a", b"x")),
         ("more than 8 headers", (0..20).fold(raw(), |r, _| r.member(b"G", b'g', b"", b"13 mtime=123\n"))),
