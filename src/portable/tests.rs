@@ -339,8 +339,8 @@ fn refused(archive: &[u8], given: &Given, text: &str) -> PortableError {
 fn hostile_members_are_refused_by_name() {
     let long = vec![b'a'; 70_000];
     let target = vec![b't'; 4097];
-    let deep = b"d/".repeat(1001);
-    let far = b"directory/".repeat(410);
+    let deep = [b"d/".repeat(1001), b"x".to_vec()].concat();
+    let far = [b"directory/".repeat(410), b"x".to_vec()].concat();
     let big_pax = vec![b'v'; (1 << 20) + 1];
     let xattr_name = format!("SCHILY.xattr.{}", "n".repeat(256));
     let raw = Raw::default;
