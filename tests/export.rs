@@ -17,16 +17,7 @@ fn sha256(bytes: &[u8]) -> String {
 /// A backup of a database and of files of every kind.
 fn filled() -> Keepd {
     let keepd = Keepd::started();
-    for n in 0..300 {
-        fs::write(keepd.path(&format!("files/deep/small-{n}")), noise(n * 41, n as u64 + 1)).unwrap();
-    }
-    fs::write(keepd.path("files/long"), noise(9 << 20, 99)).unwrap();
-    fs::write(keepd.path("files/text"), "line after line\n".repeat(100_000)).unwrap();
-    fs::hard_link(keepd.path("files/big"), keepd.path("files/zzz")).unwrap();
-    fs::File::create(keepd.path("files/sparse")).unwrap().set_len(9 << 20).unwrap();
-    fs::create_dir_all(keepd.path(&format!("files/{0}/{0}", "a-long-name-".repeat(12)))).unwrap();
-    fs::write(keepd.path(&format!("files/{0}/{0}/ümläut", "a-long-name-".repeat(12))), "found").unwrap();
-    fs::set_permissions(keepd.path("files/text"), fs::Permissions::from_mode(0o4711)).unwrap();
+    fill(&keepd);
     keepd.ok(&["backup", "shop", "--name", "one", "--label", "is=it"]);
     keepd
 }

@@ -5,6 +5,7 @@
 
 pub mod companion;
 pub mod describe;
+pub mod entries;
 pub mod name;
 pub mod parts;
 pub mod place;

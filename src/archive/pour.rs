@@ -2,17 +2,14 @@
 
 use std::collections::HashSet;
 
-use data_encoding::BASE64;
 use keepd_protocol::model::EntryKind;
 use keepd_protocol::restore::EntryHeader;
 
 use super::place::{Opened, ReadError};
-use super::{describe, parts};
+use super::{describe, entries, parts};
 use crate::portable::head::Source;
 use crate::portable::{Head, Tail};
-use crate::repository::entry::{
-    ChunkId, Content, Entry, EntrySink, Extent, Kind, MAX_CHUNK_BYTES, SMALL_FILE_BYTES, Segment, SinkError, Time,
-};
+use crate::repository::entry::{ChunkId, Content, Entry, EntrySink, Extent, Kind, MAX_CHUNK_BYTES, SMALL_FILE_BYTES, Segment, SinkError};
 use crate::repository::source_writer::SourceWriter;
 use crate::repository::writer::Writer;
 use crate::repository::{Manifest, RepositoryError};
@@ -198,40 +195,20 @@ impl One<'_> {
         rest.strip_prefix(b"/").unwrap_or(rest).to_vec()
     }
 
-    /// What the only file of the source would be called.
-    fn file_name(&self) -> Vec<u8> {
-        let place = self.source.place.to_bytes().unwrap_or_default();
-        let name = place.rsplit(|b| *b == b'/').next().filter(|n| !n.is_empty());
-        name.unwrap_or(self.source.name.as_bytes()).to_vec()
-    }
-
     fn entry(&mut self, header: EntryHeader, flow: &mut Flow<'_>, sink: &mut SourceWriter<'_>) -> Result<(), PourError> {
         let path = header.path.to_bytes().unwrap_or_default();
         let below = self.below(&path);
-        let target = header.target.as_ref().map(|t| t.to_bytes().unwrap_or_default()).unwrap_or_default();
         let part = (header.kind == EntryKind::File).then(|| parts::part_of(&self.source.kind, &below)).flatten();
         let (below, first_part) = match part {
             Some((file, 0)) => (file.to_vec(), true),
             _ => (below, false),
         };
-        let value = |text: &str| BASE64.decode(text.as_bytes()).unwrap_or_default();
-        let mut entry = Entry {
-            path: below,
-            kind: match header.kind {
-                EntryKind::File => Kind::File,
-                EntryKind::Directory => Kind::Directory,
-                EntryKind::Symlink => Kind::Symlink,
-                EntryKind::Hardlink => Kind::Hardlink,
-            },
-            mode: header.mode & 0o7777,
-            uid: header.uid,
-            gid: header.gid,
-            mtime: Time { seconds: header.mtime_seconds, nanoseconds: header.mtime_nanoseconds },
-            target: if header.kind == EntryKind::Hardlink { self.below(&target) } else { target.clone() },
-            xattrs: header.xattrs.iter().map(|(name, v)| (name.to_bytes().unwrap_or_default(), value(v))).collect(),
-            ..Entry::default()
-        };
-        entry.xattrs.sort();
+        let wrong = |text: String| PourError::Read(ReadError::Archive(format!("{}: {text}", header.path.path)));
+        let mut entry = entries::entry(&header, &below).map_err(wrong)?;
+        let target = entry.target.clone();
+        if entry.kind == Kind::Hardlink {
+            entry.target = self.below(&target);
+        }
         if entry.kind == Kind::Hardlink && matches!(self.what, What::Below(..)) && self.what.has(&path) && !self.what.has(&target) {
             self.lacking.insert(target);
         }
@@ -239,8 +216,7 @@ impl One<'_> {
             self.root = Some(entry);
             return flow.advance();
         }
-        let is_alone = self.source.kind == "sqlite" || self.source.one_file;
-        let may_be_alone = is_alone && entry.kind == Kind::File && entry.path == self.file_name();
+        let may_be_alone = self.source.is_one_file() && entry.kind == Kind::File && entry.path == self.source.file_name();
         if !may_be_alone {
             self.end(sink)?;
         }
@@ -251,9 +227,7 @@ impl One<'_> {
         let shown = if first_part { [self.source.name.as_bytes(), b"/", &entry.path].concat() } else { path };
         let contents = self.contents(&shown, &entry, &header, first_part, flow, sink)?;
         if let Some(root) = self.root.take() {
-            let of = |e: &Entry| (e.uid, e.gid, e.mtime);
-            let made_up = root.mode == 0o700 && root.xattrs.is_empty() && of(&root) == of(&entry);
-            match made_up && !flow.has_more_of(self.source) {
+            match entries::is_made_up(&root, &entry) && !flow.has_more_of(self.source) {
                 true => entry.path.clear(),
                 false => sink.push(root)?,
             }
@@ -351,13 +325,6 @@ fn copy(flow: &mut Flow<'_>, sink: &mut SourceWriter<'_>) -> Result<(), PourErro
         if n == 0 {
             return Ok(());
         }
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let space = sink.large_space(rest.len());
-            let (now, later) = rest.split_at(space.len().min(rest.len()));
-            space.get_mut(..now.len()).unwrap_or_default().copy_from_slice(now);
-            sink.large_filled(now.len())?;
-            rest = later;
-        }
+        sink.large_bytes(bytes)?;
     }
 }

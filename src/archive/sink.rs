@@ -12,7 +12,7 @@ use keepd_protocol::restore::EntryHeader;
 use tokio_util::sync::CancellationToken;
 
 use super::parts;
-use crate::portable::head::{Source, Totals};
+use crate::portable::head::Source;
 use crate::portable::{ArchiveWriter, Made, PortableError, Tail};
 use crate::repository::ChunkId;
 use crate::repository::entry::{Entry, EntrySink, Kind, Segment, SinkError, Texture, path_order};
@@ -109,12 +109,9 @@ impl<W: Write + Send + 'static> ArchiveSink<W> {
     /// What an entry is called in the archive.
     fn shown(&self, path: &[u8], is_root_file: bool) -> Vec<u8> {
         let mut shown = self.source.name.clone().into_bytes();
-        let place = self.source.place.to_bytes().unwrap_or_default();
         let below = match path {
             // A source that is one file has no directory.
-            [] if is_root_file => {
-                place.rsplit(|b| *b == b'/').next().filter(|n| !n.is_empty()).unwrap_or(self.source.name.as_bytes()).to_vec()
-            }
+            [] if is_root_file => self.source.file_name(),
             path => path.to_vec(),
         };
         if !below.is_empty() {
@@ -181,13 +178,7 @@ impl<W: Write + Send + 'static> ArchiveSink<W> {
     /// A member of the archive.
     fn member(&mut self, header: &EntryHeader) -> Result<(), SinkError> {
         self.archive.entry(header)?;
-        let mut totals = Totals::default();
-        totals.count(header);
-        let source = &mut self.source;
-        source.entries += totals.entries;
-        source.files += totals.files;
-        source.directories += totals.directories;
-        source.bytes += totals.bytes;
+        self.source.count(header);
         Ok(())
     }
 

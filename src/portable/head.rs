@@ -110,6 +110,31 @@ pub struct Source {
     pub one_file: bool,
 }
 
+impl Source {
+    /// Whether the directory that it stands in is made up. Databases of SQLite are one file, also where an archive does not say so.
+    pub fn is_one_file(&self) -> bool {
+        self.one_file || self.kind == "sqlite"
+    }
+
+    /// What its file is called, where it is one.
+    pub fn file_name(&self) -> Vec<u8> {
+        let place = self.place.to_bytes().unwrap_or_default();
+        let name = place.rsplit(|b| *b == b'/').next().filter(|n| !n.is_empty());
+        name.unwrap_or(self.name.as_bytes()).to_vec()
+    }
+
+    pub fn totals(&self) -> Totals {
+        Totals { entries: self.entries, files: self.files, directories: self.directories, bytes: self.bytes }
+    }
+
+    /// Counts an entry of it.
+    pub fn count(&mut self, header: &EntryHeader) {
+        let mut totals = self.totals();
+        totals.count(header);
+        (self.entries, self.files, self.directories, self.bytes) = (totals.entries, totals.files, totals.directories, totals.bytes);
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     pub entries: u64,
@@ -119,6 +144,11 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Of all sources.
+    pub fn of(sources: &[Source]) -> Self {
+        sources.iter().fold(Self::default(), |sum, source| sum.plus(&source.totals()))
+    }
+
     /// Counts an entry: each of them as an entry, regular files (hard links are none) with their bytes, directories.
     pub fn count(&mut self, header: &EntryHeader) {
         self.entries += 1;

@@ -163,6 +163,17 @@ pub trait EntrySink {
     fn large_space(&mut self, want: usize) -> &mut [u8];
     /// So many bytes were read into the space.
     fn large_filled(&mut self, len: usize) -> Result<(), SinkError>;
+    /// The next bytes, from where they are.
+    fn large_bytes(&mut self, mut bytes: &[u8]) -> Result<(), SinkError> {
+        while !bytes.is_empty() {
+            let space = self.large_space(bytes.len());
+            let (now, later) = bytes.split_at(space.len().min(bytes.len()));
+            space.get_mut(..now.len()).unwrap_or_default().copy_from_slice(now);
+            self.large_filled(now.len())?;
+            bytes = later;
+        }
+        Ok(())
+    }
     /// Whether the rest of the contents matters; else `large_finish` may follow early.
     fn large_goes_on(&self) -> bool {
         true

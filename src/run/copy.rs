@@ -66,7 +66,7 @@ pub fn to_destination(
     let mut copier = Copier { env, target, repository: &repository, lease: &lease, live, sources: BTreeMap::new() };
     let (mut done, mut errors, mut closed) = (0, Vec::new(), 0);
     for backup in &wanted {
-        match copier.with_best(backup, reading, |copier, place| copier.copy_from(place, backup)) {
+        match with_best(&env.config, target, backup, reading, |place, _reading| copier.copy_from(place, backup)) {
             Ok(_) => done += 1,
             Err(Failure::Cancelled) => return Err(Failure::Cancelled),
             Err(e) => {
@@ -111,6 +111,32 @@ pub fn wanted(env: &Environment, job: Option<&Job>, target: &Destination, one: O
     }
 }
 
+/// Has `work` done with the first other place of a backup that gives it whole, which is kept readable meanwhile; returns that place's name.
+pub fn with_best(
+    config: &Config,
+    target: &Destination,
+    backup: &Backup,
+    reading: Reading<'_>,
+    mut work: impl FnMut(&Destination, Arc<dyn Send + Sync>) -> Result<(), Failure>,
+) -> Result<String, Failure> {
+    let (mut errors, mut closed) = (Vec::new(), 0);
+    for place in destination::best_first(config, backup).into_iter().filter(|p| p.name != target.name) {
+        match work(place, reading(&place.name)) {
+            Ok(()) => return Ok(place.name.clone()),
+            Err(Failure::Cancelled) => return Err(Failure::Cancelled),
+            Err(e) => {
+                closed += usize::from(matches!(e, Failure::NeedsKey(_)));
+                errors.push(e.to_string());
+            }
+        }
+    }
+    Err(match errors.len() {
+        0 => Failure::Failed("no configured destination has it".into()),
+        all if all == closed => Failure::NeedsKey(errors.join("; ")),
+        _ => Failure::Failed(errors.join("; ")),
+    })
+}
+
 struct Copier<'a> {
     env: &'a Environment,
     target: &'a Destination,
@@ -122,32 +148,6 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    /// Has `work` done with the first other place of a backup that gives it whole; returns that place.
-    fn with_best(
-        &mut self,
-        backup: &Backup,
-        reading: Reading<'_>,
-        mut work: impl FnMut(&mut Self, &Destination) -> Result<(), Failure>,
-    ) -> Result<String, Failure> {
-        let (mut errors, mut closed) = (Vec::new(), 0);
-        for place in destination::best_first(&self.env.config, backup).into_iter().filter(|p| p.name != self.target.name) {
-            let _reading = reading(&place.name);
-            match work(self, place) {
-                Ok(()) => return Ok(place.name.clone()),
-                Err(Failure::Cancelled) => return Err(Failure::Cancelled),
-                Err(e) => {
-                    closed += usize::from(matches!(e, Failure::NeedsKey(_)));
-                    errors.push(e.to_string());
-                }
-            }
-        }
-        Err(match errors.len() {
-            0 => Failure::Failed("no configured destination has it".into()),
-            all if all == closed => Failure::NeedsKey(errors.join("; ")),
-            _ => Failure::Failed(errors.join("; ")),
-        })
-    }
-
     fn source(&mut self, place: &Destination) -> Result<Arc<Repository>, Failure> {
         // Its keys may have been exchanged since.
         if let Some(open) = self.sources.get(&place.name).filter(|open| destination::has_its_keys(self.env, open)) {
@@ -268,7 +268,7 @@ pub fn repair<'h>(
     let mut repaired = 0;
     for (object, backup) in known {
         live.step(&format!("repairing backup {}", short(&backup.id)));
-        match copier.with_best(&backup, reading, |copier, place| copier.repair_from(place, object, &backup)) {
+        match with_best(&env.config, target, &backup, reading, |place, _reading| copier.repair_from(place, object, &backup)) {
             Ok(place) => {
                 repaired += 1;
                 live.message(Level::Warning, format!("backup {} is whole again, from the copy at {place}", short(&backup.id)));

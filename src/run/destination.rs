@@ -26,9 +26,7 @@ pub fn location(destination: &Destination) -> String {
 /// The profile that a destination names, with its keys; None where nothing is encrypted.
 pub fn profile(config: &Config, destination: &Destination) -> Result<Option<Profile>, Failure> {
     let Some(name) = &destination.encryption else { return Ok(None) };
-    let failed = |text: String| Failure::Failed(format!("destination {}: {text}", destination.name));
-    let known = config.encryption.get(name).ok_or_else(|| failed(format!("there is no encryption profile '{name}'")))?;
-    profile::load(known).map(Some).map_err(|(_, e)| failed(format!("encryption profile {name}: {e}")))
+    profile_named(config, name).map(Some).map_err(|e| Failure::Failed(format!("destination {}: {e}", destination.name)))
 }
 
 /// A profile by its name, with its keys.

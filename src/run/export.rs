@@ -236,10 +236,7 @@ impl Listing {
         let path = header.path.to_bytes().unwrap_or_default();
         let name = path.split(|b| *b == b'/').next().unwrap_or_default();
         if let Some(source) = self.sources.iter_mut().find(|s| s.name.as_bytes() == name) {
-            source.entries += 1;
-            source.files += u64::from(header.kind == EntryKind::File);
-            source.directories += u64::from(header.kind == EntryKind::Directory);
-            source.bytes += if header.kind == EntryKind::File { header.size } else { 0 };
+            source.count(header);
         }
     }
 
@@ -252,7 +249,6 @@ impl Listing {
     fn finish(self, manifest: &Manifest, backup: &Backup, selected: bool) -> Result<(Head, FileList), Failure> {
         let Self { files, mut sources, .. } = self;
         sources.retain(|s| !selected || s.entries > 0);
-        let sum = |of: fn(&Source) -> u64| sources.iter().map(of).sum();
         let archive: [u8; 16] = crypto::random().map_err(|e| Failure::Failed(e.to_string()))?;
         let head = Head {
             format: 1,
@@ -276,12 +272,7 @@ impl Listing {
                 version: manifest.version.clone(),
                 schema_version: manifest.schema_version.clone(),
             },
-            totals: Some(Totals {
-                entries: sum(|s| s.entries),
-                files: sum(|s| s.files),
-                directories: sum(|s| s.directories),
-                bytes: sum(|s| s.bytes),
-            }),
+            totals: Some(Totals::of(&sources)),
             sources,
             users: manifest.users.iter().cloned().collect(),
             groups: manifest.groups.iter().cloned().collect(),

@@ -238,6 +238,22 @@ pub fn proven_sum(path: &Path) -> i64 {
     db.query_row("SELECT sum(balance) FROM account", [], |r| r.get(0)).unwrap()
 }
 
+/// More kinds of files.
+pub fn fill(keepd: &Keepd) {
+    use std::os::unix::fs::PermissionsExt;
+    for n in 0..200 {
+        fs::write(keepd.path(&format!("files/deep/small-{n}")), noise(n * 37, n as u64 + 1)).unwrap();
+    }
+    fs::write(keepd.path("files/long"), noise(9 << 20, 99)).unwrap();
+    fs::write(keepd.path("files/text"), "line after line\n".repeat(100_000)).unwrap();
+    fs::hard_link(keepd.path("files/big"), keepd.path("files/zzz")).unwrap();
+    fs::File::create(keepd.path("files/sparse")).unwrap().set_len(9 << 20).unwrap();
+    fs::create_dir_all(keepd.path(&format!("files/{0}/{0}", "a-long-name-".repeat(12)))).unwrap();
+    fs::write(keepd.path(&format!("files/{0}/{0}/ümläut", "a-long-name-".repeat(12))), "found").unwrap();
+    fs::set_permissions(keepd.path("files/text"), fs::Permissions::from_mode(0o4711)).unwrap();
+    let _ = Command::new("setfattr").args(["-n", "user.keepd", "-v", "kept"]).arg(keepd.path("files/text")).status();
+}
+
 /// Compares two directories: names, kinds, contents, modes, times.
 pub fn assert_same(a: &Path, b: &Path) {
     use std::os::unix::fs::MetadataExt;

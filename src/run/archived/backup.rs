@@ -63,9 +63,7 @@ pub fn backup(
     live.set_added(written.load(Ordering::Relaxed));
     live.tick();
     let snapshot = live.snapshot();
-    let sum = |of: fn(&crate::portable::head::Source) -> u64| captured.sources.iter().map(of).sum();
-    let totals =
-        Totals { entries: sum(|s| s.entries), files: sum(|s| s.files), directories: sum(|s| s.directories), bytes: sum(|s| s.bytes) };
+    let totals = Totals::of(&captured.sources);
     let mut tail = Tail {
         archive: head.archive.clone(),
         finished: Timestamp::now().to_string(),

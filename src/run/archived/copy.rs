@@ -37,8 +37,11 @@ pub fn to_destination(
     let wanted = copy::wanted(env, job, target, one)?;
     let (mut done, mut errors, mut closed) = (0, Vec::new(), 0);
     for backup in &wanted {
-        match from_best(env, target, &place, backup, live, reading) {
-            Ok(()) => done += 1,
+        let copied = copy::with_best(&env.config, target, backup, reading, |from, reading| {
+            export_one(env, target, &place, at(env, from, &backup.id, reading, &live.cancel)?, backup, live)
+        });
+        match copied {
+            Ok(_) => done += 1,
             Err(Failure::Cancelled) => return Err(Failure::Cancelled),
             Err(e) => {
                 closed += usize::from(matches!(e, Failure::NeedsKey(_)));
@@ -58,34 +61,6 @@ pub fn to_destination(
         live.message(Level::Error, format!("the copies are made, but cleaning up after them failed: {e}"));
     }
     Ok(Finish::Good)
-}
-
-fn from_best(
-    env: &Environment,
-    target: &Destination,
-    place: &Archives,
-    backup: &Backup,
-    live: &LiveRun,
-    reading: Reading<'_>,
-) -> Result<(), Failure> {
-    let (mut errors, mut closed) = (Vec::new(), 0);
-    for from in destination::best_first(&env.config, backup).into_iter().filter(|p| p.name != target.name) {
-        let copied =
-            at(env, from, &backup.id, reading(&from.name), &live.cancel).and_then(|there| one(env, target, place, there, backup, live));
-        match copied {
-            Ok(()) => return Ok(()),
-            Err(Failure::Cancelled) => return Err(Failure::Cancelled),
-            Err(e) => {
-                closed += usize::from(matches!(e, Failure::NeedsKey(_)));
-                errors.push(e.to_string());
-            }
-        }
-    }
-    Err(match errors.len() {
-        0 => Failure::Failed("no configured destination has it".into()),
-        all if all == closed => Failure::NeedsKey(errors.join("; ")),
-        _ => Failure::Failed(errors.join("; ")),
-    })
 }
 
 /// A backup as a destination has it.
@@ -109,7 +84,14 @@ fn at(
     Ok(Place { repository, manifest, destination: from.name.clone(), _reading: reading })
 }
 
-fn one(env: &Environment, target: &Destination, place: &Archives, from: Place, backup: &Backup, live: &LiveRun) -> Result<(), Failure> {
+fn export_one(
+    env: &Environment,
+    target: &Destination,
+    place: &Archives,
+    from: Place,
+    backup: &Backup,
+    live: &LiveRun,
+) -> Result<(), Failure> {
     live.step(&format!("copying backup {} from {}", short(&backup.id), from.destination));
     live.update(|run| run.backup = Some(backup.id.clone()));
     let started = from.manifest.started.parse().map_err(|e| Failure::Failed(format!("its time does not parse: {e}")))?;

@@ -1,13 +1,12 @@
 //! What makes a backup of what was stored: its manifest, and the commit.
 
-use std::collections::BTreeMap;
-
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use keepd_protocol::model::{BackupDetail, Level, Mark as Said, Outcome};
 use minicbor::bytes::ByteArray;
 
 use super::work::{Open, Work, failed, told};
+use crate::archive::describe;
 use crate::portable::{Head, Tail};
 use crate::repository::writer::{self, Flushed};
 use crate::repository::{self, Manifest, ManifestSource};
@@ -100,7 +99,6 @@ pub fn check_head(head: &Head, job: &str) -> Result<(), Failure> {
 
 pub fn manifest(head: &Head, tail: Option<&Tail>, sources: Vec<ManifestSource>, notes: Vec<String>) -> Result<Manifest, Failure> {
     let origin = &head.origin;
-    let list = |names: &BTreeMap<u32, String>| names.iter().map(|(id, name)| (*id, name.clone())).collect::<Vec<_>>();
     let outcome = tail.map_or(&origin.outcome, |t| &t.outcome);
     // What is no word that is known was not good.
     let outcome = outcome.parse::<Outcome>().unwrap_or(Outcome::Suspect);
@@ -111,32 +109,12 @@ pub fn manifest(head: &Head, tail: Option<&Tail>, sources: Vec<ManifestSource>, 
     ));
     messages.extend(notes.into_iter().map(|text| (Level::Info.as_str().into(), text)));
     Ok(Manifest {
-        format: 1,
-        repository: ByteArray::from([0; 16]),
-        sequence: 0,
-        predecessor: None,
-        job: origin.job.clone(),
-        run: origin.run.clone(),
-        started: origin.started.clone(),
-        finished: tail.map_or(&origin.finished, |t| &t.finished).clone(),
         r#type: IMPORTED.into(),
         outcome: outcome.as_str().into(),
-        name: origin.name.clone(),
-        labels: origin.labels.clone().into_iter().collect(),
-        host: origin.host.clone(),
-        keepd_version: origin.keepd_version.clone(),
         sources,
-        users: list(tail.map_or(&head.users, |t| &t.users)),
-        groups: list(tail.map_or(&head.groups, |t| &t.groups)),
         messages,
-        left_out: tail.map_or(head.left_out, |t| t.left_out),
-        added_bytes: 0,
-        new_bytes: None,
-        parent: None,
         origin: None,
-        description: origin.description.clone(),
-        version: tail.map_or(&origin.version, |t| &t.version).clone(),
-        schema_version: tail.map_or(&origin.schema_version, |t| &t.schema_version).clone(),
+        ..describe::manifest(head, tail, None, 0)
     })
 }
 

@@ -2,17 +2,16 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use data_encoding::BASE64;
 use keepd_protocol::model::EntryKind;
 use keepd_protocol::restore::EntryHeader;
 
 use super::chosen::{Path, Wanted, lossy, split, takes};
 use super::work::{Work, failed};
-use crate::archive::parts;
+use crate::archive::{entries, parts};
 use crate::portable::head::{Source, Totals};
 use crate::repository::entry::{EntrySink, SMALL_FILE_BYTES};
 use crate::repository::source_writer::SourceWriter;
-use crate::repository::{Entry, Kind, Time};
+use crate::repository::{Entry, Kind};
 use crate::run::live::Failure;
 
 /// Zeros of this length, at a multiple of it, become a hole.
@@ -20,30 +19,9 @@ const HOLE: usize = 64 << 10;
 /// Names that an error lists.
 const NAMED: usize = 20;
 
-/// An entry as the repository has it, without its contents; its path is taken from `below`, a link's target is as in the header.
+/// An entry as the repository has it, without its contents.
 pub fn entry(header: &EntryHeader, below: &[u8]) -> Result<Entry, Failure> {
-    let wrong = |text: String| failed(format!("the archive is not imported: {}: {text}", header.path.path));
-    let mut xattrs = Vec::new();
-    for (name, value) in &header.xattrs {
-        xattrs.push((name.to_bytes().map_err(wrong)?, BASE64.decode(value.as_bytes()).map_err(|e| wrong(e.to_string()))?));
-    }
-    xattrs.sort();
-    Ok(Entry {
-        path: below.to_vec(),
-        kind: match header.kind {
-            EntryKind::File => Kind::File,
-            EntryKind::Directory => Kind::Directory,
-            EntryKind::Symlink => Kind::Symlink,
-            EntryKind::Hardlink => Kind::Hardlink,
-        },
-        mode: header.mode & 0o7777,
-        uid: header.uid,
-        gid: header.gid,
-        mtime: Time { seconds: header.mtime_seconds, nanoseconds: header.mtime_nanoseconds.min(999_999_999) },
-        target: header.target.as_ref().map(|t| t.to_bytes()).transpose().map_err(wrong)?.unwrap_or_default(),
-        xattrs,
-        ..Entry::default()
-    })
+    entries::entry(header, below).map_err(|text| failed(format!("the archive is not imported: {}: {text}", header.path.path)))
 }
 
 impl Work<'_> {
@@ -96,8 +74,7 @@ impl Work<'_> {
                 next = self.next_of(source)?;
                 continue;
             };
-            let is_one_file = source.one_file || source.kind == "sqlite";
-            let may_be_alone = is_one_file && root.is_some() && entry.kind == Kind::File && below == file_name(source);
+            let may_be_alone = source.is_one_file() && root.is_some() && entry.kind == Kind::File && below == source.file_name();
             if !may_be_alone && let Some(root) = root.take() {
                 sink.push(root)?;
             }
@@ -120,7 +97,7 @@ impl Work<'_> {
                 }
             }
             if let Some(root) = root.take() {
-                if next.is_none() && is_made_up(&root, &entry) {
+                if next.is_none() && entries::is_made_up(&root, &entry) {
                     entry.path.clear();
                     self.counts.entries -= 1;
                     self.counts.directories -= 1;
@@ -251,17 +228,7 @@ impl Work<'_> {
                 if hole > 0 {
                     sink.large_hole(std::mem::take(&mut hole))?;
                 }
-                let mut rest = block;
-                while !rest.is_empty() {
-                    let space = sink.large_space(rest.len());
-                    let n = space.len().min(rest.len());
-                    let (head, tail) = rest.split_at(n);
-                    if let Some(space) = space.get_mut(..n) {
-                        space.copy_from_slice(head);
-                    }
-                    sink.large_filled(n)?;
-                    rest = tail;
-                }
+                sink.large_bytes(block)?;
             }
             self.live.report.bytes(len as u64);
             done += len as u64;
@@ -305,17 +272,4 @@ fn is_part(source: &Source, header: &EntryHeader, file: &[u8], number: u64) -> b
 
 fn lying() -> Failure {
     failed("the archive is not imported: a file does not have the size that its header says")
-}
-
-/// The name that the file of a source which is one file shows under.
-fn file_name(source: &Source) -> Vec<u8> {
-    let place = source.place.to_bytes().unwrap_or_default();
-    let name = place.rsplit(|b| *b == b'/').next().filter(|n| !n.is_empty());
-    name.unwrap_or(source.name.as_bytes()).to_vec()
-}
-
-/// Whether a directory stands for a source of one file, as [`crate::run::selection::Shown::made_up_directory`] makes it.
-fn is_made_up(directory: &Entry, file: &Entry) -> bool {
-    let of = |e: &Entry| (e.uid, e.gid, e.mtime);
-    directory.mode == 0o700 && directory.xattrs.is_empty() && of(directory) == of(file)
 }

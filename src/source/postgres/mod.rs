@@ -81,14 +81,7 @@ pub fn capture(
                     false => {
                         sink.begins(&entry, Some(text.len() as u64))?;
                         sink.large_begin()?;
-                        let mut rest = text.as_slice();
-                        while !rest.is_empty() {
-                            let space = sink.large_space(rest.len());
-                            let (now, later) = rest.split_at(space.len().min(rest.len()));
-                            space.get_mut(..now.len()).unwrap_or_default().copy_from_slice(now);
-                            sink.large_filled(now.len())?;
-                            rest = later;
-                        }
+                        sink.large_bytes(&text)?;
                         sink.large_finish(entry)?;
                     }
                 }
