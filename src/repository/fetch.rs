@@ -44,11 +44,35 @@ struct Budget {
     freed: Condvar,
     limit: usize,
     /// Memory of chunks that were used, for the next ones.
-    free: Mutex<Vec<Vec<u8>>>,
+    free: Mutex<Free>,
 }
 
-/// Chunks whose memory is kept for use again.
-const FREE: usize = 16;
+/// What is free and what is used are not more than the limit together, but for what lengths that differ cost.
+#[derive(Default)]
+struct Free {
+    memory: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Free {
+    fn give(&mut self, memory: Vec<u8>, most: usize) {
+        if self.bytes + memory.capacity() <= most {
+            self.bytes += memory.capacity();
+            self.memory.push(memory);
+        }
+    }
+
+    /// The memory that fits best; where none is large enough, one goes, so that what is new does not come on top of it.
+    fn take(&mut self, len: usize) -> Vec<u8> {
+        let fitting = |(_, memory): &(usize, &Vec<u8>)| memory.capacity() >= len;
+        let all = || self.memory.iter().enumerate();
+        let best = all().filter(fitting).min_by_key(|(_, memory)| memory.capacity());
+        let best = best.or_else(|| all().max_by_key(|(_, memory)| memory.capacity())).map(|(at, _)| at);
+        let memory = best.map(|at| self.memory.swap_remove(at)).unwrap_or_default();
+        self.bytes -= memory.capacity();
+        if memory.capacity() >= len { memory } else { Vec::new() }
+    }
+}
 
 impl Slot {
     /// The chunk's plaintext, when it has come.
@@ -98,15 +122,16 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        let used = {
+            let mut used = lock(&self.budget.used);
+            *used -= self.len as usize;
+            *used
+        };
         if let State::Ready(bytes) = std::mem::replace(&mut *lock(&self.state), State::Waiting)
             && let Some(memory) = Arc::into_inner(bytes)
         {
-            let mut free = lock(&self.budget.free);
-            if free.len() < FREE {
-                free.push(memory);
-            }
+            lock(&self.budget.free).give(memory, self.budget.limit.saturating_sub(used));
         }
-        *lock(&self.budget.used) -= self.len as usize;
         self.budget.freed.notify_all();
     }
 }
@@ -296,7 +321,9 @@ fn fetch_group(
             slot.set(Ok(State::Frame(Arc::new(frame.to_vec()))));
             continue;
         }
-        let mut raw = lock(&slot.budget.free).pop().unwrap_or_default();
+        let mut raw = lock(&slot.budget.free).take(at.len as usize);
+        raw.clear();
+        raw.reserve_exact(at.len as usize);
         let opened = opener.open_into(&cipher, &repository.chunk_key, &section, &mut raw);
         slot.set(opened.map(|()| State::Ready(Arc::new(raw))).map_err(|e| repository.pack_error(&at.pack, e)));
     }
