@@ -175,6 +175,11 @@ impl Repository {
         (self.memory / 5).clamp(8 << 20, 64 << 20) as usize
     }
 
+    /// Full packs that may wait to be stored or be under way, on this machine.
+    pub(super) fn packs_ahead(&self) -> usize {
+        if self.memory < 64 << 20 { 1 } else { 2 }
+    }
+
     /// Plaintext that may be fetched ahead of its use, in bytes.
     pub fn ahead_bytes(&self) -> usize {
         (self.memory / 3).clamp(16 << 20, 128 << 20) as usize

@@ -99,10 +99,10 @@ impl PackMemory {
 
     /// Takes back a stored pack's memory.
     pub fn give(&self, bytes: Bytes) {
-        if let Ok(mut memory) = bytes.try_into_mut()
+        // As long as the pack was: the rest was never touched, and so takes none of the machine's memory.
+        if let Ok(memory) = bytes.try_into_mut()
             && memory.capacity() >= PACK_MEMORY_BYTES
         {
-            memory.resize(PACK_MEMORY_BYTES, 0);
             let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if kept.len() < Self::KEPT {
                 kept.push(memory);
@@ -111,10 +111,20 @@ impl PackMemory {
     }
 }
 
+/// Whether there is room for so many bytes, which may be written to then.
+fn is_room(memory: &mut BytesMut, len: usize) -> bool {
+    let fits = len <= memory.capacity();
+    if fits && memory.len() < len {
+        memory.resize(len, 0);
+    }
+    fits
+}
+
 impl PackBuilder {
     pub fn new(keys: &Keyring, repository: &[u8; 16], kind: ObjectKind, memory: &PackMemory) -> Result<Self, CryptoError> {
         let object_header = keys.header(kind, repository)?;
         let mut rest = memory.take();
+        is_room(&mut rest, HEADER_BYTES);
         let mut header = rest.split_to(HEADER_BYTES);
         header.copy_from_slice(object_header.bytes());
         let (cipher, sealed_key) = keys.new_pack(&object_header)?;
@@ -125,7 +135,7 @@ impl PackBuilder {
     /// Reserves the next place for a payload of `payload_len` bytes, whose plaintext is `len` bytes long.
     pub fn reserve(&mut self, id: ChunkId, payload_len: usize, len: u32) -> Result<Place, CryptoError> {
         let sealed_len = payload_len + TAG_BYTES;
-        if sealed_len > self.rest.len() {
+        if !is_room(&mut self.rest, sealed_len) {
             return Err(CryptoError::Short);
         }
         let (offset, ordinal) = (self.len as u32, self.chunks.len());
@@ -177,8 +187,7 @@ impl PackBuilder {
         for sealed in self.sealed {
             bytes.unsplit(sealed.ok_or_else(|| PackError::Footer("a chunk is not sealed yet".into()))?);
         }
-        let memory_left = self.rest.len();
-        if tail.len() <= memory_left {
+        if is_room(&mut self.rest, tail.len()) {
             self.rest[..tail.len()].copy_from_slice(&tail);
             bytes.unsplit(self.rest);
             bytes.truncate(self.len + tail.len());

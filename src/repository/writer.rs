@@ -61,12 +61,18 @@ struct OpenPack {
 struct ChunkMemory {
     free: [Vec<Vec<u8>>; MAX_CHUNK_BYTES / ChunkMemory::STEP],
     bytes: usize,
+    /// Bytes kept at most.
+    most: usize,
 }
 
 impl ChunkMemory {
     const STEP: usize = 256 << 10;
-    /// Bytes kept at most.
-    const KEPT: usize = 16 << 20;
+    const MOST: usize = 16 << 20;
+
+    /// `queue`: bytes of chunks that wait at most.
+    fn new(queue: usize) -> Self {
+        Self { most: queue.min(Self::MOST), ..Self::default() }
+    }
 
     /// What memory for a chunk of `len` bytes takes.
     fn capacity(len: usize) -> usize {
@@ -88,7 +94,7 @@ impl ChunkMemory {
         memory.clear();
         let capacity = memory.capacity();
         if capacity.is_multiple_of(Self::STEP)
-            && self.bytes + capacity <= Self::KEPT
+            && self.bytes + capacity <= self.most
             && let Some(free) = (capacity / Self::STEP).checked_sub(1).and_then(|class| self.free.get_mut(class))
         {
             free.push(memory);
@@ -118,6 +124,7 @@ struct Shared {
 impl Writer {
     /// Starts the threads. The caller holds the lease and has synced the index.
     pub fn new(repository: Arc<Repository>, cancel: CancellationToken) -> Result<Self> {
+        let chunk_memory = ChunkMemory::new(repository.queue_bytes());
         let shared = Arc::new(Shared {
             repository,
             cancel,
@@ -126,7 +133,7 @@ impl Writer {
             data: Mutex::new(None),
             meta: Mutex::new(None),
             pack_memory: PackMemory::default(),
-            chunk_memory: Mutex::default(),
+            chunk_memory: Mutex::new(chunk_memory),
             pending: Mutex::new(HashMap::new()),
             error: Mutex::new(None),
             failed: AtomicBool::new(false),
@@ -135,7 +142,8 @@ impl Writer {
         });
         let condemned = shared.repository.local.condemned()?;
         let (jobs, job_queue) = unbounded::<Job>();
-        let (packs, pack_queue) = bounded::<BuiltPack>(1);
+        let ahead = shared.repository.packs_ahead();
+        let (packs, pack_queue) = bounded::<BuiltPack>(ahead - 1);
         let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -157,7 +165,7 @@ impl Writer {
             writer.workers.push(spawn("compress", Box::new(move || shared.clone().guard(|| shared.compress(&job_queue, &packs))))?);
         }
         // Beyond this machine most of the time goes by waiting for the other side.
-        let storers = if shared.repository.storage().is_remote() { 4 } else { 2 };
+        let storers = if shared.repository.storage().is_remote() { 2 * ahead } else { ahead };
         for _ in 0..storers {
             let (shared, pack_queue) = (shared.clone(), pack_queue.clone());
             writer.storers.push(spawn("store", Box::new(move || shared.clone().guard(|| shared.store_packs(&pack_queue))))?);
@@ -437,7 +445,11 @@ impl Shared {
                     RepositoryError::Other(format!("what was sealed does not open to what went in ({e}); nothing of it was stored"))
                 })?;
                 if let Some(full) = give_back(&pack, place) {
-                    let _ = packs.send(self.close(full)?);
+                    let full = self.close(full)?;
+                    // Where memory is short, no other is begun before this one is on its way.
+                    let alone = (self.repository.packs_ahead() == 1).then(|| lock(&self.data));
+                    let _ = packs.send(full);
+                    drop(alone);
                 }
             }
             self.release(ChunkMemory::capacity(job.raw.len()));
