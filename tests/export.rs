@@ -69,6 +69,27 @@ fn every_tar_reads_what_was_exported() {
 }
 
 #[test]
+fn files_with_the_same_contents_come_whole_wherever_they_stand() {
+    let keepd = Keepd::started();
+    fill(&keepd);
+    let contents =
+        |n: u8| (0..40_000u32).flat_map(|i| (i * u32::from(n + 1)).to_le_bytes()).take(1000 + usize::from(n) * 1500).collect::<Vec<_>>();
+    for (directory, numbers) in [("same-a", 0..60), ("same-b", 20..80), ("same-c", 0..80)] {
+        fs::create_dir(keepd.path(&format!("files/{directory}"))).unwrap();
+        for n in numbers {
+            fs::write(keepd.path(&format!("files/{directory}/{n}")), contents(n)).unwrap();
+        }
+    }
+    keepd.ok(&["backup", "shop"]);
+    for name in ["same.tar", "same.tar.zst"] {
+        keepd.ok(&["export", "latest", "-o", keepd.path(name).to_str().unwrap()]);
+        assert_same(&keepd.path("files"), &untar(&keepd, &keepd.path(name)).join("files"));
+    }
+    keepd.ok(&["export", "latest", "-o", keepd.path("some.tar").to_str().unwrap(), "files/same-b/20", "files/same-c"]);
+    assert_same(&keepd.path("files/same-c"), &untar(&keepd, &keepd.path("some.tar")).join("files/same-c"));
+}
+
+#[test]
 fn a_pipe_takes_it_and_some_of_it() {
     let keepd = filled();
     let to = keepd.path("piped");

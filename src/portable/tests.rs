@@ -889,6 +889,15 @@ fn a_writer_that_is_told_wrong_things_makes_no_archive() {
     writer.contents(b"ONE").unwrap();
     says(writer.entry(&items[2].0), "did it change in between?");
     let mut writer = start();
+    writer.entry(&items[1].0).unwrap();
+    says(writer.known_contents(b"four"), "more contents than the 3 bytes");
+    writer.known_contents(b"on").unwrap();
+    says(writer.entry(&items[2].0), "has 2 bytes; its entry says 3");
+    let mut writer = start();
+    writer.entry(&items[2].0).unwrap();
+    writer.known_contents(b"two").unwrap();
+    says(writer.finish(None).map(drop), "does not stand at its place");
+    let mut writer = start();
     writer.entry(&items[2].0).unwrap();
     writer.contents(b"two").unwrap();
     says(writer.finish(None).map(drop), "does not stand at its place");
@@ -896,6 +905,9 @@ fn a_writer_that_is_told_wrong_things_makes_no_archive() {
     writer.entry(&items[1].0).unwrap();
     writer.contents(b"one").unwrap();
     says(writer.entry(&items[0].0), "in the order of their paths");
+    let mut writer = ArchiveWriter::create(Vec::new(), &options, &head(&items, Contents::Last), None).unwrap();
+    writer.entry(&items[1].0).unwrap();
+    says(writer.known_contents(b"one"), "only where the list of files stands first");
     says(start().finish(None).map(drop), "did not come");
     says(start().finish(Some(&tail(&items))).map(drop), "a tail comes with contents that stand last");
     let mut writer = start();

@@ -64,7 +64,7 @@ struct Open {
     name: Vec<u8>,
     size: u64,
     left: u64,
-    /// None: some of it came compressed.
+    /// None: some of it came compressed, or was proven before.
     hash: Option<Sha256>,
 }
 
@@ -107,6 +107,16 @@ impl<W: Write + Send + 'static> ArchiveWriter<W> {
         if let Some(hash) = &mut self.take(bytes.len() as u64)?.hash {
             hash.update(bytes);
         }
+        self.out.write(bytes)
+    }
+
+    /// The whole contents of the file that came last, which are those that were read for the list: they were proven when they were read, both times. Only with a list
+    /// that stands first.
+    pub fn known_contents(&mut self, bytes: &[u8]) -> Result<()> {
+        if !matches!(self.files, Files::First(_)) {
+            return Err(broken("contents are known before only where the list of files stands first".into()));
+        }
+        self.take(bytes.len() as u64)?.hash = None;
         self.out.write(bytes)
     }
 

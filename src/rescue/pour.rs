@@ -52,7 +52,7 @@ pub fn pour(opened: &Opened, manifest: &Manifest, paths: &[Vec<u8>], sink: &mut 
         links: HashSet::new(),
         last: Vec::new(),
     };
-    let wanted = Wanted { paths, only: None, skip: 0, is_patient: true, in_order: false, frames: false };
+    let wanted = Wanted { paths, only: None, skip: 0, is_patient: true, in_order: false, frames: false, repeated: None };
     let ended = with_ops(repository, manifest, &wanted, &opened.cancel, |ops| pouring.all(ops));
     let done = pouring.done;
     match ended {
@@ -96,12 +96,8 @@ impl Pouring<'_> {
                     return Ok(());
                 }
                 let mut contents = Vec::new();
-                for (slot, extent) in parts {
-                    let read = slot.wait().map_err(Broken::Place).and_then(|bytes| {
-                        contents.extend_from_slice(part(&bytes, &extent).map_err(Broken::End)?);
-                        Ok(())
-                    });
-                    if let Err(broken) = read {
+                for part in parts {
+                    if let Err(broken) = part.append_to(&mut contents) {
                         let why = self.bearable(broken)?;
                         self.hurt(path, why);
                         return Ok(());

@@ -18,12 +18,13 @@ use zeroize::Zeroizing;
 use super::backup::Environment;
 use super::destination;
 use super::live::{Failure, Finish, LiveRun};
-use super::restore::{Another, Broken, Op, Ops, PATIENCE, PatientWriter, Place, Wanted, next_place, part, unreadable, with_ops};
-use super::selection::Shown;
+use super::repeats::Repeated;
+use super::restore::{Another, Broken, Op, Ops, PATIENCE, Part, PatientWriter, Place, Wanted, next_place, part, unreadable, with_ops};
+use super::selection::{Selection, Shown};
 use crate::crypto::{self, Key, Profile, ProfileKey, key_file};
 use crate::portable::head::{Contents, Origin, Source, Totals};
 use crate::portable::{ArchiveWriter, FileLine, FileList, FileListWriter, Head, Made, Packing, PortableError, write};
-use crate::repository::Manifest;
+use crate::repository::{Manifest, Repository};
 
 /// What the slot of a key that was made for one archive is called.
 const FRESH: &str = "export";
@@ -119,26 +120,31 @@ pub fn into_archive<W: Write + Send + 'static>(
     live: &LiveRun,
 ) -> Result<(W, Made), Failure> {
     live.step("reading, to list what is in it");
+    let mut repeated = None;
     let (head, files) = loop {
         live.report.restart();
         let mut listing = Listing::new(&place.manifest, options.work_dir)?;
-        let read = read(&place, paths, (0, false), live, |ops| listing.all(ops, live));
+        let read = read(&place, paths, (0, false), &mut repeated, live, |ops| listing.all(ops, live));
         match read {
             Ok(()) => break listing.finish(&place.manifest, backup, !paths.is_empty())?,
             Err(Broken::End(failure)) => return Err(failure),
-            Err(Broken::Place(e)) if next_place(&mut place, another, &e, live) => {}
+            Err(Broken::Place(e)) if next_place(&mut place, another, &e, live) => repeated = None,
             Err(Broken::Place(e)) => return Err(unreadable(e)),
         }
     };
     live.report.restart();
     live.step("writing the archive");
-    let as_frames = options.packing == Packing::Zstd;
-    let mut writing = Writing { archive: ArchiveWriter::create(out, options, &head, Some(files))?, frames: as_frames, done: 0, open: None };
+    let listed: Arc<Repository> = place.repository.clone();
+    let mut writing =
+        Writing { archive: ArchiveWriter::create(out, options, &head, Some(files))?, known: true, frames: false, done: 0, open: None };
     loop {
-        match read(&place, paths, (writing.done, as_frames), live, |ops| writing.all(ops, live)) {
+        // Chunks are named by their contents: those of the place that was listed are what was listed. Of another place it is proven.
+        writing.known = Arc::ptr_eq(&listed, &place.repository);
+        writing.frames = writing.known && options.packing == Packing::Zstd;
+        match read(&place, paths, (writing.done, writing.frames), &mut repeated, live, |ops| writing.all(ops, live)) {
             Ok(()) => break,
             Err(Broken::End(failure)) => return Err(failure),
-            Err(Broken::Place(e)) if next_place(&mut place, another, &e, live) => {}
+            Err(Broken::Place(e)) if next_place(&mut place, another, &e, live) => repeated = None,
             Err(Broken::Place(e)) => return Err(unreadable(e)),
         }
     }
@@ -150,12 +156,17 @@ fn read(
     place: &Place,
     paths: &[Vec<u8>],
     (skip, frames): (u64, bool),
+    repeated: &mut Option<Repeated>,
     live: &LiveRun,
     consume: impl FnOnce(&Ops) -> Result<(), Broken>,
 ) -> Result<(), Broken> {
     // What is still on its way when a place fails is given up.
     let cancel = live.cancel.child_token();
-    let wanted = Wanted { paths, only: None, skip, is_patient: false, in_order: true, frames };
+    if repeated.is_none() {
+        let selection = Selection::new(&place.manifest, paths).map_err(|text| Broken::End(Failure::Failed(text)))?;
+        *repeated = Some(Repeated::of(&place.repository, &selection, &cancel)?);
+    }
+    let wanted = Wanted { paths, only: None, skip, is_patient: false, in_order: true, frames, repeated: repeated.as_ref() };
     with_ops(&place.repository, &place.manifest, &wanted, &cancel, consume)
 }
 
@@ -163,13 +174,10 @@ fn end(error: impl Into<Failure>) -> Broken {
     Broken::End(error.into())
 }
 
-/// The contents of a file that an entry brings with it.
-fn inline(parts: Vec<(Arc<crate::repository::fetch::Slot>, crate::repository::Extent)>) -> Result<Vec<u8>, Broken> {
-    let mut contents = Vec::new();
-    for (slot, extent) in parts {
-        contents.extend_from_slice(part(&slot.wait()?, &extent).map_err(Broken::End)?);
-    }
-    Ok(contents)
+/// Reads the contents of a file that an entry brings with it.
+fn inline(parts: Vec<Part>, contents: &mut Vec<u8>) -> Result<(), Broken> {
+    contents.clear();
+    parts.iter().try_for_each(|part| part.append_to(contents))
 }
 
 /// Zeros for what a hole takes.
@@ -196,6 +204,7 @@ impl Listing {
     }
 
     fn all(&mut self, ops: &Ops, live: &LiveRun) -> Result<(), Broken> {
+        let mut contents = Vec::new();
         for op in ops {
             if live.cancel.is_cancelled() {
                 return Err(Broken::End(Failure::Cancelled));
@@ -205,7 +214,7 @@ impl Listing {
                     live.report.entry();
                     self.count(&header);
                     if header.kind == EntryKind::File {
-                        let contents = inline(parts)?;
+                        inline(parts, &mut contents)?;
                         let mut hash = Sha256::new();
                         hash.update(&contents);
                         live.report.bytes(contents.len() as u64);
@@ -295,6 +304,8 @@ fn zeros(mut left: u64, mut each: impl FnMut(&[u8])) {
 /// The archive, and how far it has come.
 struct Writing<W> {
     archive: ArchiveWriter<W>,
+    /// It is read where it was listed.
+    known: bool,
     /// What is a whole chunk goes into it as its zstd frame.
     frames: bool,
     /// Ops that are in it.
@@ -305,6 +316,7 @@ struct Writing<W> {
 
 impl<W: Write + Send + 'static> Writing<W> {
     fn all(&mut self, ops: &Ops, live: &LiveRun) -> Result<(), Broken> {
+        let mut contents = Vec::new();
         for op in ops {
             if live.cancel.is_cancelled() {
                 return Err(Broken::End(Failure::Cancelled));
@@ -312,10 +324,12 @@ impl<W: Write + Send + 'static> Writing<W> {
             match op? {
                 Op::Entry(header, parts) => {
                     // Whole before anything of it is written: another place would give it once more.
-                    let contents = inline(parts)?;
+                    inline(parts, &mut contents)?;
                     self.archive.entry(&header).map_err(end)?;
                     if header.kind == EntryKind::File {
-                        self.archive.contents(&contents).map_err(end)?;
+                        let whole = header.inline && self.known;
+                        let written = if whole { self.archive.known_contents(&contents) } else { self.archive.contents(&contents) };
+                        written.map_err(end)?;
                         live.report.bytes(contents.len() as u64);
                         self.open = (!header.inline).then_some((header.size, 0));
                     }

@@ -32,6 +32,7 @@ pub(crate) mod readable;
 mod reencrypt;
 mod references;
 mod registry;
+mod repeats;
 pub(crate) mod restore;
 mod retain;
 pub(crate) mod selection;

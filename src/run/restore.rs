@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use tokio_util::sync::CancellationToken;
 
 use super::live::{Failure, Finish, LiveRun};
+use super::repeats::{Kept, Repeated, Repeats, Use};
 use super::selection::{Selection, Shown, is_at_or_below};
 use crate::crypto::CryptoError;
 use crate::repository::entry::{Extent, path_order};
@@ -30,16 +32,19 @@ use crate::storage::StorageError;
 /// Segments of a long file that are put into the order of their chunks at once.
 const WINDOW_SEGMENTS: usize = 1 << 16;
 /// Plaintext that is fetched ahead at most where contents come in order, in bytes.
-const IN_ORDER_AHEAD: usize = 24 << 20;
+const IN_ORDER_AHEAD: usize = 20 << 20;
 /// Pieces that travel inside their entry's frame.
 const INLINE_SEGMENTS: usize = 2;
 /// A client that takes nothing for so long is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
+/// So much of a regular file is written before the kernel is told to bring it to the disk, in bytes.
+const SENT_BYTES: u64 = 8 << 20;
+
 /// What a stream is made of, in order.
 pub enum Op {
     /// An entry; its whole contents where they travel with it.
-    Entry(Box<EntryHeader>, Vec<(Arc<Slot>, Extent)>),
+    Entry(Box<EntryHeader>, Vec<Part>),
     Data {
         entry: u64,
         offset: u64,
@@ -54,6 +59,36 @@ pub enum Op {
         path: Vec<u8>,
         text: String,
     },
+}
+
+/// A piece of the contents that travel with an entry.
+pub enum Part {
+    /// Of a chunk; where it is used again, it is kept there.
+    Fetched(Arc<Slot>, Extent, Option<Arc<Kept>>),
+    /// Used before.
+    Kept(Arc<Kept>),
+}
+
+impl Part {
+    /// Waits for it, and adds it to what came before.
+    pub fn append_to(&self, contents: &mut Vec<u8>) -> Result<(), Broken> {
+        match self {
+            Part::Fetched(slot, extent, kept) => {
+                let bytes = slot.wait()?;
+                let bytes = part(&bytes, extent).map_err(Broken::End)?;
+                if let Some(kept) = kept {
+                    kept.put(bytes);
+                }
+                contents.extend_from_slice(bytes);
+            }
+            Part::Kept(kept) => {
+                let bytes =
+                    kept.get().ok_or_else(|| RepositoryError::Other("contents were to be kept and were not; this is a bug".into()))?;
+                contents.extend_from_slice(bytes);
+            }
+        }
+        Ok(())
+    }
 }
 
 pub type Ops = Receiver<Result<Op, RepositoryError>>;
@@ -161,7 +196,7 @@ fn stream_from<W: Write>(
 ) -> Result<(), Broken> {
     // What is still on its way when a place fails is given up.
     let cancel = live.cancel.child_token();
-    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false, in_order: false, frames: false };
+    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false, in_order: false, frames: false, repeated: None };
     with_ops(&place.repository, &place.manifest, &wanted, &cancel, |queue| write_out(queue, frames, done, live))
 }
 
@@ -179,6 +214,8 @@ pub struct Wanted<'a> {
     pub in_order: bool,
     /// With `in_order`: what is a whole chunk comes as its zstd frame, where it has one. For what was read and proven before.
     pub frames: bool,
+    /// Contents that are needed more than once, and kept meanwhile.
+    pub repeated: Option<&'a Repeated>,
 }
 
 /// Has `consume` take what a backup consists of, while it is fetched.
@@ -208,6 +245,7 @@ pub fn with_ops(
                     is_patient: wanted.is_patient,
                     in_order: wanted.in_order,
                     frames: wanted.frames,
+                    repeats: wanted.repeated.map(Repeats::new),
                     above: HashSet::new(),
                     open: Vec::new(),
                 },
@@ -247,8 +285,8 @@ fn write_out<W: Write>(queue: &Ops, frames: &mut FrameWriter<W>, done: &mut Done
         match op? {
             Op::Entry(header, parts) => {
                 contents.clear();
-                for (slot, extent) in parts {
-                    contents.extend_from_slice(part(&slot.wait()?, &extent).map_err(broken)?);
+                for part in parts {
+                    part.append_to(&mut contents)?;
                 }
                 frames.entry(&header, &contents).map_err(io)?;
                 done.summary.entries += 1;
@@ -299,6 +337,7 @@ struct Planner<'a> {
     is_patient: bool,
     in_order: bool,
     frames: bool,
+    repeats: Option<Repeats>,
     /// Of the source at hand: directories above what is wanted, which were sent first.
     above: HashSet<Vec<u8>>,
     /// The directories sent that the next entry may stand in, each in the one before.
@@ -460,17 +499,16 @@ impl Planner<'_> {
         header.sparse = entry.content.segments.iter().any(|s| matches!(s, Segment::Hole(_)));
         // Many pieces would hold many chunks at once.
         header.inline = !header.sparse && entry.size <= INLINE_BYTES && entry.content.segments.len() <= INLINE_SEGMENTS;
-        if header.inline && is_sent {
-            return Ok(());
-        }
         if header.inline {
             let mut parts = Vec::new();
             for segment in &entry.content.segments {
-                if let Segment::Data(extent) = segment {
-                    parts.push((self.fetcher.request(extent.chunk)?, *extent));
+                match segment {
+                    Segment::Data(extent) if is_sent => self.repeats.iter_mut().for_each(|repeats| repeats.pass(extent)),
+                    Segment::Data(extent) => parts.push(self.part(extent)?),
+                    Segment::Hole(_) => {}
                 }
             }
-            return self.send(Op::Entry(Box::new(header), parts));
+            return if is_sent { Ok(()) } else { self.send(Op::Entry(Box::new(header), parts)) };
         }
         if !is_sent {
             self.send(Op::Entry(Box::new(header), Vec::new()))?;
@@ -521,6 +559,16 @@ impl Planner<'_> {
             }
         }
         if self.skipped() { Ok(()) } else { self.send(Op::End { entry: index }) }
+    }
+
+    /// A piece that travels with its entry.
+    fn part(&mut self, extent: &Extent) -> Result<Part, RepositoryError> {
+        let kept = match self.repeats.as_mut().map_or(Use::Once, |repeats| repeats.next(extent)) {
+            Use::Again(kept) => return Ok(Part::Kept(kept)),
+            Use::First(kept) => Some(kept),
+            Use::Once => None,
+        };
+        Ok(Part::Fetched(self.fetcher.request(extent.chunk)?, *extent, kept))
     }
 
     /// Whether the segments can be sent from the first to the last with no chunk read twice: true for a file of few generations, whose
@@ -655,6 +703,8 @@ pub fn find_file(repository: &Arc<Repository>, manifest: &Manifest, path: &[u8])
 /// Writes to a client's descriptor without ever hanging on it: a client that takes nothing is given up, a cancel ends it.
 pub(super) struct PatientWriter {
     file: File,
+    /// Of a regular file: bytes written, and how many of them are on their way to the disk.
+    written: Option<(u64, u64)>,
     patience: Duration,
     cancel: CancellationToken,
 }
@@ -666,7 +716,21 @@ impl PatientWriter {
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(failed)?;
         // A larger pipe saves wake-ups; not getting one is fine.
         let _ = rustix::pipe::fcntl_setpipe_size(&fd, 1 << 20);
-        Ok(Self { file: File::from(fd), patience, cancel })
+        let file = File::from(fd);
+        let written = file.metadata().is_ok_and(|m| m.is_file()).then_some((0, 0));
+        Ok(Self { file, written, patience, cancel })
+    }
+}
+
+impl PatientWriter {
+    /// Has the kernel begin to write, so that not all of it is left for the sync at the end. Only a hint: what comes of it does not matter.
+    fn send_on(&mut self, n: u64) {
+        let Some((written, sent)) = &mut self.written else { return };
+        *written += n;
+        if *written - *sent >= SENT_BYTES {
+            let _ = rustix::fs::fadvise(&self.file, *sent, NonZeroU64::new(*written - *sent), rustix::fs::Advice::DontNeed);
+            *sent = *written;
+        }
     }
 }
 
@@ -676,6 +740,10 @@ impl Write for PatientWriter {
         loop {
             match self.file.write(bytes) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(n) => {
+                    self.send_on(n as u64);
+                    return Ok(n);
+                }
                 other => return other,
             }
             if self.cancel.is_cancelled() {
