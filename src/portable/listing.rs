@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::rc::Rc;
 
 use data_encoding::HEXLOWER;
@@ -199,7 +199,7 @@ fn cost(byte: u8) -> u64 {
 
 /// Gives so many bytes, of values that cost so much, and then an error.
 struct Bounded<R> {
-    input: R,
+    input: io::BufReader<R>,
     left: Rc<Cell<u64>>,
     cost: Rc<Cell<u64>>,
 }
@@ -209,6 +209,14 @@ impl<R: Read> Read for Bounded<R> {
         let left = self.left.get();
         if (left == 0 || self.cost.get() == 0) && !into.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a value in it is longer than any that keepd writes"));
+        }
+        // The parser takes byte by byte.
+        if let ([to], [byte, ..]) = (&mut *into, self.input.buffer()) {
+            *to = *byte;
+            self.input.consume(1);
+            self.left.set(left - 1);
+            self.cost.set(self.cost.get().saturating_sub(cost(*to)));
+            return Ok(1);
         }
         let most = into.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let n = self.input.read(into.get_mut(..most).unwrap_or_default())?;

