@@ -5,6 +5,7 @@
 //! the contents of a restore over a pipe the client passed in.
 
 pub mod call;
+pub mod configuration;
 pub mod methods;
 pub mod model;
 pub mod restore;

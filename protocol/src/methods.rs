@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::configuration::*;
 use crate::model::*;
 
 /// A method: its name on the wire, what goes in and what comes out (of each reply, where there are several).
@@ -158,7 +159,36 @@ method!(/// Imports that are under way, and those that ended within a day, newes
 method!(/// Ends an import: one that was not started is removed, one that is processed is cancelled.
     cancel_import { import: String } -> { });
 
+method!(/// The configuration on disk, table by table. `items`: only these (`job.shop`, or `job` for all jobs).
+    show_config { #[serde(default)] items: Vec<String> } -> { config: Vec<ConfigItem> });
+method!(/// What is wrong with the configuration as it stands on disk; nothing is changed.
+    check_config {} -> { errors: Vec<String>, warnings: Vec<String>, jobs: u32, destinations: u32 });
+method!(/// What an export would hold, and the secrets that it would with `include_secrets`, by name. `types`: only these kinds.
+    preview_config { #[serde(default)] types: Vec<String> } -> { items: Vec<ConfigItem>, instance: String, profiles: Vec<String> });
+method!(/// Writes the configuration (or the items of some `types`) into the descriptor passed along, sealed for `profile`. With `include_secrets` it must be sealed.
+    export_config { #[serde(default)] types: Vec<String>, #[serde(default)] include_secrets: bool, #[serde(default)] profile: Option<String>, #[serde(default)] compression: ArchiveCompression }
+        -> { items: u64, secrets: u64, bytes: u64, sha256: String });
+method!(/// What an import of the file passed along as an open descriptor would do, or does. The first descriptor is the file, all others are key files that it may open with.
+    /// `validate`: whether it could be imported at all, whatever conflicts. `only`: the items of mode `selective`. `answers`: what becomes of single items that conflict.
+    /// `strict`: an item whose dependency is missing is a problem, not left out. `allow`: what may be changed for the worse. `base`: of the plan that was shown; where the
+    /// configuration, the file or what is asked for is another one since, it is refused. With `dry_run` nothing is changed.
+    import_config { #[serde(default)] validate: bool, #[serde(default)] mode: ImportMode, #[serde(default)] only: Vec<String>, #[serde(default)] on_conflict: ItemConflict,
+        #[serde(default)] answers: BTreeMap<String, ItemConflict>, #[serde(default)] strict: bool, #[serde(default)] allow: Vec<Allow>, #[serde(default)] dry_run: bool,
+        #[serde(default)] base: Option<String> } -> { file: ConfigFileInfo, plan: ConfigPlan, applied: bool, message: String });
+method!(/// Brings back the configuration from before the last import (or undo). With `dry_run` nothing is changed; `base` as for ImportConfig.
+    undo_config { #[serde(default)] dry_run: bool, #[serde(default)] base: Option<String> } -> { diff: String, base: String, applied: bool, message: String });
+method!(/// Starts a run that stores the configuration where `[config_backup]` says.
+    start_config_backup {} -> { run: String });
+method!(/// The stored configurations at a destination (without one, that of `[config_backup]`), newest first.
+    list_config_backups { #[serde(default)] destination: Option<String> } -> { destination: String, backups: Vec<ConfigBackupInfo> });
+method!(/// Writes a stored configuration (the newest without a name), as it is stored, into the descriptor passed along.
+    fetch_config_backup { #[serde(default)] destination: Option<String>, #[serde(default)] name: Option<String> } -> { name: String, bytes: u64 });
+
 names! {
+    show_config as ShowConfig = "ShowConfig", check_config as CheckConfig = "CheckConfig", preview_config as PreviewConfig = "PreviewConfig",
+    export_config as ExportConfig = "ExportConfig", import_config as ImportConfig = "ImportConfig", undo_config as UndoConfig = "UndoConfig",
+    start_config_backup as StartConfigBackup = "StartConfigBackup", list_config_backups as ListConfigBackups = "ListConfigBackups",
+    fetch_config_backup as FetchConfigBackup = "FetchConfigBackup",
     initiate_import as InitiateImport = "InitiateImport", upload_import as UploadImport = "UploadImport", start_import as StartImport = "StartImport",
     get_import as GetImport = "GetImport", list_imports as ListImports = "ListImports", cancel_import as CancelImport = "CancelImport",
     get_status as GetStatus = "GetStatus", list_jobs as ListJobs = "ListJobs", show_job as ShowJob = "ShowJob",

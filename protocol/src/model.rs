@@ -33,13 +33,14 @@ macro_rules! word_enum {
         }
     };
 }
+pub(crate) use word_enum;
 
 word_enum!(/// Why a backup was made.
     BackupType { #[default] Manual = "manual", Scheduled = "scheduled", PreUpdate = "pre-update", PreRestore = "pre-restore", Imported = "imported" });
 word_enum!(/// What a backup is worth.
     Outcome { #[default] Good = "good", Suspect = "suspect" });
 word_enum!(/// What a run does.
-    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", Key = "key", ReEncrypt = "re-encrypt", Export = "export", Import = "import" });
+    RunKind { #[default] Backup = "backup", Restore = "restore", Cat = "cat", Check = "check", Prune = "prune", Delete = "delete", Retention = "retention", Copy = "copy", Compare = "compare", Coverage = "coverage", Drill = "drill", Key = "key", ReEncrypt = "re-encrypt", Export = "export", Import = "import", ConfigBackup = "config-backup" });
 word_enum!(/// Where an import is. `timeout`: it was not started by its deadline.
     ImportState { #[default] Pending = "pending", Uploading = "uploading", Processing = "processing", Completed = "completed", Failed = "failed", Timeout = "timeout" });
 word_enum!(/// What is done when a backup of the same id is at the destination already.
@@ -91,6 +92,22 @@ pub struct Status {
     /// Of the last scan for what is in no job; None before the first one.
     #[serde(default)]
     pub coverage: Option<CoverageCounts>,
+    /// Of the configuration itself; None where `[config_backup]` is not configured.
+    #[serde(default)]
+    pub config_backup: Option<ConfigBackupStatus>,
+}
+
+/// How the configuration itself is kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConfigBackupStatus {
+    pub destination: String,
+    /// In words of the configuration: `30 2 * * *`, `every 6h`, or empty for by hand (or after changes alone).
+    pub schedule: String,
+    pub next: Option<String>,
+    pub last_run: Option<String>,
+    pub last_outcome: Option<RunState>,
+    /// End of the newest run that stored it.
+    pub last_good: Option<String>,
 }
 
 /// A job's schedule state.
