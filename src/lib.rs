@@ -10,6 +10,8 @@ pub mod crypto;
 pub mod daemon;
 pub mod kit;
 pub mod ledger;
+pub mod machine;
+pub mod meta;
 pub mod portable;
 pub mod process;
 pub mod profile;

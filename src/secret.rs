@@ -23,20 +23,58 @@ pub fn read(source: &SecretSource) -> Result<String, String> {
     }
 }
 
-fn read_file(path: &Path) -> Result<String, String> {
+/// A file whose contents are a secret as they are, to the last line feed: a private key of ssh.
+pub fn read_whole(path: &Path) -> Result<String, String> {
     use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
     let shown = path.display();
-    let file = std::fs::File::open(path).map_err(|e| format!("cannot open {shown}: {e}"))?;
+    let cannot = |e: std::io::Error| format!("cannot open {shown}: {e}");
+    let is_file = |found: &std::fs::Metadata| match found.is_file() {
+        true => Ok(()),
+        false => Err(format!("{shown} is not a regular file, so no secret is read from it")),
+    };
+    // To open a device or a FIFO can mean something by itself, or wait for ever.
+    is_file(&std::fs::metadata(path).map_err(cannot)?)?;
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let mut options = std::fs::File::options();
+    let file = options.read(true).custom_flags(i32::try_from(flags.bits()).unwrap_or_default()).open(path).map_err(cannot)?;
+    is_file(&file.metadata().map_err(cannot)?)?;
     let mut text = String::new();
     file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|e| format!("cannot read {shown}: {e}"))?;
     if text.len() as u64 > MAX_BYTES {
         return Err(format!("{shown} is longer than any secret"));
     }
+    match text.is_empty() {
+        true => Err(format!("{shown} is empty")),
+        false => Ok(text),
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let text = read_whole(path)?;
     // Editors end a file with a line feed.
     let secret = text.strip_suffix('\n').unwrap_or(&text);
     let secret = secret.strip_suffix('\r').unwrap_or(secret);
     match secret.is_empty() {
-        true => Err(format!("{shown} is empty")),
+        true => Err(format!("{} is empty", path.display())),
         false => Ok(secret.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_read_from_regular_files_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        std::fs::write(&path, "s\n").unwrap();
+        assert_eq!(read(&SecretSource::File(path)).unwrap(), "s");
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        for path in [fifo.as_path(), Path::new("/dev/zero"), directory.path()] {
+            assert!(read(&SecretSource::File(path.to_owned())).unwrap_err().contains("not a regular file"), "{}", path.display());
+        }
     }
 }

@@ -140,6 +140,11 @@ const COMMON: [&str; 13] = [
 /// Keys that only S3 has a use for.
 const LOCK: [&str; 2] = ["object_lock", "object_lock_mode"];
 
+/// Whether a key of a destination is keepd's own, and no option of its service.
+pub fn is_common_key(key: &str) -> bool {
+    COMMON.contains(&key) || LOCK.contains(&key) || matches!(key, "ca_file" | "command")
+}
+
 /// The destination unless something is wrong with it, and its directory as far as it is known.
 pub(super) fn destination<'a>(name: &'a str, table: &Table<'a>, known: &Known) -> (Option<Destination>, Option<FsRoot<'a>>) {
     let service = table.require("service", "where it is, for instance \"fs\", \"s3\" or \"sftp\"");
@@ -444,7 +449,7 @@ fn time_of_day(item: &Item<'_>) -> Option<jiff::civil::Time> {
 }
 
 /// `Some(None)` is the word `"none"`.
-fn profile(item: &Item<'_>, known: &Known) -> Option<Option<String>> {
+pub(super) fn profile(item: &Item<'_>, known: &Known) -> Option<Option<String>> {
     let name = item.text("the name of an [encryption.*] table, or \"none\"")?;
     if name == "none" {
         return Some(None);

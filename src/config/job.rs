@@ -41,7 +41,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
         &[],
     );
     let enabled = table.optional("enabled", Item::boolean, true);
-    let schedule = schedule(table);
+    let schedule = schedule(table, &["schedule", "every", "at"]);
     let timezone = table.optional("timezone", |item| timezone(item).map(Some), None);
     let jitter = jitter(table, &schedule);
     let max_age = table.optional("max_age", |item| item.duration(Duration::from_secs(1)).map(Some), None);
@@ -82,23 +82,25 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
 
 const DEFAULT_BACKOFF: Duration = Duration::from_secs(60);
 
-fn schedule(table: &Table<'_>) -> Option<Option<Schedule>> {
-    const WAYS: [&str; 3] = ["schedule", "every", "at"];
-    let given: Vec<&str> = WAYS.into_iter().filter(|key| table.has(key)).collect();
+/// At most one of the ways to say when something is due; all that are looked for are `schedule`, `every` and `at`.
+pub(super) fn schedule(table: &Table<'_>, ways: &[&str]) -> Option<Option<Schedule>> {
+    let given: Vec<&str> = ways.iter().copied().filter(|key| table.has(key)).collect();
     if let [first, second, ..] = given.as_slice()
         && let Some(item) = table.get(second)
     {
-        item.report(format!("'{first}' is there as well; only one of schedule, every and at can say when the job is due"));
+        let (last, others) = ways.split_last()?;
+        let what = if table.path.starts_with("job.") { "the job" } else { "it" };
+        item.report(format!("'{first}' is there as well; only one of {} and {last} can say when {what} is due", others.join(", ")));
     }
-    let found = [
-        table.optional("schedule", |item| cron_text(item).map(|t| Some(Schedule::Cron(t))), None),
-        table.optional("every", |item| item.duration(Duration::from_secs(1)).map(|d| Some(Schedule::Every(d))), None),
-        table.optional("at", |item| at(item).map(|t| Some(Schedule::At(t))), None),
-    ];
-    match (given.len(), found) {
-        (0 | 1, [Some(a), Some(b), Some(c)]) => Some(a.or(b).or(c)),
-        _ => None,
-    }
+    let found = |way: &str| match way {
+        "schedule" => table.optional(way, |item| cron_text(item).map(|t| Some(Schedule::Cron(t))), None),
+        "every" => table.optional(way, |item| item.duration(Duration::from_secs(1)).map(|d| Some(Schedule::Every(d))), None),
+        _ => table.optional(way, |item| at(item).map(|t| Some(Schedule::At(t))), None),
+    };
+    // All are read, so that all that is wrong is noted.
+    let found: Vec<Option<Option<Schedule>>> = ways.iter().map(|way| found(way)).collect();
+    let found: Vec<Option<Schedule>> = found.into_iter().collect::<Option<_>>()?;
+    if given.len() > 1 { None } else { Some(found.into_iter().flatten().next()) }
 }
 
 fn cron_text(item: &Item<'_>) -> Option<String> {
@@ -123,7 +125,7 @@ fn at(item: &Item<'_>) -> Option<DateTime> {
     found
 }
 
-fn timezone(item: &Item<'_>) -> Option<String> {
+pub(super) fn timezone(item: &Item<'_>) -> Option<String> {
     let name = item.text("a time zone's name such as \"Europe/Berlin\"")?;
     if TimeZone::get(name).is_err() {
         let all: Vec<String> = jiff::tz::db().available().map(|n| n.as_str().to_owned()).collect();
@@ -193,19 +195,25 @@ fn destinations(table: &Table<'_>, known: &Known) -> Option<Vec<String>> {
         if names.iter().any(|n| n == name) {
             item.report(format!("{} is there twice", quoted(name)));
             good = false;
-        } else if !known.destinations.contains(name) {
-            if known.whole {
-                let candidates = known.destinations.iter().map(String::as_str);
-                let allowed = match known.destinations.len() {
-                    0 => "none is defined, add [destination.NAME]".to_owned(),
-                    _ => format!("allowed are {}", candidates.clone().collect::<Vec<_>>().join(", ")),
-                };
-                item.report(format!("there is no destination {}; {allowed}{}", quoted(name), did_you_mean(name, candidates)));
-            }
+        } else if !is_known(item, name, known) {
             good = false;
         } else {
             names.push(name.to_owned());
         }
     }
     good.then_some(names)
+}
+
+/// False, and noted, when there is no such destination.
+pub(super) fn is_known(item: &Item<'_>, name: &str, known: &Known) -> bool {
+    let found = known.destinations.contains(name);
+    if !found && known.whole {
+        let candidates = known.destinations.iter().map(String::as_str);
+        let allowed = match known.destinations.len() {
+            0 => "none is defined, add [destination.NAME]".to_owned(),
+            _ => format!("allowed are {}", candidates.clone().collect::<Vec<_>>().join(", ")),
+        };
+        item.report(format!("there is no destination {}; {allowed}{}", quoted(name), did_you_mean(name, candidates)));
+    }
+    found
 }

@@ -10,20 +10,18 @@ use super::paths::Surroundings;
 use super::problem::{Place, Problem, Problems, Severity, quoted};
 use super::reader::{NOT_BUILT, Table};
 use super::source::FilesPlace;
-use super::source_text::{SourceText, reason};
-use super::{Config, Coverage, Daemon, Destination, coverage, daemon, destination, job, overlap, value};
+use super::source_text::SourceText;
+use super::texts::{self, Texts};
+use super::{Config, Coverage, Daemon, Destination, config_backup, coverage, daemon, destination, job, overlap, value};
 
 /// Reads `main`, then `conf.d/*.toml` beside it in the order of their names (those beginning with a dot are left out). Each
 /// file may add tables, none may repeat one. All problems are found in one go.
 pub fn load(main: &Path) -> Result<Config, Problems> {
-    load_in(main, &Surroundings::of_this_process())
+    Texts::read(main)?.load()
 }
 
-pub(super) fn load_in(main: &Path, here: &Surroundings<'_>) -> Result<Config, Problems> {
-    let sources = match read_all(main) {
-        Ok(sources) => sources,
-        Err(problem) => return Err(Problems(vec![problem])),
-    };
+/// The configuration of these files, or all that is wrong with them.
+pub(super) fn check(main: &Path, here: &Surroundings<'_>, sources: Vec<SourceText>) -> Result<Config, Problems> {
     let tables: Vec<DeTable<'_>> = sources.iter().map(SourceText::parse).collect();
     let built = build(main, here, &sources, &tables);
     drop(tables);
@@ -40,7 +38,7 @@ pub(super) fn load_in(main: &Path, here: &Surroundings<'_>) -> Result<Config, Pr
 
 /// The destinations of a configuration whose other tables may be missing, for a rescue.
 pub fn load_destinations(main: &Path) -> Result<BTreeMap<String, Destination>, Problems> {
-    let sources = read_all(main).map_err(|problem| Problems(vec![problem]))?;
+    let sources = texts::sources(main).map_err(|problem| Problems(vec![problem]))?;
     let tables: Vec<DeTable<'_>> = sources.iter().map(SourceText::parse).collect();
     let mut found = Collected::default();
     for (source, table) in sources.iter().zip(&tables) {
@@ -79,6 +77,7 @@ pub(super) struct Known {
 struct Collected<'a> {
     daemon: Option<Table<'a>>,
     coverage: Option<Table<'a>>,
+    config_backup: Option<Table<'a>>,
     encryption: Vec<(&'a str, Table<'a>)>,
     destination: Vec<(&'a str, Table<'a>)>,
     job: Vec<(&'a str, Table<'a>)>,
@@ -130,17 +129,22 @@ fn build<'a>(main: &Path, here: &Surroundings<'_>, sources: &'a [SourceText], ta
             None => complete = false,
         }
     }
+    let config_backup = match &found.config_backup {
+        Some(table) => config_backup::config_backup(table, &known, &destinations).map(Some),
+        None => Some(None),
+    };
+    complete &= config_backup.is_some();
     overlap::check(&roots, &places, daemon.as_ref().map(|d| d.state_dir.as_path()));
     if !complete {
         return None;
     }
     let files = sources.iter().map(|s| absolute(s.path())).collect();
-    Some(Config { files, daemon: daemon?, encryption, destinations, jobs, coverage: coverage? })
+    Some(Config { files, daemon: daemon?, encryption, destinations, jobs, coverage: coverage?, config_backup: config_backup? })
 }
 
 impl<'a> Collected<'a> {
     fn add(&mut self, root: &Table<'a>) {
-        root.check_keys(&["daemon", "encryption", "destination", "job", "coverage"], &[(&["access"], NOT_BUILT)]);
+        root.check_keys(&["daemon", "encryption", "destination", "job", "coverage", "config_backup"], &[(&["access"], NOT_BUILT)]);
         if let Some(table) = root.get("daemon").and_then(|item| item.table("a table: [daemon]"))
             && self.claim(&table)
         {
@@ -150,6 +154,11 @@ impl<'a> Collected<'a> {
             && self.claim(&table)
         {
             self.coverage = Some(table);
+        }
+        if let Some(table) = root.get("config_backup").and_then(|item| item.table("a table: [config_backup]"))
+            && self.claim(&table)
+        {
+            self.config_backup = Some(table);
         }
         for section in ["encryption", "destination", "job"] {
             let Some(outer) = root.get(section).and_then(|item| item.table(&format!("tables such as [{section}.NAME]"))) else {
@@ -194,37 +203,7 @@ impl<'a> Collected<'a> {
     }
 }
 
-/// The main file first. An unreadable file is there as an empty one with a problem; only a list of drop-ins that cannot be read
-/// ends it here.
-fn read_all(main: &Path) -> Result<Vec<SourceText>, Problem> {
-    let advice = "; keepd is configured by one TOML file, by default /etc/keepd/keepd.toml, another is named with --config";
-    let mut sources = vec![SourceText::read(main, advice)];
-    let directory = main.parent().unwrap_or(Path::new("")).join("conf.d");
-    let failed = |error: &std::io::Error| Problem {
-        severity: Severity::Error,
-        place: Some(Place { file: directory.clone(), line: 0, column: 0 }),
-        key: String::new(),
-        text: format!("the drop-ins cannot be listed: {}", reason(error)),
-    };
-    let entries = match std::fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(sources),
-        Err(error) => return Err(failed(&error)),
-    };
-    let mut drop_ins = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| failed(&e))?.path();
-        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-        if !hidden && path.extension().is_some_and(|e| e == "toml") {
-            drop_ins.push(path);
-        }
-    }
-    drop_ins.sort();
-    sources.extend(drop_ins.iter().map(|path| SourceText::read(path, "")));
-    Ok(sources)
-}
-
 /// The same path whatever the working directory is later.
-fn absolute(path: &Path) -> PathBuf {
+pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -4,12 +4,17 @@
 //! [`Problem`]s with file, line and column. Nothing on the machine is looked at but these files; what they refer to is checked
 //! by [`check_files`].
 
+mod change;
+mod config_backup;
 mod coverage;
 pub mod cron;
 mod daemon;
 mod destination;
+mod draft;
 mod drill;
+mod edit;
 mod environment;
+mod item;
 mod job;
 mod load;
 mod overlap;
@@ -22,16 +27,24 @@ mod source;
 mod source_text;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod types;
 mod value;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+pub use change::{finish_change, undo};
+pub use destination::is_common_key;
+pub use draft::Draft;
 pub use environment::check_files;
+pub use item::{ItemKind, ItemName};
 pub use load::{load, load_destinations};
 pub use paths::{default_path, default_socket};
 pub use problem::{Place, Problem, Problems, Severity};
+pub(crate) use problem::{did_you_mean, looks_like_key};
+pub(crate) use service::is_secret;
 pub use service::operator;
+pub use texts::Texts;
 pub use types::*;
 pub use value::{is_name, show_duration};
 

@@ -105,12 +105,12 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// Whether a text holds a keepd key, or as many hexadecimal digits in a row as one has.
-pub(super) fn looks_like_key(text: &str) -> bool {
+pub(crate) fn looks_like_key(text: &str) -> bool {
     text.contains("keepd-key-") || text.split(|c: char| !c.is_ascii_hexdigit()).any(|run| run.len() >= 64)
 }
 
 /// `; did you mean 'x'?` when one of the candidates is near enough, else nothing.
-pub(super) fn did_you_mean<'c>(given: &str, candidates: impl IntoIterator<Item = &'c str>) -> String {
+pub(crate) fn did_you_mean<'c>(given: &str, candidates: impl IntoIterator<Item = &'c str>) -> String {
     let given = given.to_lowercase();
     let length = given.chars().count();
     if length > 64 {

@@ -93,6 +93,11 @@ impl<'a> Table<'a> {
         self.source.is_whole()
     }
 
+    /// All that is in it: whole numbers and fractions as such, dates as they are written.
+    pub fn json(&self) -> serde_json::Value {
+        json_table(self.table)
+    }
+
     /// All values, by key.
     pub fn items(&self) -> impl Iterator<Item = (&'a str, Item<'a>)> {
         self.table.iter().map(|(name, value)| {
@@ -262,6 +267,28 @@ impl<'a> Item<'a> {
     /// A bare TOML date as it would be written in quotes.
     pub fn datetime_text(&self) -> Option<String> {
         self.value.as_datetime().map(ToString::to_string)
+    }
+}
+
+fn json_table(table: &DeTable<'_>) -> serde_json::Value {
+    table.iter().map(|(key, value)| (key.get_ref().to_string(), json(value.get_ref()))).collect::<serde_json::Map<_, _>>().into()
+}
+
+fn json(value: &DeValue<'_>) -> serde_json::Value {
+    match value {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Integer(number) => {
+            let parsed = i64::from_str_radix(number.as_str(), number.radix());
+            parsed.map_or_else(|_| number.to_string().into(), serde_json::Value::from)
+        }
+        DeValue::Float(number) => {
+            let parsed = number.as_str().parse().ok().and_then(serde_json::Number::from_f64);
+            parsed.map_or_else(|| number.to_string().into(), serde_json::Value::Number)
+        }
+        DeValue::Boolean(value) => (*value).into(),
+        DeValue::Datetime(time) => time.to_string().into(),
+        DeValue::Array(array) => array.iter().map(|v| json(v.get_ref())).collect::<Vec<_>>().into(),
+        DeValue::Table(table) => json_table(table),
     }
 }
 

@@ -101,7 +101,8 @@ const NO_SECRET: [&str; 5] = [
     "temp_url_hash_algorithm",
 ];
 
-pub(super) fn is_secret(option: &str) -> bool {
+/// Whether an option of a service is a secret, by its name.
+pub(crate) fn is_secret(option: &str) -> bool {
     !NO_SECRET.contains(&option) && SECRET.iter().any(|word| option.contains(word))
 }
 

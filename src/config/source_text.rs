@@ -12,7 +12,7 @@ use toml::de::DeTable;
 use super::problem::{Place, Printable, Problem, Severity};
 
 /// No configuration is this long; a log file given by mistake is.
-const MAX_BYTES: u64 = 1 << 20;
+pub(super) const MAX_BYTES: u64 = 1 << 20;
 
 /// A configuration file while it is read.
 #[derive(Debug)]
@@ -27,17 +27,12 @@ pub(super) struct SourceText {
 }
 
 impl SourceText {
-    /// Reads a file. One that cannot be read is empty and has a problem.
-    pub fn read(path: &Path, advice: &str) -> Self {
-        match read_text(path) {
-            Ok(text) => Self::new(path, text),
-            Err(why) => {
-                let source = Self::new(path, String::new());
-                source.unreadable.set(true);
-                source.report_whole(&format!("cannot be read: {why}{advice}"));
-                source
-            }
-        }
+    /// A file that cannot be read: it is empty and has a problem.
+    pub fn unreadable(path: &Path, why: &str) -> Self {
+        let source = Self::new(path, String::new());
+        source.unreadable.set(true);
+        source.report_whole(&format!("cannot be read: {why}"));
+        source
     }
 
     pub fn new(path: &Path, mut text: String) -> Self {
@@ -115,7 +110,8 @@ impl SourceText {
     }
 }
 
-fn read_text(path: &Path) -> Result<String, String> {
+/// The text of a file, or why it cannot be read.
+pub(super) fn read_text(path: &Path) -> Result<String, String> {
     // Looked at before opening: opening a FIFO would wait for its writer.
     let found = std::fs::metadata(path).map_err(|e| reason(&e))?;
     if !found.is_file() {

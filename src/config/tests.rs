@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::load::load_in;
 use super::paths::Surroundings;
 use super::*;
 use crate::crypto::key_file;
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn load_in(main: &Path, here: &Surroundings<'_>) -> Result<Config, Problems> {
+    Texts::read_in(main, here)?.load_in(here)
 }
 
 /// Loads as root without any variable set would.
@@ -251,6 +254,48 @@ fn everything_said_arrives() {
     assert_eq!(hand.sources[1].name, "h.db");
     assert_eq!(config.jobs["once"].schedule, Some(Schedule::At("2026-12-24T18:00:00".parse().expect("a time"))));
     assert_eq!(config.jobs["often"].schedule, Some(Schedule::Every(Duration::from_secs(6 * 3600))));
+}
+
+#[test]
+fn the_configuration_itself_is_kept_as_it_is_said() {
+    let around = "[encryption.main]\nkey_file = 'k'\n[encryption.other]\nkey_file = 'o'\n\
+        [destination.d]\nservice = 'fs'\nroot = '/d'\nencryption = 'main'\n\
+        [destination.open]\nservice = 'fs'\nroot = '/o'\nencryption = 'none'\n";
+    let load = |text: &str| must_load(&format!("{around}[config_backup]\n{text}")).config_backup.expect("there");
+    let plain = load("destination = 'd'\n");
+    assert_eq!(
+        plain,
+        ConfigBackup {
+            schedule: None,
+            timezone: None,
+            destination: "d".into(),
+            encryption: Some("main".into()),
+            include_secrets: false,
+            retention: Retention::default(),
+            on_change: false,
+        }
+    );
+    assert_eq!(load("destination = 'd'\nencryption = 'none'\n").encryption, None);
+    assert_eq!(load("destination = 'open'\n").encryption, None);
+    let whole = load(
+        "schedule = '@daily'\ntimezone = 'Europe/Berlin'\ndestination = 'open'\nencryption = 'other'\ninclude_secrets = true\n\
+         retention = { keep_last = 3 }\non_change = true\n",
+    );
+    assert_eq!(
+        whole,
+        ConfigBackup {
+            schedule: Some(Schedule::Cron("@daily".into())),
+            timezone: Some("Europe/Berlin".into()),
+            destination: "open".into(),
+            encryption: Some("other".into()),
+            include_secrets: true,
+            retention: Retention { keep_last: Some(3), ..Retention::default() },
+            on_change: true,
+        }
+    );
+    assert_eq!(whole.zone().iana_name(), Some("Europe/Berlin"));
+    assert_eq!(load("every = '6h'\ndestination = 'd'\n").schedule, Some(Schedule::Every(Duration::from_secs(21_600))));
+    assert_eq!(must_load(around).config_backup, None);
 }
 
 #[test]

@@ -18,6 +18,32 @@ pub struct Config {
     pub destinations: BTreeMap<String, Destination>,
     pub jobs: BTreeMap<String, Job>,
     pub coverage: Coverage,
+    /// None: the configuration is stored nowhere by itself.
+    pub config_backup: Option<ConfigBackup>,
+}
+
+/// How the configuration itself is kept at a destination.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConfigBackup {
+    /// Cron or every; None: by hand, and after a change where that is wanted.
+    pub schedule: Option<Schedule>,
+    /// IANA name; None is the system's zone.
+    pub timezone: Option<String>,
+    pub destination: String,
+    /// The profile that it is sealed for, the destination's where none is said; None: it is not sealed.
+    pub encryption: Option<String>,
+    /// Never without a profile.
+    pub include_secrets: bool,
+    pub retention: Retention,
+    /// After each change of the configuration, too.
+    pub on_change: bool,
+}
+
+impl ConfigBackup {
+    /// The zone its times are meant in, the system's where none is given.
+    pub fn zone(&self) -> TimeZone {
+        zone(self.timezone.as_deref())
+    }
 }
 
 /// Where is looked for what is in no job.
@@ -176,7 +202,7 @@ impl From<&str> for OptionValue {
 }
 
 /// Where a secret is, which is read when it is needed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SecretSource {
     /// The first line of a file.
     File(PathBuf),
@@ -439,8 +465,12 @@ impl Job {
 
     /// The zone its times are meant in, the system's where none is given.
     pub fn zone(&self) -> TimeZone {
-        self.timezone.as_deref().and_then(|z| TimeZone::get(z).ok()).unwrap_or_else(TimeZone::system)
+        zone(self.timezone.as_deref())
     }
+}
+
+fn zone(name: Option<&str>) -> TimeZone {
+    name.and_then(|z| TimeZone::get(z).ok()).unwrap_or_else(TimeZone::system)
 }
 
 impl Retention {

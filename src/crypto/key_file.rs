@@ -181,6 +181,11 @@ pub fn text_of(key: &Key) -> Zeroizing<String> {
     text(Kind::Profile, key.bytes(), key.fingerprint())
 }
 
+/// What stands in the file of a public key.
+pub fn text_of_public(key: &PublicKey) -> Zeroizing<String> {
+    text(Kind::Public, key.bytes(), key.fingerprint())
+}
+
 /// Makes a new key file, mode 0600, durable when this returns. Its directory must exist, the file must not.
 pub fn generate(path: &Path) -> Result<Fingerprint> {
     let key = Key::generate().map_err(|e| KeyFileError::Unwritable { path: path.to_owned(), reason: e.to_string() })?;
@@ -316,12 +321,22 @@ pub fn load_public(path: &Path) -> Result<PublicKey> {
     PublicKey::new(*key.bytes()).map_err(|_| KeyFileError::NotAKeyFile { path: path.to_owned(), why: "nothing can be sealed to it" })
 }
 
+/// Reads a public key that came as a text from elsewhere; `path` is for messages.
+pub fn public_from_text(path: &Path, text: &str) -> Result<PublicKey> {
+    let key = parse(path, text.as_bytes(), Kind::Public)?;
+    PublicKey::new(*key.bytes()).map_err(|_| KeyFileError::NotAKeyFile { path: path.to_owned(), why: "nothing can be sealed to it" })
+}
+
 fn private(path: &Path, key: Locked) -> Result<PrivateKey> {
     PrivateKey::new(key).map_err(|_| KeyFileError::NotAKeyFile { path: path.to_owned(), why: "it is no X25519 key" })
 }
 
 /// Opens a key file, which may be none.
 pub fn open(path: &Path) -> Result<File> {
+    // To open a device can mean something by itself.
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(KeyFileError::NotAKeyFile { path: path.to_owned(), why: "it is not a regular file" });
+    }
     // Not to hang on a FIFO, nor to take a terminal as the controlling one.
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
     let mut options = File::options();

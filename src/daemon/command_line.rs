@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use rustix::fs::Mode;
 
-use super::wiring;
 use crate::config;
 use crate::crypto::{key_file, locked};
+use crate::machine;
 use crate::rescue;
 
 /// How keepd ends. Services and scripts rely on these numbers (docs/operations.md).
@@ -100,7 +100,7 @@ pub fn run() -> ExitCode {
 }
 
 fn check(path: &Path) -> Exit {
-    let checked = wiring::load(path).and_then(|loaded| {
+    let checked = machine::load(path).and_then(|loaded| {
         loaded.warnings.iter().for_each(|problem| complain(&problem.to_string()));
         loaded.without_errors()
     });

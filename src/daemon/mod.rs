@@ -9,7 +9,7 @@ mod logging;
 mod notify;
 mod reload;
 mod signals;
-mod state_dir;
+pub(crate) mod state_dir;
 mod status;
 mod watchdog;
 mod wiring;
@@ -35,6 +35,7 @@ use crate::config::{self, Config};
 use crate::control::listener;
 use crate::ledger::Ledger;
 use crate::ledger::lock::StateLock;
+use crate::machine;
 use crate::run::{Runs, housekeeping};
 use crate::schedule::{Scheduler, SystemClock};
 
@@ -49,7 +50,9 @@ const EVENTS: usize = 1024;
 
 /// Runs the daemon until it is told to stop.
 fn run(config_path: &Path, verbose: u8) -> Exit {
-    let loaded = match wiring::load(config_path) {
+    // Where it cannot be finished, it counts all the same.
+    let change = config::finish_change(config_path);
+    let loaded = match machine::load(config_path) {
         Ok(loaded) => loaded,
         Err(problems) => {
             complain(&problems);
@@ -57,6 +60,11 @@ fn run(config_path: &Path, verbose: u8) -> Exit {
         }
     };
     logging::start(verbose);
+    match change {
+        Ok(true) => tracing::info!("a change of the configuration that was cut off is finished"),
+        Ok(false) => {}
+        Err(why) => tracing::warn!("a change of the configuration that was cut off counts, but its files cannot be written: {why}"),
+    }
     // A missing key must not keep the jobs that need another one from their backups at the next boot.
     loaded.log_problems();
     match start(loaded.config, config_path.to_owned()) {
@@ -147,6 +155,7 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
             let (runs, scheduler, status_changed) = (runs.clone(), scheduler.clone(), status_changed.clone());
             Box::new(move || {
                 scheduler.config_changed();
+                runs.config_may_have_changed();
                 status_changed.notify_one();
                 runs.held_back()
             })
@@ -197,6 +206,8 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
         spawn(&mut tasks, "the watchdog's feeder", watchdog::feed(interval, stages, notifier));
     }
     runs.sync_catalogue();
+    // It may have been changed before this start.
+    runs.config_may_have_changed();
 
     let broken = loop {
         tokio::select! {

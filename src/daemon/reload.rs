@@ -11,8 +11,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::command_line::count;
 use super::notify::Notifier;
 use super::status::{self, Picture};
-use super::wiring;
 use crate::config::{Config, Current};
+use crate::machine;
 
 /// What a reload did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl Reloader {
     async fn reload(&self, by: &str) -> Result<Reloaded, String> {
         let path = self.path.clone();
         // Files on a file system that does not answer must not hold the loop that feeds the watchdog.
-        let loaded = match tokio::task::spawn_blocking(move || wiring::load(&path)?.without_errors()).await {
+        let loaded = match tokio::task::spawn_blocking(move || machine::load(&path)?.without_errors()).await {
             Ok(loaded) => loaded,
             Err(_) => Err("reading the configuration ended in a bug of keepd, see the log".to_owned()),
         };
@@ -167,7 +167,7 @@ mod tests {
         let temp = tempfile::tempdir().expect("tempdir");
         let file = temp.path().join("keepd.toml");
         std::fs::write(&file, configuration(temp.path(), "sock", "first")).expect("write");
-        let current = Arc::new(Current::new(wiring::load(&file).map(|l| l.config).expect("valid")));
+        let current = Arc::new(Current::new(machine::load(&file).map(|l| l.config).expect("valid")));
         let (sender, events) = broadcast::channel(16);
         let refused = Arc::new(AtomicBool::new(false));
         let changed = Arc::new(AtomicU32::new(0));
