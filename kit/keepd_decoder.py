@@ -38,7 +38,8 @@ keepd_decoder.py [REPOSITORY] [--key FILE]... ls BACKUP
 keepd_decoder.py [REPOSITORY] [--key FILE]... restore BACKUP DIR [PATH...]
 keepd_decoder.py [REPOSITORY] [--key FILE]... verify
 keepd_decoder.py ARCHIVE [--key FILE]... list | ls | verify | stream
-keepd_decoder.py ARCHIVE [--key FILE]... restore DIR [PATH...]"""
+keepd_decoder.py ARCHIVE [--key FILE]... restore DIR [PATH...]
+keepd_decoder.py REPOSITORY-OR-FILE [--key FILE]... config [-o FILE]"""
 HELP = """\
 REPOSITORY is a directory: a copy of a whole destination (with keepd.json in
 it); without it, the directory where you are. BACKUP is an id, the start of
@@ -46,7 +47,9 @@ one, or 'latest'. DIR must not exist, or be empty: nothing is overwritten.
 PATH is one as ls shows it. FILE is a key file, a private key file, or any
 text with such a line; a recovery kit has its own key in it. ARCHIVE is a file
 that keepctl export made; 'stream' writes the tar in it to standard output,
-compressed as it was; it is whole if no error follows."""
+compressed as it was; it is whole if no error follows. 'config' writes keepd's
+configuration as JSON: of a file that keepctl config export made, or the
+newest in config/ of a copy of a destination."""
 
 MIB = 1 << 20
 HEADER, TAG, FOOTER = 64, 16, (1 << 64) - 1
@@ -1939,10 +1942,10 @@ class Archive(Repository):
 
     def unseal(self, header, f, keys, passphrase):
         if len(header) != HEADER:
-            raise Bad("the archive is cut off")
+            raise Bad("the %s is cut off" % self.what)
         if header[8:12] != b"\1\x14\0\0":
-            raise Bad("the archive is sealed in format %d, or its header is "
-                      "damaged; this decoder reads 1" % header[8])
+            raise Bad("the %s is sealed in format %d, or its header is "
+                      "damaged; this decoder reads 1" % (self.what, header[8]))
         size, = struct.unpack("<I", header[12:16])
         raw = f.read(size) if size <= MAX_SMALL else b""
         try:
@@ -1951,7 +1954,7 @@ class Archive(Repository):
             found = None
         if type(found) is not list or not 0 < len(found) <= MAX_SLOTS \
                 or not all(type(s) is dict for s in found):
-            raise Bad("the key slots of the archive are damaged")
+            raise Bad("the key slots of the %s are damaged" % self.what)
         self.header, self.id, self.start = header, header[16:32], HEADER + size
         self.found = [("key slot %d" % n, s) for n, s in enumerate(found)
                       if s.get("method") != "none"]
@@ -1969,9 +1972,9 @@ class Archive(Repository):
                 continue
             private = self.privates.get(slot.get("fingerprint"))
             if private is None:
-                raise Bad("no key that was given opens the archive; it wants "
+                raise Bad("no key that was given opens the %s; it wants "
                           "the private key %s"
-                          % shown(slot.get("fingerprint")))
+                          % (self.what, shown(slot.get("fingerprint"))))
             wrapped = self.hex(slot, "wrapped", 80, where)
             master = hpke_open(private, wrapped[:32], wrapped[32:],
                                b"keepd/1 archive key", self.header)
@@ -2152,6 +2155,68 @@ class Archive(Repository):
             shutil.copyfileobj(f, sys.stdout.buffer, MIB)
 
 
+class Configuration(Archive):
+    """An export of keepd's configuration: JSON, compressed, sealed."""
+    what = "configuration"
+
+    @staticmethod
+    def newest(directory):
+        try:
+            names = os.listdir(os.path.join(directory, "config"))
+        except OSError as e:
+            raise Bad("no configuration is stored in %s: cannot read config/: "
+                      "%s" % (directory, e.strerror)) from None
+        # By their times, whether they are sealed or not.
+        names = sorted(n for n in names if re.fullmatch(
+            r"config_backup_[0-9]{8}T[0-9]{6}Z\.json\.gz(\.enc)?", n))
+        if not names:
+            raise Bad("no configuration is stored in %s" % directory)
+        return os.path.join(directory, "config", names[-1])
+
+    def json(self):
+        try:
+            f = self.unpacked()
+            try:
+                data = more = f.read(MIB)
+                while more and len(data) <= MAX_OBJECT:
+                    more = f.read(MIB)
+                    data += more
+            finally:
+                f.close()
+        except Bad:
+            raise
+        except Exception as e:  # of gzip and any zstd
+            raise Bad("%s is damaged or cut off: %s" % (
+                self.root, e or type(e).__name__)) from None
+        if len(data) > MAX_OBJECT:
+            raise Bad("%s is longer than any configuration" % self.root)
+        try:
+            found = json.loads(data.decode())
+            version = found.get("format_version")
+            items = len(found["items"])
+        except (ValueError, RecursionError, AttributeError, KeyError,
+                TypeError):
+            raise Bad("%s is no configuration of keepd" % self.root) from None
+        if version != 1:
+            raise Bad("the configuration is of format %s, this decoder reads 1"
+                      % shown(version))
+        if items != found.get("item_count"):
+            raise Bad("%s is damaged: it has not as many items as it says"
+                      % self.root)
+        return data
+
+    def write(self, to):
+        data = self.json()
+        if to is None:
+            sys.stdout.buffer.write(data)
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        fd = os.open(to, flags | getattr(os, "O_BINARY", 0), 0o600)
+        with os.fdopen(fd, "wb") as f:
+            f.write(data)
+        print("%s is in %s" % (shown(self.root), shown(to)))
+
+
 class RestoreArchive(Restore):
     def contents(self, e, f, full):
         self.bytes += self.repository.proven(e, f.write)
@@ -2250,6 +2315,9 @@ def arguments():
                    help="do not use the key in this file itself")
     p.add_argument("--passphrase-file", metavar="FILE")
     p.add_argument("--job", help="of which job 'latest' is meant")
+    p.add_argument("-o", dest="out", metavar="FILE",
+                   help="where 'config' writes to: a new file, readable by "
+                   "you alone; without it, standard output")
     p.add_argument("--damaged", action="store_true",
                    help="keep files of which something is lost, with zeros "
                    "in its place")
@@ -2258,17 +2326,21 @@ def arguments():
                    "compression.zstd, libzstd, zstd or blake3")
     a = p.parse_intermixed_args()
     lengths = {"list": (0, 0), "ls": (1, 1), "verify": (0, 0),
-               "restore": (2, 1 << 30)}
+               "restore": (2, 1 << 30), "config": (0, 0)}
+    if a.words[:1] == ["config"]:
+        # Also the other way round.
+        a.words = (a.words[1:2] or ["."]) + ["config"] + a.words[2:]
     if a.words and os.path.isfile(a.words[0]):
         # Of an archive there is one backup.
         lengths = {"list": (0, 0), "ls": (0, 0), "verify": (0, 0),
-                   "stream": (0, 0), "restore": (1, 1 << 30)}
+                   "stream": (0, 0), "restore": (1, 1 << 30),
+                   "config": (0, 0)}
     if a.words and a.words[0] in lengths:
         a.words.insert(0, ".")
     least, most = lengths.get(a.words[1] if len(a.words) > 1 else "", (1, 0))
     if not least <= len(a.words) - 2 <= most:
         p.error("name a REPOSITORY or an ARCHIVE, and one of list, ls, "
-                "restore, verify (and stream of an archive), "
+                "restore, verify, config (and stream of an archive), "
                 "with what it wants")
     return a
 
@@ -2283,6 +2355,11 @@ def main():
         keys += more[0]
         privates += more[1]
     archive = os.path.isfile(a.words[0])
+    if a.words[1] == "config":
+        place = a.words[0] if archive else Configuration.newest(a.words[0])
+        Configuration(place, keys, privates,
+                      ask_passphrase(a.passphrase_file)).write(a.out)
+        return
     repository = (Archive if archive else Repository)(
         a.words[0], keys, privates, ask_passphrase(a.passphrase_file))
     command, rest = a.words[1], a.words[2:]

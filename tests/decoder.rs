@@ -427,3 +427,58 @@ fn arguments_that_make_no_sense_are_told() {
     let help = list(&["--help"]);
     assert!(text(&help).contains("keepd_decoder.py [REPOSITORY]") && !text(&help).contains(key.lines().last().unwrap()), "{}", text(&help));
 }
+
+#[test]
+fn the_configuration_comes_back() {
+    let golden = source("tests/golden-config");
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path();
+    for name in ["1.json", "1.json.gz", "1.json.gz.enc", "1.json.zst.enc", "seal.key"] {
+        fs::copy(golden.join(name), here.join(name)).unwrap();
+        fs::set_permissions(here.join(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let open = fs::read_to_string(here.join("1.json")).unwrap();
+    let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    for way in WAYS {
+        assert_eq!(well(&decode(way, here, &["1.json", "config"])), open);
+        assert_eq!(value(&well(&decode(way, here, &["config", "1.json.gz"]))), value(&open));
+        for name in ["1.json.gz.enc", "1.json.zst.enc"] {
+            let whole = value(&well(&decode(way, here, &[name, "--key", "seal.key", "config"])));
+            assert_eq!((&whole["includes_secrets"], &whole["item_count"]), (&true.into(), &value(&open)["item_count"]));
+            assert!(whole.to_string().contains("s3 secret"));
+        }
+    }
+    // The newest of a destination, whatever else lies there; into a new file of one's own.
+    fs::create_dir_all(here.join("copy/config")).unwrap();
+    fs::write(here.join("copy/config/notes.txt"), "x").unwrap();
+    let none = decode(Way::Packages, here, &["copy", "config"]);
+    assert!(none.status.code() == Some(1) && said(&none).contains("no configuration is stored in copy"), "{}", text(&none));
+    fs::copy(here.join("1.json.gz"), here.join("copy/config/config_backup_20250101T000000Z.json.gz")).unwrap();
+    fs::copy(here.join("1.json.gz.enc"), here.join("copy/config/config_backup_20260101T000000Z.json.gz.enc")).unwrap();
+    let arguments = ["copy", "--key", "seal.key", "config", "-o", "out.json"];
+    assert!(well(&decode(Way::Packages, here, &arguments)).contains("20260101T000000Z.json.gz.enc is in out.json"));
+    assert_eq!(fs::metadata(here.join("out.json")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(value(&fs::read_to_string(here.join("out.json")).unwrap())["includes_secrets"], true);
+    let again = decode(Way::Packages, here, &arguments);
+    assert!(again.status.code() == Some(1) && text(&again).contains("exists"), "{}", text(&again));
+
+    let sealed = fs::read(here.join("1.json.gz.enc")).unwrap();
+    let mut damaged = sealed.clone();
+    let at = sealed.len() - 20;
+    damaged[at] ^= 1;
+    for (bytes, wanted) in [
+        (damaged, "does not open"),
+        (sealed[..sealed.len() - 1].to_vec(), "does not open"),
+        (sealed[..70].to_vec(), "key slots of the configuration are damaged"),
+        (b"{\"format_version\": 2, \"items\": []}".to_vec(), "of format 2, this decoder reads 1"),
+        (b"{\"format_version\": 1, \"item_count\": 1, \"items\": []}".to_vec(), "not as many items"),
+        (open.as_bytes()[..100].to_vec(), "no configuration of keepd"),
+        (b"hello".to_vec(), "no configuration of keepd"),
+    ] {
+        fs::write(here.join("bad"), bytes).unwrap();
+        let out = decode(Way::Libraries, here, &["bad", "--key", "seal.key", "config"]);
+        assert!(out.status.code() == Some(1) && said(&out).contains(wanted) && out.stdout.is_empty(), "{wanted}: {}", text(&out));
+    }
+    let closed = decode(Way::Libraries, here, &["1.json.gz.enc", "config"]);
+    assert!(closed.status.code() == Some(1) && said(&closed).contains("opens the configuration"), "{}", text(&closed));
+}

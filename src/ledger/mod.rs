@@ -186,6 +186,37 @@ impl Ledger {
         self.run_sql(|db| db.prepare_cached("INSERT OR REPLACE INTO schedule (job, json) VALUES (?1, ?2)")?.execute([job, &json]).map(drop))
     }
 
+    /// The schedule states of all jobs that there ever were.
+    pub fn schedule_states(&self) -> Result<BTreeMap<String, ScheduleState>> {
+        let row = |r: &Row<'_>| Ok((r.get::<_, String>(0)?, r.get::<_, String>(1)?));
+        let list = self
+            .run_sql(|db| db.prepare_cached("SELECT job, json FROM schedule")?.query_map([], row)?.collect::<rusqlite::Result<Vec<_>>>())?;
+        list.into_iter().map(|(job, json)| Ok((job, from_json(&json)?))).collect()
+    }
+
+    /// Gives jobs these schedule states, or none at all, in one transaction. Returns what they had.
+    pub fn replace_schedule_states(&self, states: &[(&str, Option<&ScheduleState>)]) -> Result<Vec<(String, Option<ScheduleState>)>> {
+        if states.is_empty() {
+            return Ok(Vec::new());
+        }
+        let new: Vec<(&str, Option<String>)> =
+            states.iter().map(|(job, state)| Ok((*job, state.map(to_json).transpose()?))).collect::<Result<_>>()?;
+        let old = self.run_sql(|db| {
+            let tx = db.transaction()?;
+            let mut old = Vec::new();
+            for (job, json) in &new {
+                old.push((*job, tx.query_row("SELECT json FROM schedule WHERE job = ?1", [job], text).optional()?));
+                match json {
+                    Some(json) => tx.execute("INSERT OR REPLACE INTO schedule (job, json) VALUES (?1, ?2)", [job, &json.as_str()])?,
+                    None => tx.execute("DELETE FROM schedule WHERE job = ?1", [job])?,
+                };
+            }
+            tx.commit()?;
+            Ok(old)
+        })?;
+        old.into_iter().map(|(job, json)| Ok((job.to_owned(), json.map(|j| from_json(&j)).transpose()?))).collect()
+    }
+
     /// Adds a backup to the catalogue of a destination (or replaces it). `detail.backup.destinations` is not stored: it is
     /// what the catalogue itself knows.
     pub fn put_backup(&self, destination: &str, detail: &BackupDetail) -> Result<()> {

@@ -4,6 +4,9 @@
 //! `docs/archive.md` is its byte-level description.
 
 mod bounds;
+pub mod envelope;
+#[cfg(test)]
+mod envelope_tests;
 pub mod file_list;
 pub mod head;
 mod listing;

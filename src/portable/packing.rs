@@ -205,7 +205,8 @@ fn pack(packing: Packing, work: &Receiver<Job>, spare: &Sender<Vec<u8>>) {
     }
 }
 
-fn pack_block(packing: Packing, zstd: &mut Option<zstd::bulk::Compressor<'static>>, block: &[u8]) -> Packed {
+/// A block as a gzip member, or a zstd frame.
+pub(super) fn pack_block(packing: Packing, zstd: &mut Option<zstd::bulk::Compressor<'static>>, block: &[u8]) -> Packed {
     match packing {
         Packing::None => Ok(block.to_vec()),
         Packing::Gzip => {

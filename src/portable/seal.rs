@@ -192,10 +192,21 @@ struct Start {
     archive: [u8; 16],
     /// Where the first segment begins.
     base: u64,
+    /// What opened it, for people.
+    opened_with: String,
+}
+
+/// What stands before the segments.
+struct Head {
+    header: [u8; HEADER_BYTES],
+    archive: [u8; 16],
+    slots: Vec<Slot>,
+    /// Where the first segment begins.
+    base: u64,
 }
 
 /// `magic` was read already.
-fn begin(input: &mut impl Read, keys: &Keys) -> Result<Start> {
+fn head(input: &mut impl Read) -> Result<Head> {
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(MAGIC);
     let rest = header.get_mut(8..).unwrap_or_default();
@@ -222,9 +233,21 @@ fn begin(input: &mut impl Read, keys: &Keys) -> Result<Start> {
         return Err(PortableError::Damaged(format!("the sealed archive has {} key slots; {MAX_SLOTS} are the most", slots.len())));
     }
     let archive: [u8; 16] = header[16..32].try_into().unwrap_or_default();
+    Ok(Head { header, archive, slots, base: (HEADER_BYTES + len) as u64 })
+}
+
+/// The name and the key slots of a sealed archive, as they stand in its first bytes; nothing proves them.
+pub fn slots(archive: &[u8]) -> Result<([u8; 16], Vec<Slot>)> {
+    let mut rest = archive.strip_prefix(MAGIC).ok_or_else(|| PortableError::Damaged("it is not sealed".into()))?;
+    head(&mut rest).map(|head| (head.archive, head.slots))
+}
+
+/// `magic` was read already.
+fn begin(input: &mut impl Read, keys: &Keys) -> Result<Start> {
+    let Head { header, archive, slots, base } = head(input)?;
     let salt: [u8; 32] = header[32..].try_into().unwrap_or_default();
-    let key = open_slots(&slots, &archive, &header, &salt, keys)?;
-    Ok(Start { cipher: Cipher::new(&key, header), archive, base: (HEADER_BYTES + len) as u64 })
+    let (key, opened_with) = open_slots(&slots, &archive, &header, &salt, keys)?;
+    Ok(Start { cipher: Cipher::new(&key, header), archive, base, opened_with })
 }
 
 fn open_slots(
@@ -233,7 +256,7 @@ fn open_slots(
     header: &[u8; HEADER_BYTES],
     salt: &[u8; 32],
     keys: &Keys,
-) -> Result<Zeroizing<[u8; 32]>> {
+) -> Result<(Zeroizing<[u8; 32]>, String)> {
     let mut why = None;
     let mut passphrases = 0;
     for slot in slots {
@@ -250,7 +273,7 @@ fn open_slots(
         }
         if slot.method == METHOD_PUBLIC_KEY {
             match open_public(slot, archive, header, &keys.private) {
-                Ok(master) => return Ok(master::archive_key(&master, salt)),
+                Ok(master) => return Ok((master::archive_key(&master, salt), wanted(slot))),
                 Err(CryptoError::NeedsPrivateKey(_)) => {}
                 Err(e) => why = Some(e),
             }
@@ -265,7 +288,7 @@ fn open_slots(
                 return Err(PortableError::Cancelled);
             }
             match slot.unwrap(archive, Some(key)) {
-                Ok(keyring) => return Ok(keyring.archive_key(salt)),
+                Ok(keyring) => return Ok((keyring.archive_key(salt), wanted(slot))),
                 Err(CryptoError::WrongKey { .. } | CryptoError::WrongPassphrase | CryptoError::OtherMethod { .. }) => {}
                 Err(e) => why = Some(e),
             }
@@ -282,6 +305,35 @@ fn open_slots(
     let given: Vec<String> =
         keys.keys.iter().map(given).chain(keys.private.iter().map(|k| format!("private key {}", k.public().fingerprint()))).collect();
     Err(PortableError::NotOpen(format!("the archive is sealed for {wanted}; given was {}, which does not open it", given.join(", "))))
+}
+
+/// Whether an archive opens with a key that a profile no longer seals with: one of its name that is not its own of now, or a retired one.
+pub fn is_of_former_key(slots: &[Slot], sealed: &[u8], profile: &Profile) -> Result<bool, CryptoError> {
+    let archive: [u8; 16] = sealed.get(16..32).and_then(|raw| raw.try_into().ok()).ok_or(CryptoError::Short)?;
+    for slot in slots {
+        for key in &profile.retired {
+            if key.fingerprint()?.is_some_and(|f| f.to_string() == slot.fingerprint) {
+                return Ok(true);
+            }
+        }
+        if slot.profile != profile.name {
+            continue;
+        }
+        let is_present = match slot.method.as_str() {
+            METHOD_PUBLIC_KEY => profile.recipient.is_some_and(|r| r.fingerprint().to_string() == slot.fingerprint),
+            // Its fingerprint is salted: it must be tried.
+            METHOD_PASSPHRASE => match slot.unwrap(&archive, Some(&profile.key)) {
+                Ok(_) => true,
+                Err(CryptoError::WrongPassphrase | CryptoError::OtherMethod { .. }) => false,
+                Err(e) => return Err(e),
+            },
+            _ => profile.key.fingerprint()?.is_some_and(|f| f.to_string() == slot.fingerprint),
+        };
+        if !is_present {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn wanted(slot: &Slot) -> String {
@@ -365,6 +417,11 @@ impl<R: Read> Opener<R> {
     /// The archive's name, which its head repeats.
     pub fn archive(&self) -> [u8; 16] {
         self.start.archive
+    }
+
+    /// What it opened with, in words.
+    pub fn opened_with(&self) -> &str {
+        &self.start.opened_with
     }
 
     fn segment(&mut self) -> io::Result<()> {

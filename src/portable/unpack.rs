@@ -26,8 +26,8 @@ const RATIO: u64 = 250;
 const LOOK: Duration = Duration::from_millis(100);
 
 enum Message {
-    /// It is sealed, and bears this name.
-    Archive([u8; 16]),
+    /// It is sealed, bears this name, and opened with that.
+    Archive([u8; 16], String),
     /// What was unpacked, and the zstd frame that it came as, where it is one whole frame.
     Block(Vec<u8>, Option<Vec<u8>>),
     Failed(PortableError),
@@ -48,7 +48,7 @@ pub struct Unpacked {
     came: u64,
     limit: Option<u64>,
     ended: bool,
-    archive: Option<[u8; 16]>,
+    archive: Option<([u8; 16], String)>,
     cancel: CancellationToken,
     /// Whoever reads ahead reads no further when this is gone, also where nothing comes out of what is read.
     _stop: DropGuard,
@@ -95,7 +95,12 @@ impl Unpacked {
 
     /// Its name, where it was sealed; known with the first bytes.
     pub fn archive(&self) -> Option<[u8; 16]> {
-        self.archive
+        self.archive.as_ref().map(|(name, _)| *name)
+    }
+
+    /// What it opened with, where it was sealed; known with the first bytes.
+    pub fn opened_with(&self) -> Option<&str> {
+        self.archive.as_ref().map(|(_, with)| with.as_str())
     }
 
     /// What was not taken of the block that came last; empty at the end alone.
@@ -107,7 +112,7 @@ impl Unpacked {
                 let _ = self.spare.try_send(block);
             }
             match self.next()? {
-                Message::Archive(archive) => self.archive = Some(archive),
+                Message::Archive(archive, with) => self.archive = Some((archive, with)),
                 Message::Failed(e) => return Err(e),
                 Message::End => self.ended = true,
                 Message::Block(block, frame) => {
@@ -191,7 +196,7 @@ fn pump<R: Read>(input: Counted<R>, keys: &Keys, to: &Sender<Message>, spares: &
     }
     if seal::is_sealed(start) {
         let opener = Opener::open(input, keys)?;
-        if to.send(Message::Archive(opener.archive())).is_err() {
+        if to.send(Message::Archive(opener.archive(), opener.opened_with().to_owned())).is_err() {
             return Ok(());
         }
         return unpack(BufReader::with_capacity(64 << 10, opener), to, spares);

@@ -135,6 +135,11 @@ impl Lease {
         Ok(found.map(|f| f.who()))
     }
 
+    /// Who writes there, if that is another machine, which must be taken over first.
+    pub fn other_writer(repository: &Repository, holder: &Holder) -> Result<Option<String>> {
+        Ok(read(repository)?.filter(|found| !is_same(&found.holder, holder)).map(|found| found.who()))
+    }
+
     fn keep(repository: Arc<Repository>, record: Record, term: Duration) -> Self {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let lost = Arc::new(AtomicBool::new(false));
@@ -207,9 +212,7 @@ impl Drop for Lease {
 
 /// Whether a released lease may be taken by `record`: the same machine, or one that cannot be told, follows; another is refused by name.
 fn may_follow(found: &Record, record: &Record) -> Result<bool> {
-    let (theirs, ours) = (&found.holder, &record.holder);
-    let same = theirs.instance == ours.instance || theirs.machine.is_empty() || theirs.machine == ours.machine;
-    match (found.released, same) {
+    match (found.released, is_same(&found.holder, &record.holder)) {
         (false, _) => Ok(false),
         (true, true) => Ok(true),
         (true, false) => Err(RepositoryError::Other(format!(
@@ -219,6 +222,11 @@ fn may_follow(found: &Record, record: &Record) -> Result<bool> {
             found.written
         ))),
     }
+}
+
+/// One machine, or one that cannot be told from it.
+fn is_same(theirs: &Holder, ours: &Holder) -> bool {
+    theirs.instance == ours.instance || theirs.machine.is_empty() || theirs.machine == ours.machine
 }
 
 /// A lease of this state directory and this start of the machine, whose process is not there any more, or is this one.

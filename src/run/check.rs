@@ -12,7 +12,7 @@ use keepd_protocol::model::Level;
 use super::backup::{Environment, ReaderGate, Writing, short, unhex};
 use super::copy::{self, Reading};
 use super::live::{Failure, Finish, LiveRun};
-use super::{archived, catalogue, destination, housekeeping};
+use super::{archived, catalogue, config_backup, destination, housekeeping};
 use crate::config::Destination;
 use crate::repository::lease::Lease;
 use crate::repository::prune::{self, Amount, PruneOptions, PruneReport};
@@ -33,6 +33,29 @@ pub enum Wanted {
 /// Checks a destination; damage that cannot be repaired from other destinations makes the run fail. `hurt_jobs` gets the jobs whose
 /// backups are hurt.
 pub fn check_destination(
+    env: &Environment,
+    target: &Destination,
+    wanted: Wanted,
+    live: &LiveRun,
+    writing: Writing<'_>,
+    reading: Reading<'_>,
+    hurt_jobs: &mut BTreeSet<String>,
+) -> Result<Finish, Failure> {
+    let checked = match config_backup::are_all(env, target)? {
+        true => Ok(Finish::Good),
+        false => check_backups(env, target, wanted, live, writing, reading, hurt_jobs),
+    };
+    match checked {
+        Err(Failure::Cancelled | Failure::Storage(_)) => checked,
+        _ if matches!(wanted, Wanted::Rolling(_)) => checked,
+        checked => match config_backup::check(env, target, live) {
+            Ok(damaged) => with_configurations(checked, &damaged, live),
+            Err(e) => checked.and(Err(e)),
+        },
+    }
+}
+
+fn check_backups(
     env: &Environment,
     target: &Destination,
     wanted: Wanted,
@@ -122,6 +145,20 @@ pub fn check_destination(
     )))
 }
 
+/// How a check ends where stored configurations are damaged.
+fn with_configurations(checked: Result<Finish, Failure>, damaged: &[String], live: &LiveRun) -> Result<Finish, Failure> {
+    for problem in damaged.iter().take(MAX_TOLD) {
+        live.message(Level::Error, problem.clone());
+    }
+    let text = format!("{} stored configurations are damaged or missing", damaged.len());
+    match checked {
+        checked if damaged.is_empty() => checked,
+        Ok(_) => Err(Failure::Failed(text)),
+        Err(Failure::Failed(also)) => Err(Failure::Failed(format!("{also}; {text}"))),
+        Err(other) => Err(other),
+    }
+}
+
 /// Backups that the ledger knows here and the storage no longer has: removed by somebody else than keepd.
 fn missing_from_storage(env: &Environment, repository: &Repository, name: &str) -> Result<Vec<String>, Failure> {
     let listed = repository.listed_backups()?;
@@ -131,6 +168,9 @@ fn missing_from_storage(env: &Environment, repository: &Repository, name: &str) 
 
 /// Makes this machine the writer of a destination's repository.
 pub fn take_over(env: &Environment, target: &Destination) -> Result<String, Failure> {
+    if config_backup::are_all(env, target)? {
+        return Ok(format!("nothing but configurations was stored at {}; what is there now counts as all that there is", target.name));
+    }
     if archived::is(target) {
         return archived::upkeep::take_over(env, target);
     }

@@ -44,7 +44,8 @@ fn told_fingerprint(profile: &Profile) -> String {
     fingerprint.map(|f| format!(" (its key's fingerprint is {f})")).unwrap_or_default()
 }
 
-fn storage(destination: &Destination, runtime: &Handle) -> Result<Storage, Failure> {
+/// Its storage; nothing is contacted yet.
+pub fn storage(destination: &Destination, runtime: &Handle) -> Result<Storage, Failure> {
     Storage::open(destination, runtime.clone()).map_err(|e| Failure::Failed(format!("destination {}: {e}", destination.name)))
 }
 

@@ -3,12 +3,14 @@
 //! `Runs` is the registry the schedule and the control socket start work through. A run is queued, waits for its job (a
 //! job never overlaps itself) and for a place (`max_parallel_runs`), works on blocking threads, and ends in the ledger.
 
+pub(crate) mod adopt;
 pub(crate) mod archived;
 pub(crate) mod backup;
 pub(crate) mod browse;
 pub(crate) mod catalogue;
 mod check;
 mod compare;
+mod config_backup;
 mod contents;
 mod copy;
 mod coverage;
@@ -47,4 +49,5 @@ pub use import::Given as GivenArchive;
 pub use in_place::Request as InPlaceRequest;
 pub use live::LiveRun;
 pub use load::LoadRequest;
+pub(crate) use names::host;
 pub use registry::{BackupRequest, DrillStarted, Error, RestoreStarted, Result, Runs};

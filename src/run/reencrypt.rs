@@ -27,6 +27,24 @@ fn note(destination: &str) -> String {
     format!("re-encryption of {destination}")
 }
 
+/// From the end of a re-encryption until the stored configurations are seen to.
+fn left_note(destination: &str) -> String {
+    format!("configurations of {destination} to be sealed anew")
+}
+
+/// Of [`left_note`].
+const LEFT: &str = "left";
+
+/// Whether all of a re-encryption was done but for the stored configurations.
+pub fn are_configurations_left(ledger: &Ledger, destination: &str) -> Result<bool, Failure> {
+    Ok(unfinished(ledger, destination)?.is_none() && ledger.note(&left_note(destination))?.as_deref() == Some(LEFT))
+}
+
+/// They were seen to.
+pub fn configurations_done(ledger: &Ledger, destination: &str) -> Result<(), Failure> {
+    Ok(ledger.set_note(&left_note(destination), "")?)
+}
+
 /// What to do about slots that no configured profile opens.
 const DROP: &str = "drop";
 const KEEP: &str = "keep";
@@ -132,6 +150,7 @@ pub fn destination_anew(
         }
     }
     destination::remember_keys(&env.ledger, &repository, true)?;
+    env.ledger.set_note(&left_note(&target.name), LEFT)?;
     env.ledger.set_note(&note(&target.name), "")?;
     for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
         live.message(Level::Warning, problem);

@@ -1,28 +1,101 @@
-//! The loop: which job is due next, started on time, once, also after a night off or a moved clock.
+//! The loop: what is due next, started on time, once, also after a night off or a moved clock: jobs, and the backup of the configuration.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use keepd_protocol::model::{BackupType, JobStatus, Run, RunKind, RunState};
+use keepd_protocol::model::{BackupType, ConfigBackupStatus, JobStatus, Run, RunKind, RunState};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::due::{newest_missed, next_due, words};
-use crate::config::{self, Job};
+use crate::config::{self, Config, Job, Retry, Schedule};
 use crate::ledger::{Ledger, ScheduleState};
 use crate::run::{BackupRequest, Error};
 
-/// Starts backups; the registry of runs, or a stand-in of tests.
+/// Starts what is due; the registry of runs, or a stand-in of tests.
 pub trait Starter: Send + Sync {
     fn start_backup(&self, request: BackupRequest) -> Result<String, Error>;
+    /// Of the configuration.
+    fn start_config_backup(&self, attempt: u32) -> Result<String, Error>;
 }
 
 impl Starter for Arc<crate::run::Runs> {
     fn start_backup(&self, request: BackupRequest) -> Result<String, Error> {
         crate::run::Runs::start_backup(self, request)
+    }
+
+    fn start_config_backup(&self, attempt: u32) -> Result<String, Error> {
+        self.try_config_backup("schedule", attempt)
+    }
+}
+
+/// What the backup of the configuration is called here and in the ledger; no job's name has a space.
+const CONFIG_BACKUP: &str = "config backup";
+/// As for a job that does not say otherwise.
+const CONFIG_RETRY: Retry = Retry { attempts: 3, backoff: Duration::from_secs(60) };
+
+/// What is started by the clock.
+struct Entry<'c> {
+    /// A job's name, or [`CONFIG_BACKUP`]; the ledger knows its state by it.
+    key: &'c str,
+    enabled: bool,
+    schedule: &'c Option<Schedule>,
+    timezone: Option<&'c str>,
+    zone: TimeZone,
+    jitter: Duration,
+    retry: Retry,
+}
+
+impl<'c> Entry<'c> {
+    fn of_job(job: &'c Job) -> Self {
+        let Job { name, enabled, schedule, timezone, jitter, retry, .. } = job;
+        Self {
+            key: name,
+            enabled: *enabled,
+            schedule,
+            timezone: timezone.as_deref(),
+            zone: job.zone(),
+            jitter: *jitter,
+            retry: retry.clone(),
+        }
+    }
+
+    fn of_config(config: &'c Config) -> Option<Self> {
+        let backup = config.config_backup.as_ref()?;
+        Some(Self {
+            key: CONFIG_BACKUP,
+            enabled: true,
+            schedule: &backup.schedule,
+            timezone: backup.timezone.as_deref(),
+            zone: backup.zone(),
+            jitter: Duration::ZERO,
+            retry: CONFIG_RETRY,
+        })
+    }
+
+    fn all(config: &'c Config) -> impl Iterator<Item = Self> {
+        config.jobs.values().map(Self::of_job).chain(Self::of_config(config))
+    }
+
+    /// What a run was a run of.
+    fn of_run(run: &Run, config: &'c Config) -> Option<Self> {
+        match run.kind {
+            RunKind::Backup => config.jobs.get(run.job.as_ref()?).map(Self::of_job),
+            RunKind::ConfigBackup => Self::of_config(config),
+            _ => None,
+        }
+    }
+
+    fn missed(&self, state: &ScheduleState, now: Timestamp) -> Option<Timestamp> {
+        newest_missed(self.schedule.as_ref()?, &self.zone, last_due(state, now), anchor(state), now)
+    }
+
+    fn next(&self, state: &ScheduleState, now: Timestamp) -> Option<Timestamp> {
+        next_due(self.schedule.as_ref()?, &self.zone, last_due(state, now), anchor(state))
     }
 }
 
@@ -80,92 +153,97 @@ impl Scheduler {
         receiver
     }
 
-    /// The job that is due next, and when.
+    /// What is due next, and when.
     pub fn next(&self) -> Option<(String, Timestamp)> {
         let config = self.config.get();
-        config.jobs.values().filter_map(|job| Some((job.name.clone(), self.next_start(job)?))).min_by_key(|(_, at)| *at)
+        Entry::all(&config).filter_map(|entry| Some((entry.key.to_owned(), self.next_start(&entry)?))).min_by_key(|(_, at)| *at)
     }
 
-    /// Starts every job whose time has come.
+    /// Starts everything whose time has come.
     pub fn start_due(&self) {
         let config = self.config.get();
         let now = self.clock.now();
-        lock(&self.retries).retain(|name, _| config.jobs.get(name).is_some_and(|j| j.enabled));
-        for job in config.jobs.values().filter(|j| j.enabled) {
-            if self.next_start(job).is_none_or(|at| at > now) {
+        lock(&self.retries).retain(|key, _| Entry::all(&config).any(|e| e.enabled && e.key == key));
+        for entry in Entry::all(&config).filter(|e| e.enabled) {
+            if self.next_start(&entry).is_none_or(|at| at > now) {
                 continue;
             }
-            let retry = lock(&self.retries).remove(&job.name).filter(|(at, _)| *at <= now);
-            let mut state = self.state(job, now);
-            let missed = job.schedule.as_ref().and_then(|s| newest_missed(s, &job.zone(), last_due(&state, now), anchor(&state), now));
-            if let Some(due) = missed {
+            let key = entry.key;
+            let retry = lock(&self.retries).remove(key).filter(|(at, _)| *at <= now);
+            let mut state = self.state(&entry, now);
+            if let Some(due) = entry.missed(&state, now) {
                 state.last_due = Some(due);
-                self.save(job, &state);
+                self.save(key, &state);
             }
             let attempt = retry.map_or(1, |(_, attempt)| attempt);
-            let request = BackupRequest {
-                job: job.name.clone(),
-                r#type: BackupType::Scheduled,
-                by: "schedule".into(),
-                attempt,
-                ..BackupRequest::default()
-            };
-            match self.starter.start_backup(request) {
-                Ok(run) => tracing::info!(job = %job.name, run, attempt, "started by the schedule"),
-                Err(Error::Busy(text)) => tracing::warn!(job = %job.name, "its time has come, but {text}; this one counts as covered"),
-                Err(e) => tracing::error!(job = %job.name, "its time has come, but it could not be started: {e}"),
+            match self.start(key, attempt) {
+                Ok(run) => tracing::info!(job = %key, run, attempt, "started by the schedule"),
+                Err(Error::Busy(text)) => tracing::warn!(job = %key, "its time has come, but {text}; this one counts as covered"),
+                Err(e) => tracing::error!(job = %key, "its time has come, but it could not be started: {e}"),
             }
         }
     }
 
-    /// When a job starts next; in the past when it should have started already.
-    fn next_start(&self, job: &Job) -> Option<Timestamp> {
-        if !job.enabled {
+    fn start(&self, key: &str, attempt: u32) -> Result<String, Error> {
+        if key == CONFIG_BACKUP {
+            return self.starter.start_config_backup(attempt);
+        }
+        self.starter.start_backup(BackupRequest {
+            job: key.to_owned(),
+            r#type: BackupType::Scheduled,
+            by: "schedule".into(),
+            attempt,
+            ..BackupRequest::default()
+        })
+    }
+
+    /// When it starts next; in the past when it should have started already.
+    fn next_start(&self, entry: &Entry<'_>) -> Option<Timestamp> {
+        if !entry.enabled {
             return None;
         }
         let now = self.clock.now();
-        let retry = lock(&self.retries).get(&job.name).map(|(at, _)| *at);
-        let state = self.state(job, now);
-        let due = job.schedule.as_ref().and_then(|s| next_due(s, &job.zone(), last_due(&state, now), anchor(&state)));
-        let due = due.and_then(|d| d.checked_add(self.jitter(job)).ok());
+        let retry = lock(&self.retries).get(entry.key).map(|(at, _)| *at);
+        let due = entry.next(&self.state(entry, now), now).and_then(|due| due.checked_add(self.jitter(entry)).ok());
         [retry, due].into_iter().flatten().min()
     }
 
-    /// The ledger's state of a job, begun anew where its schedule is another one.
-    fn state(&self, job: &Job, now: Timestamp) -> ScheduleState {
-        let mut state = self.ledger.schedule_state(&job.name).unwrap_or_else(|e| {
-            tracing::error!(job = %job.name, "its schedule state cannot be read: {e}");
+    /// The ledger's state, begun anew where the schedule is another one.
+    fn state(&self, entry: &Entry<'_>, now: Timestamp) -> ScheduleState {
+        let key = entry.key;
+        let mut state = self.ledger.schedule_state(key).unwrap_or_else(|e| {
+            tracing::error!(job = %key, "its schedule state cannot be read: {e}");
             ScheduleState::default()
         });
-        let text = format!("{} {}", words(&job.schedule), job.timezone.as_deref().unwrap_or_default());
+        let text = format!("{} {}", words(entry.schedule), entry.timezone.unwrap_or_default());
         if state.schedule != text || state.first_seen.is_none() {
             state.schedule = text;
             // A new schedule owes nothing from before; what it owes from now on survives restarts.
             state.last_due = Some(now);
             state.first_seen.get_or_insert(now);
-            self.save(job, &state);
+            self.save(key, &state);
         }
         if state.last_due.is_some_and(|due| due.duration_since(now) > AHEAD) {
-            tracing::warn!(job = %job.name, "its last due time lies in the future: the clock was wrong; counting goes on from now");
+            tracing::warn!(job = %key, "its last due time lies in the future: the clock was wrong; counting goes on from now");
             state.last_due = Some(now);
-            self.save(job, &state);
+            self.save(key, &state);
         }
         state
     }
 
-    fn save(&self, job: &Job, state: &ScheduleState) {
-        if let Err(e) = self.ledger.save_schedule_state(&job.name, state) {
-            tracing::error!(job = %job.name, "its schedule state cannot be written: {e}");
+    fn save(&self, key: &str, state: &ScheduleState) {
+        if let Err(e) = self.ledger.save_schedule_state(key, state) {
+            tracing::error!(job = %key, "its schedule state cannot be written: {e}");
         }
     }
 
-    /// A fixed part of the job's jitter, the same in every run, another on every machine.
-    fn jitter(&self, job: &Job) -> SignedDuration {
-        let range = job.jitter.as_secs();
+    /// A fixed part of the jitter, the same in every run, another on every machine.
+    fn jitter(&self, entry: &Entry<'_>) -> SignedDuration {
+        let range = entry.jitter.as_secs();
         if range == 0 {
             return SignedDuration::ZERO;
         }
-        let hash = blake3::hash(format!("{}\0{}", self.machine.trim(), job.name).as_bytes());
+        let hash = blake3::hash(format!("{}\0{}", self.machine.trim(), entry.key).as_bytes());
         let number = u64::from_le_bytes(*hash.as_bytes().first_chunk().unwrap_or(&[0; 8]));
         SignedDuration::from_secs((number % range) as i64)
     }
@@ -173,32 +251,50 @@ impl Scheduler {
     /// To be told of every run that ended: counts, and plans a retry.
     pub fn job_finished(&self, run: &Run) {
         let config = self.config.get();
-        let (RunKind::Backup, Some(job)) = (run.kind, run.job.as_ref().and_then(|j| config.jobs.get(j))) else { return };
+        let Some(entry) = Entry::of_run(run, &config) else { return };
+        let key = entry.key;
         let now = self.clock.now();
-        let mut state = self.state(job, now);
+        let mut state = self.state(&entry, now);
         state.last_run = Some(run.id.clone());
         state.last_start = run.started.as_ref().and_then(|s| s.parse().ok());
         match run.state {
             RunState::Good | RunState::Partial => {
                 state.runs_good += 1;
                 state.last_good = Some(now);
-                lock(&self.retries).remove(&job.name);
+                lock(&self.retries).remove(key);
             }
             RunState::Failed => {
                 state.runs_failed += 1;
-                if run.attempt < job.retry.attempts {
+                if run.attempt < entry.retry.attempts {
                     let factor = 1u32 << (run.attempt.saturating_sub(1)).min(16);
-                    let wait = SignedDuration::try_from(job.retry.backoff.saturating_mul(factor)).unwrap_or(SignedDuration::from_hours(1));
+                    let wait =
+                        SignedDuration::try_from(entry.retry.backoff.saturating_mul(factor)).unwrap_or(SignedDuration::from_hours(1));
                     if let Ok(at) = now.checked_add(wait) {
-                        lock(&self.retries).insert(job.name.clone(), (at, run.attempt + 1));
-                        tracing::info!(job = %job.name, attempt = run.attempt + 1, "tried again at {at}");
+                        lock(&self.retries).insert(key.to_owned(), (at, run.attempt + 1));
+                        tracing::info!(job = %key, attempt = run.attempt + 1, "tried again at {at}");
                     }
                 }
             }
             _ => {}
         }
-        self.save(job, &state);
+        self.save(key, &state);
         self.wake.notify_one();
+    }
+
+    /// What `keepctl status` shows of the backup of the configuration; None where none is configured.
+    pub fn config_backup_status(&self) -> Option<ConfigBackupStatus> {
+        let config = self.config.get();
+        let entry = Entry::of_config(&config)?;
+        let state = self.state(&entry, self.clock.now());
+        let last_run = state.last_run.as_ref().and_then(|id| self.ledger.run(id).ok().flatten());
+        Some(ConfigBackupStatus {
+            destination: config.config_backup.as_ref().map(|b| b.destination.clone()).unwrap_or_default(),
+            schedule: words(entry.schedule),
+            next: self.next_start(&entry).map(|t| t.to_string()),
+            last_outcome: last_run.as_ref().map(|r| r.state),
+            last_run: state.last_run,
+            last_good: state.last_good.map(|t| t.to_string()),
+        })
     }
 
     /// What `keepctl status` shows of a job.
@@ -206,7 +302,8 @@ impl Scheduler {
         let config = self.config.get();
         let Some(job) = config.jobs.get(name) else { return JobStatus { name: name.into(), ..JobStatus::default() } };
         let now = self.clock.now();
-        let state = self.state(job, now);
+        let entry = Entry::of_job(job);
+        let state = self.state(&entry, now);
         let last_run = state.last_run.as_ref().and_then(|id| self.ledger.run(id).ok().flatten());
         // A backup that was good when it was made may have turned out to be worthless since. Where no backup is known (its destination did not answer
         // yet), what the schedule saw counts.
@@ -222,7 +319,7 @@ impl Scheduler {
             name: name.to_owned(),
             enabled: job.enabled,
             schedule: words(&job.schedule),
-            next: self.next_start(job).map(|t| t.to_string()),
+            next: self.next_start(&entry).map(|t| t.to_string()),
             last_start: state.last_start.map(|t| t.to_string()),
             last_outcome: last_run.as_ref().map(|r| r.state),
             last_run: state.last_run,
@@ -250,7 +347,7 @@ fn anchor(state: &ScheduleState) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Daemon, Destination, Retention, Retry, Schedule};
+    use crate::config::{ConfigBackup, Daemon, Destination, Retention};
     use std::pin::Pin;
 
     struct HandClock(Mutex<Timestamp>);
@@ -270,6 +367,11 @@ mod tests {
     impl Starter for Started {
         fn start_backup(&self, request: BackupRequest) -> Result<String, Error> {
             lock(&self.0).push((request.job, request.attempt));
+            Ok("run".into())
+        }
+
+        fn start_config_backup(&self, attempt: u32) -> Result<String, Error> {
+            lock(&self.0).push((CONFIG_BACKUP.into(), attempt));
             Ok("run".into())
         }
     }
@@ -316,6 +418,7 @@ mod tests {
             destinations: [("local".to_owned(), destination)].into(),
             jobs: [(job.name.clone(), job)].into(),
             coverage: Default::default(),
+            config_backup: None,
         };
         let config = Arc::new(config::Current::new(config));
         let clock = Arc::new(HandClock(Mutex::new(now.parse().unwrap())));
@@ -417,6 +520,66 @@ mod tests {
         assert_eq!(w.at("2026-01-03T00:30:00Z"), 0);
         assert!(w.scheduler.job_status("shop").overdue, "nobody may forget a disabled job");
         assert_eq!(w.scheduler.next(), None);
+    }
+
+    fn with_config_backup(w: &World, schedule: Option<Schedule>) {
+        let mut config = (*w.config.get()).clone();
+        config.jobs.get_mut("shop").unwrap().enabled = false;
+        config.config_backup = Some(ConfigBackup {
+            schedule,
+            timezone: Some("UTC".into()),
+            destination: "local".into(),
+            encryption: None,
+            include_secrets: false,
+            retention: Retention::default(),
+            on_change: false,
+        });
+        w.config.set(config);
+    }
+
+    #[test]
+    fn the_configuration_is_scheduled_as_jobs_are() {
+        let mut w = world(job(Schedule::Cron("30 2 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        assert_eq!((w.scheduler.config_backup_status(), w.at("2026-01-01T00:00:00Z")), (None, 0));
+        with_config_backup(&w, Some(Schedule::Cron("0 3 * * *".into())));
+        assert_eq!(w.at("2026-01-01T02:59:59Z"), 0);
+        assert_eq!(w.scheduler.next().unwrap(), ("config backup".to_owned(), "2026-01-01T03:00:00Z".parse().unwrap()));
+        assert_eq!(w.at("2026-01-01T03:00:00Z"), 1);
+        assert_eq!(lock(&w.started.0).last().unwrap(), &("config backup".to_owned(), 1));
+        w.restart();
+        assert_eq!(w.at("2026-01-01T12:00:00Z"), 0, "a restart repeats nothing");
+        w.restart();
+        assert_eq!(w.at("2026-01-09T12:00:00Z"), 1, "eight missed nights are one run");
+        assert_eq!(w.at("2026-01-09T11:00:00Z"), 0, "a clock that went back repeats nothing");
+        w.at("2026-01-09T12:00:00Z");
+        let ended = |state, attempt| {
+            let started = Some(w.clock.now().to_string());
+            w.scheduler.job_finished(&Run { id: "run".into(), kind: RunKind::ConfigBackup, state, attempt, started, ..Run::default() });
+        };
+        ended(RunState::Failed, 1);
+        assert_eq!(w.at("2026-01-09T12:01:00Z"), 1);
+        ended(RunState::Failed, 2);
+        assert_eq!((w.at("2026-01-09T12:02:59Z"), w.at("2026-01-09T12:03:00Z")), (0, 1), "the wait doubles");
+        assert_eq!(lock(&w.started.0).last().unwrap().1, 3);
+        ended(RunState::Failed, 3);
+        assert_eq!(w.at("2026-01-10T02:00:00Z"), 0, "no fourth attempt");
+        assert_eq!(w.at("2026-01-10T03:00:00Z"), 1);
+        ended(RunState::Good, 1);
+        let status = w.scheduler.config_backup_status().unwrap();
+        assert_eq!(status.last_good.as_deref(), Some("2026-01-10T03:00:00Z"));
+        assert_eq!((status.next.as_deref(), status.schedule.as_str()), (Some("2026-01-11T03:00:00Z"), "0 3 * * *"));
+        assert_eq!(w.scheduler.job_status("shop").runs_failed, 0, "a job's counts are its own");
+        // Without a schedule nothing is due, but what failed is tried again.
+        with_config_backup(&w, None);
+        assert_eq!((w.at("2026-02-01T03:00:00Z"), w.scheduler.next()), (0, None));
+        ended(RunState::Failed, 1);
+        assert_eq!(w.at("2026-02-01T03:01:00Z"), 1);
+        // And nothing where it is configured no more.
+        ended(RunState::Failed, 1);
+        let mut config = (*w.config.get()).clone();
+        config.config_backup = None;
+        w.config.set(config);
+        assert_eq!(w.at("2026-03-01T03:00:00Z"), 0);
     }
 
     #[test]

@@ -18,8 +18,8 @@ use crate::run::live::{Failure, Finish, LiveRun};
 use crate::run::readable::Reading;
 use crate::run::selection::Selection;
 use crate::run::{
-    CompareRequest, archived, backup, catalogue, check, compare, contents, copy, coverage, destination, export, hooks, housekeeping,
-    in_place, load, quiesce, reencrypt, restore, retain,
+    CompareRequest, adopt, archived, backup, catalogue, check, compare, config_backup, contents, copy, coverage, destination, export,
+    hooks, housekeeping, in_place, load, quiesce, reencrypt, restore, retain,
 };
 use crate::run::{ExportRequest, LoadRequest, SealFor};
 use crate::storage::Storage;
@@ -221,14 +221,36 @@ impl Runs {
         let runs = self.clone();
         self.start(Work::on(RunKind::ReEncrypt, destination, by), move |live| {
             let writing = |name: &str| runs.wait_to_write(name, live);
-            reencrypt::destination_anew(&env, &target, drop_slots, live, &writing, &|name| runs.readers_gone(name))
+            match reencrypt::are_configurations_left(&env.ledger, &target.name)? {
+                true => live.message(Level::Info, "the backups are sealed anew already; only stored configurations were left".into()),
+                false => {
+                    reencrypt::destination_anew(&env, &target, drop_slots, live, &writing, &|name| runs.readers_gone(name))?;
+                }
+            }
+            let _alone = runs.alone_with_configurations(live)?;
+            let _reading = runs.keep_readable(&target.name);
+            let failed = |e: Failure| match e {
+                Failure::Cancelled => Failure::Cancelled,
+                e => Failure::Failed(format!(
+                    "the backups at {0} are sealed anew, but an old key may still open configurations that are stored there: {e}; mend that, and run the same command again",
+                    target.name
+                )),
+            };
+            // It took its time: what is stored is sealed as is configured now.
+            let finish = config_backup::anew(&runs.environment(), &target, live).map_err(failed)?;
+            reencrypt::configurations_done(&env.ledger, &target.name)?;
+            Ok(finish)
         })
     }
 
     /// Goes on with re-encryptions that the last stop interrupted.
     pub fn resume_reencryptions(self: &Arc<Self>) {
         for name in self.config.get().destinations.keys() {
-            let started = match reencrypt::unfinished(&self.ledger, name) {
+            let unfinished = reencrypt::unfinished(&self.ledger, name).and_then(|unfinished| match unfinished {
+                None if reencrypt::are_configurations_left(&self.ledger, name)? => Ok(Some(false)),
+                unfinished => Ok(unfinished),
+            });
+            let started = match unfinished {
                 Ok(None) => continue,
                 Ok(Some(drop_slots)) => self.start_reencrypt(name, drop_slots, Lent::default(), "schedule").map(drop),
                 Err(e) => Err(e.into()),
@@ -326,7 +348,9 @@ impl Runs {
     /// Makes this machine the writer of a destination's repository; says who it was before. Blocks.
     pub fn take_over(&self, destination: &str, by: &str) -> Result<String> {
         let env = self.environment();
-        let message = check::take_over(&env, self.destination(&env.config, destination)?)?;
+        let target = self.destination(&env.config, destination)?;
+        let message = check::take_over(&env, target)?;
+        config_backup::accept_emptied(&env.ledger, target)?;
         tracing::warn!(destination, by, "{message}");
         Ok(message)
     }
@@ -707,11 +731,7 @@ impl Runs {
         self.runtime.spawn_blocking(move || {
             let env = runs.environment();
             for (name, target) in &env.config.destinations {
-                let synced = match archived::is(target) {
-                    true => archived::open(&env, target)
-                        .and_then(|place| archived::catalogue::sync(&place, &env.ledger, &CancellationToken::new())),
-                    false => destination::open(&env, target, false).and_then(|repository| catalogue::sync(&repository, name, &env.ledger)),
-                };
+                let synced = adopt::sync(&env, target, &CancellationToken::new());
                 match synced {
                     Ok(problems) => problems.iter().for_each(|p| tracing::warn!(destination = %name, "{p}")),
                     // A destination that nothing was backed up to yet is no problem.
