@@ -324,6 +324,8 @@ fn the_interface_text_fits_the_methods() {
         start_in_place "StartInPlace", start_undo "StartUndo",
         start_coverage "StartCoverage", get_coverage "GetCoverage", acknowledge_coverage "AcknowledgeCoverage", start_drill "StartDrill",
         list_keys "ListKeys", start_key_add "StartKeyAdd", start_key_remove "StartKeyRemove", start_key_rotate "StartKeyRotate", make_kit "MakeKit",
-        initiate_import "InitiateImport", upload_import "UploadImport", start_import "StartImport", get_import "GetImport", list_imports "ListImports", cancel_import "CancelImport");
+        initiate_import "InitiateImport", upload_import "UploadImport", start_import "StartImport", get_import "GetImport", list_imports "ListImports", cancel_import "CancelImport",
+        show_config "ShowConfig", check_config "CheckConfig", preview_config "PreviewConfig", export_config "ExportConfig", import_config "ImportConfig", undo_config "UndoConfig",
+        start_config_backup "StartConfigBackup", list_config_backups "ListConfigBackups", fetch_config_backup "FetchConfigBackup");
     assert_eq!(seen, known.len());
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::ConfigCommand;
 use crate::export::ExportArguments;
 use crate::keys::KeyArguments;
 
@@ -465,6 +466,9 @@ pub enum Command {
     /// What opens destinations: keys, their slots, recovery kits
     #[command(subcommand)]
     Key(KeyCommand),
+    /// The configuration itself: checked, shown, taken along and brought back
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// The manual page, for make install
     #[command(hide = true)]
     Manual,

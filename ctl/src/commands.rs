@@ -11,14 +11,16 @@ use std::path::Path;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use keepd_protocol::methods::*;
-use keepd_protocol::model::{Backup, BackupType, BytesPath, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState};
+use keepd_protocol::model::{
+    Backup, BackupType, BytesPath, ConfigBackupStatus, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState,
+};
 use serde::Serialize;
 
 use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::keys::Keys;
 use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
-use crate::{Exit, Failure, compare, coverage, drill, export, follow, import, in_place, key};
+use crate::{Exit, Failure, compare, config, coverage, drill, export, follow, import, in_place, key};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -136,6 +138,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             context.work(&started.run, true)
         }
         Command::Key(command) => key::run(&context, command),
+        Command::Config(command) => config::run(&context, command),
         Command::Accept(of) => context.mark(of, Mark::Accept),
         Command::Pin(of) => context.mark(of, Mark::Pin),
         Command::Unpin(of) => context.mark(of, Mark::Unpin),
@@ -324,6 +327,9 @@ impl Context<'_> {
         destinations(&status.destinations)?;
         if let Some(counts) = &status.coverage {
             println!("\n{}", coverage::line(counts));
+        }
+        if let Some(kept) = &status.config_backup {
+            println!("\n{}", config_backup(kept));
         }
         for run in &status.running {
             let what = run.job.as_ref().or(run.destination.as_ref()).map(|s| escape(s)).unwrap_or_default();
@@ -851,4 +857,12 @@ pub fn quiet_end(socket: &Path, id: &str) -> Result<Run> {
         Ok(())
     })?;
     last.ok_or_else(|| Failure::failed("keepd told nothing of the run"))
+}
+
+/// The line of `status` about the configuration itself.
+fn config_backup(kept: &ConfigBackupStatus) -> String {
+    let last = kept.last_outcome.map_or_else(|| "never ran".to_owned(), |o| o.to_string());
+    let good = time_or(kept.last_good.as_ref(), "never");
+    let next = time_or(kept.next.as_ref(), "-");
+    format!("configuration to {}: {last}, last good {good}, next {next}", escape(&kept.destination))
 }

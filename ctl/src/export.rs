@@ -1,7 +1,6 @@
 //! `keepctl export`: a backup as one file to take along.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -9,11 +8,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use keepd_protocol::methods::*;
 use keepd_protocol::model::{ArchiveCompression, RunState, escape};
-use tempfile::NamedTempFile;
 
 use crate::arguments::BackupArgument;
 use crate::commands::{Context, bytes_path, pipe, print_json, quiet_end};
 use crate::keys::{KeyArguments, Keys};
+use crate::new_file::NewFile;
 use crate::render::{bytes, short};
 use crate::{Exit, Failure, follow};
 
@@ -198,43 +197,6 @@ fn to_file(context: &Context<'_>, arguments: &ExportArguments, how: How, keys: &
         }
     }
     Ok(follow::conclude(context.arguments, &run))
-}
-
-/// A file that is there when it is whole, and not before.
-struct NewFile {
-    file: NamedTempFile,
-    path: PathBuf,
-}
-
-impl NewFile {
-    /// Mode 0600. An existing file is refused before anything is done.
-    fn create(path: &Path) -> Result<Self> {
-        if path.symlink_metadata().is_ok() {
-            return Err(Failure::failed(format!("{} exists already and is not overwritten", path.display())));
-        }
-        let name = path.file_name().ok_or_else(|| Failure::new(Exit::Usage, format!("{} is no name of a file", path.display())))?;
-        let mut prefix = OsString::from(".");
-        prefix.push(name);
-        prefix.push(".");
-        let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(Self::directory(path));
-        let file = file.map_err(|e| Failure::failed(format!("cannot make {}: {e}", path.display())))?;
-        Ok(Self { file, path: path.to_owned() })
-    }
-
-    fn directory(path: &Path) -> &Path {
-        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-    }
-
-    /// Gives it its name, durably.
-    fn publish(self) -> Result<()> {
-        let failed = |e: io::Error| Failure::failed(format!("cannot make {}: {e}", self.path.display()));
-        self.file.as_file().sync_all().map_err(failed)?;
-        self.file.persist_noclobber(&self.path).map_err(|e| match e.error.kind() {
-            io::ErrorKind::AlreadyExists => Failure::failed(format!("{} exists already and is not overwritten", self.path.display())),
-            _ => failed(e.error),
-        })?;
-        File::open(Self::directory(&self.path)).and_then(|d| d.sync_all()).map_err(failed)
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod arguments;
 mod client;
 mod commands;
 mod compare;
+mod config;
 mod coverage;
 mod drill;
 mod edit;
@@ -13,6 +14,7 @@ mod import;
 mod in_place;
 mod key;
 mod keys;
+mod new_file;
 mod render;
 
 use std::process::ExitCode;

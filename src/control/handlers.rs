@@ -30,7 +30,7 @@ const MAX_SINGLE: usize = 1 << 20;
 
 pub(super) type Result<T, E = Fault> = std::result::Result<T, E>;
 
-fn failed(message: impl std::fmt::Display) -> Fault {
+pub(super) fn failed(message: impl std::fmt::Display) -> Fault {
     Fault::new(errors::FAILED, json!({ "message": message.to_string() }))
 }
 
@@ -91,9 +91,9 @@ impl Control {
         let config = self.app.config.get();
         let app = self.app.clone();
         let job = p.job.clone();
-        let (jobs, destinations, coverage) = tokio::task::spawn_blocking(move || {
+        let (jobs, destinations, coverage, config_backup) = tokio::task::spawn_blocking(move || {
             let jobs = config.jobs.keys().filter(|n| job.as_ref().is_none_or(|j| j == *n)).map(|n| (app.job_status)(n)).collect();
-            (jobs, app.runs.destinations(), app.runs.coverage_counts())
+            (jobs, app.runs.destinations(), app.runs.coverage_counts(), (app.config_backup_status)())
         })
         .await
         .map_err(failed)?;
@@ -109,6 +109,7 @@ impl Control {
                 running,
                 destinations,
                 coverage,
+                config_backup,
             },
         })
     }

@@ -3,6 +3,7 @@
 //! `listener` makes the socket, `transport` speaks the protocol (frames, descriptors, deadlines, limits), `service`
 //! answers the standard interface and checks rights, `handlers` carries the calls out. `docs/protocol.md` describes it.
 
+mod configuration;
 pub mod frames;
 mod handlers;
 mod imports;
@@ -19,7 +20,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Event, JobStatus};
+use keepd_protocol::model::{ConfigBackupStatus, Event, JobStatus};
 use tokio::sync::broadcast;
 
 use crate::config;
@@ -40,6 +41,8 @@ pub struct App {
     pub reload: Box<dyn Fn() -> ReloadFuture + Send + Sync>,
     /// The schedule's view of a configured job.
     pub job_status: Box<dyn Fn(&str) -> JobStatus + Send + Sync>,
+    /// The same of the backup of the configuration; None where none is configured.
+    pub config_backup_status: Box<dyn Fn() -> Option<ConfigBackupStatus> + Send + Sync>,
     pub started: Timestamp,
     pub config_path: PathBuf,
 }

@@ -113,6 +113,19 @@ impl Control {
                 out::<m::StartKeyRotate>(self.start_key_rotate(input::<m::StartKeyRotate>(p)?, descriptors, by).await?)
             }
             m::MakeKit::NAME => out::<m::MakeKit>(self.make_kit(input::<m::MakeKit>(p)?, descriptors, by).await?),
+            m::ShowConfig::NAME => out::<m::ShowConfig>(self.show_config(input::<m::ShowConfig>(p)?).await?),
+            m::CheckConfig::NAME => out::<m::CheckConfig>(self.check_config(input::<m::CheckConfig>(p)?).await?),
+            m::PreviewConfig::NAME => out::<m::PreviewConfig>(self.preview_config(input::<m::PreviewConfig>(p)?).await?),
+            m::ExportConfig::NAME => out::<m::ExportConfig>(self.export_config(input::<m::ExportConfig>(p)?, descriptors).await?),
+            m::ImportConfig::NAME => out::<m::ImportConfig>(self.import_config(input::<m::ImportConfig>(p)?, descriptors, by).await?),
+            m::UndoConfig::NAME => out::<m::UndoConfig>(self.undo_config(input::<m::UndoConfig>(p)?, by).await?),
+            m::StartConfigBackup::NAME => {
+                out::<m::StartConfigBackup>(self.start_config_backup(input::<m::StartConfigBackup>(p)?, by).await?)
+            }
+            m::ListConfigBackups::NAME => out::<m::ListConfigBackups>(self.list_config_backups(input::<m::ListConfigBackups>(p)?).await?),
+            m::FetchConfigBackup::NAME => {
+                out::<m::FetchConfigBackup>(self.fetch_config_backup(input::<m::FetchConfigBackup>(p)?, descriptors).await?)
+            }
             m::InitiateImport::NAME => out::<m::InitiateImport>(self.initiate_import(input::<m::InitiateImport>(p)?, peer, by).await?),
             m::UploadImport::NAME => out::<m::UploadImport>(self.upload_import(input::<m::UploadImport>(p)?, descriptors).await?),
             m::StartImport::NAME => out::<m::StartImport>(self.start_import(input::<m::StartImport>(p)?, by).await?),

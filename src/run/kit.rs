@@ -78,6 +78,13 @@ pub fn make(env: &Environment, wanted: &Wanted, out: OwnedFd, live: &LiveRun) ->
     let mut begun = Vec::new();
     let written = (|| {
         if let Some(fresh) = &wanted.fresh {
+            let kept = env.config.config_backup.as_ref();
+            if let Some(kept) = kept.filter(|kept| kept.encryption.as_ref() == Some(&wanted.profile.name)) {
+                warnings.push(format!(
+                    "The configuration of keepd that is stored at {} does not open with the key of this kit, only with that of the profile.",
+                    kept.destination
+                ));
+            }
             let new = NewKey { label: LABEL.to_owned(), key: ProfileKey::Key(Arc::new(fresh.clone())) };
             for target in &wanted.targets {
                 if archived::is(target) {

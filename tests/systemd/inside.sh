@@ -213,6 +213,19 @@ configure shop
 check "keepctl reload" keepctl reload
 check "no restart happened" is MainPID "$pid"
 
+# ---- the configuration, out and in ------------------------------------------------------------------------------------------
+check "the configuration goes out with its key, sealed" keepctl config export --include-secrets -o /root/all.json.gz.enc
+configure third
+keepctl reload >/dev/null
+check "it comes in again, written by the hardened unit" keepctl config import /root/all.json.gz.enc --mode full --on-conflict overwrite --yes
+check "it is in force" bash -c 'keepctl job list | grep -q shop && ! keepctl job list | grep -q third'
+check "and is undone" bash -c 'keepctl config undo --yes && keepctl job list | grep -q third'
+check "nothing is left beside it" bash -c '! ls -A /etc/keepd | grep -q "^\.keepd"'
+configure shop
+rm -rf /etc/keepd/conf.d
+check "back to the shop" keepctl reload
+check "still the same process" is MainPID "$pid"
+
 # ---- a second daemon -------------------------------------------------------------------------------------------------------
 sed -e 's|^\[encryption|[daemon]\nsocket = "/run/keepd/second.sock"\n\n&|' $config >/root/second.toml
 check "a second daemon is refused" bash -c 'timeout 20 keepd --config /root/second.toml 2>/tmp/second; [ $? = 1 ] && grep -qi "another keepd" /tmp/second || { cat /tmp/second; false; }'

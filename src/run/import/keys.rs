@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::desk::Taken;
 use crate::config::{Config, KeySource};
-use crate::crypto::{PrivateKey, ProfileKey};
+use crate::crypto::{Key, PrivateKey, ProfileKey};
 use crate::profile;
 
 /// What is tried.
@@ -18,10 +18,14 @@ pub struct Keys {
 impl Keys {
     /// Takes the uploaded ones out of `taken`. No token is asked for anything yet.
     pub fn gather(taken: &mut Taken, config: &Config) -> Self {
-        let given = std::mem::take(&mut taken.keys).into_iter().map(|key| ProfileKey::Key(Arc::new(key)));
+        Self::of(std::mem::take(&mut taken.keys), std::mem::take(&mut taken.private_keys), config)
+    }
+
+    /// Those that were given, before those of the configured profiles.
+    pub fn of(given: Vec<Key>, private: Vec<PrivateKey>, config: &Config) -> Self {
         let mut gathered = Self {
-            keys: given.collect(),
-            private_keys: std::mem::take(&mut taken.private_keys).into_iter().map(Arc::new).collect(),
+            keys: given.into_iter().map(|key| ProfileKey::Key(Arc::new(key))).collect(),
+            private_keys: private.into_iter().map(Arc::new).collect(),
             problems: Vec::new(),
         };
         let mut profiles: Vec<_> = config.encryption.values().collect();

@@ -10,7 +10,7 @@ mod contents;
 mod desk;
 mod foreign;
 mod input;
-mod keys;
+pub(super) mod keys;
 mod work;
 
 pub use commit::is_source_name;

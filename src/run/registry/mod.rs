@@ -1,5 +1,7 @@
 //! The registry of runs: starts them, knows which live, and keeps them out of each other's way.
 
+mod config_backups;
+mod configuration;
 mod drills;
 mod imports;
 mod keys;
@@ -103,6 +105,8 @@ pub struct Runs {
     /// What was wrong with a destination last, and what kind of run saw it.
     problems: Mutex<HashMap<String, (RunKind, String)>>,
     imports: import::Desk,
+    /// Held while the configuration is changed.
+    config_changes: Mutex<()>,
     /// There may be a nearer deadline of an import.
     deadlines: tokio::sync::Notify,
 }
@@ -151,6 +155,7 @@ impl Runs {
             on_finish: Mutex::default(),
             problems: Mutex::default(),
             imports,
+            config_changes: Mutex::default(),
             deadlines: tokio::sync::Notify::new(),
         })
     }
