@@ -267,13 +267,22 @@ fn steps(page: &mut Page, kit: &Kit) {
         ));
     }
     page.paragraph(&format!("1. With keepd (any version that is not older){with_words}. For another destination than 1 put its number:"));
-    for command in [
-        "sed -n 's/^#1: //p' kit.py > destination.toml".to_owned(),
-        format!("keepd rescue list --destination destination.toml{key}"),
-        format!("keepd rescue restore latest --to data --destination destination.toml{key}{private}"),
-    ] {
+    for command in
+        ["sed -n 's/^#1: //p' kit.py > destination.toml".to_owned(), format!("keepd rescue list --destination destination.toml{key}")]
+    {
         page.command(&command);
     }
+    page.raw("#\n");
+    // What is sealed for a profile does not open with the slot of a kit.
+    let sealed_with = if kit.kind == KeyKind::Passphrase { " --passphrase-file FILE" } else { "" };
+    page.paragraph(
+        "A new machine in the old one's place (root, keepd installed and not configured): its configuration, where it is stored there, its \
+         schedule and its list of backups. docs/disaster-recovery.md of keepd goes on from here:",
+    );
+    page.command(&format!("keepd rescue bootstrap --destination destination.toml{key}{private}{sealed_with}"));
+    page.raw("#\n");
+    page.paragraph("Or the data alone, to a directory:");
+    page.command(&format!("keepd rescue restore latest --to data --destination destination.toml{key}{private}"));
     page.raw("#\n");
     page.paragraph("With a copy of a destination, or its disk: --destination fs:/where/it/is");
     page.paragraph(
@@ -284,12 +293,13 @@ fn steps(page: &mut Page, kit: &Kit) {
         "python3 kit.py repository list".to_owned(),
         format!("python3 kit.py repository restore latest data{private}"),
         format!("python3 kit.py repository verify{private}"),
+        format!("python3 kit.py repository config -o config.json{private}"),
     ] {
         page.command(&command);
     }
     page.raw("#\n");
     page.paragraph(
-        "'python3 kit.py --help' tells the rest. It is much quicker with two packages: python3 -m pip install cryptography zstandard. \
+        "The last one gives keepd's own configuration back, where it was stored there. 'python3 kit.py --help' tells the rest. It is much quicker with two packages: python3 -m pip install cryptography zstandard. \
          A file of a database (shop.db) is the database itself; *.dump is for pg_restore, *.sql for psql or mysql.",
     );
     page.paragraph(

@@ -16,6 +16,7 @@ step "lint" cargo clippy --workspace --all-targets --quiet -- -D warnings
 step "build" cargo build --workspace --bins --quiet
 if [ -x target/debug/keepd ] && [ -x target/debug/keepctl ]; then
     step "service under systemd" sh tests/systemd/run.sh target/debug
+    step "disaster recovery, as documented" bash tests/systemd/recovery.sh target/debug
 fi
 step "tests" cargo test --workspace --no-fail-fast
 

@@ -54,6 +54,13 @@ pub enum Command {
         /// <source> or <source>/<path>; none means all
         paths: Vec<OsString>,
     },
+    /// Begin anew on an empty machine: write the configuration that lies beside the backups, and take up what its destinations have
+    Bootstrap {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        how: Beginning,
+    },
     /// Prove that the backups are whole
     Check {
         #[command(flatten)]
@@ -77,7 +84,7 @@ pub struct Place {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// A key file, a private key file or a recovery kit; may be repeated. Without one a passphrase is asked for, where one opens the repository
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, visible_alias = "kit", value_name = "FILE")]
     pub key: Vec<PathBuf>,
     /// A file with the passphrase
     #[arg(long, value_name = "FILE")]
@@ -115,4 +122,23 @@ pub struct Of {
     /// The job whose backup is meant
     #[arg(long, value_name = "JOB")]
     pub job: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Beginning {
+    /// The configuration file that is written, with its drop-ins in conf.d beside it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Another one than the newest: its name at the destination, or a file that 'keepctl config export' wrote
+    #[arg(long, value_name = "NAME|FILE")]
+    pub from: Option<OsString>,
+    /// Show what would be written, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take a configuration that is not sealed, which anybody who can write to the destination could have made
+    #[arg(long)]
+    pub allow_unsealed: bool,
+    /// The machine that wrote to the destinations is gone for good: this one writes there from now on
+    #[arg(long)]
+    pub take_over: bool,
 }

@@ -66,7 +66,7 @@ fn slots(storage: &Storage) -> Result<Vec<Slot>> {
 }
 
 /// What stands on the command line.
-fn given(place: &Place) -> Result<(Vec<ProfileKey>, Lent)> {
+pub fn given(place: &Place) -> Result<(Vec<ProfileKey>, Lent)> {
     let (mut keys, mut private) = (Vec::new(), Vec::new());
     for path in &place.key {
         let file = key_file::open(path).map_err(Failure::failed)?;

@@ -1,9 +1,11 @@
 //! `keepd rescue`: backups are listed, restored, exported and checked with nothing but the storage and a key. No daemon, no configuration, no state.
 //!
 //! Nothing is ever written to the storage: no lease, no lock, no temporary object, so it works beside a daemon that writes there. What it needs to
-//! remember (the index, the list of backups) goes into a temporary directory. It goes on with what is whole, and names what is not.
+//! remember (the index, the list of backups) goes into a temporary directory. It goes on with what is whole, and names what is not. [`bootstrap`]
+//! alone writes a configuration and a state, and becomes the writer of a repository where that is asked for.
 
 mod arguments;
+mod bootstrap;
 mod export;
 mod keys;
 mod look;
@@ -71,6 +73,12 @@ impl From<crate::repository::RepositoryError> for Failure {
     }
 }
 
+impl From<crate::ledger::LedgerError> for Failure {
+    fn from(error: crate::ledger::LedgerError) -> Self {
+        Self::failed(error)
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -94,6 +102,7 @@ pub fn run(command: &Command) -> ExitCode {
             restore::restore(place, of, to, paths, options)
         }
         Command::Export { place, of, output, paths } => export::export(place, of, output, paths),
+        Command::Bootstrap { place, how } => bootstrap::bootstrap(place, how),
         Command::Check { place, read_data } => look::check(place, read_data.unwrap_or(0)),
     };
     done.unwrap_or_else(|failure| {

@@ -186,7 +186,7 @@ fn scratch(cache: Option<&Path>) -> Result<(PathBuf, Option<tempfile::TempDir>)>
     Ok((cache.to_owned(), None))
 }
 
-fn outside(root: Option<&Path>, path: &Path, what: &str) -> Result<()> {
+pub fn outside(root: Option<&Path>, path: &Path, what: &str) -> Result<()> {
     match root {
         Some(root) if resolved(path).starts_with(root) => Err(Failure::usage(format!(
             "{what} would be at {}, which lies in the destination {}: nothing is written there; name another place",
@@ -198,7 +198,7 @@ fn outside(root: Option<&Path>, path: &Path, what: &str) -> Result<()> {
 }
 
 /// Absolute, and without links and `..` also where the end of it does not exist yet.
-fn resolved(path: &Path) -> PathBuf {
+pub fn resolved(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut found = PathBuf::new();
     for component in path.components() {
@@ -214,7 +214,7 @@ fn resolved(path: &Path) -> PathBuf {
 }
 
 /// The directory that is to be removed also by whoever ends the process.
-type Leavings = Arc<Mutex<Option<PathBuf>>>;
+pub type Leavings = Arc<Mutex<Option<PathBuf>>>;
 
 /// Whether the one who started us had SIGHUP ignored (nohup), so that we outlive the terminal.
 fn ignores_hangup() -> bool {
@@ -224,7 +224,7 @@ fn ignores_hangup() -> bool {
 }
 
 /// The first signal asks for an end at the next safe point, the second one does not wait for it.
-fn cancel_by_signals(cancel: &CancellationToken, leavings: Leavings) -> Result<()> {
+pub fn cancel_by_signals(cancel: &CancellationToken, leavings: Leavings) -> Result<()> {
     let failed = |e: std::io::Error| Failure::failed(format!("signals cannot be handled: {e}"));
     let hangup = Some(signal_hook::consts::SIGHUP).filter(|_| !ignores_hangup());
     let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM].into_iter().chain(hangup);
