@@ -3,9 +3,10 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use common::*;
 use serde_json::{Value, json};
@@ -383,38 +384,63 @@ fn what_is_no_export_is_refused_and_changes_nothing() {
     keepd.ok(&["status"]);
 }
 
+/// Runs keepctl at a terminal of its own and answers each question that it asks, in order; `meanwhile` happens when the first was asked.
+fn at_a_terminal(keepd: &Keepd, arguments: &[&str], answers: &[(&str, &str)], meanwhile: impl FnOnce()) -> Output {
+    const SCRIPT: &str = r#"
+import json, os, pty, sys
+answers = json.loads(sys.argv[1])
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[2], sys.argv[2:])
+said, at = b'', 0
+try:
+    while True:
+        more = os.read(fd, 4096)
+        if not more:
+            break
+        said += more
+        while answers and said.find(answers[0][0].encode(), at) >= 0:
+            question, answer = answers.pop(0)
+            at = said.find(question.encode(), at) + len(question)
+            print('asked', file=sys.stderr, flush=True)
+            sys.stdin.readline()
+            os.write(fd, answer.encode() + b'\n')
+except OSError:
+    pass
+sys.stdout.write(said.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+    let mut python = Command::new("python3")
+        .args(["-c", SCRIPT, &json!(answers).to_string()])
+        .arg(keepctl_binary())
+        .arg("--socket")
+        .arg(keepd.path("keepd.sock"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut asked = [0; 6];
+    python.stderr.as_mut().unwrap().read_exact(&mut asked).unwrap();
+    meanwhile();
+    // It goes on when this is closed.
+    drop(python.stdin.take());
+    python.wait_with_output().unwrap()
+}
+
 #[test]
 fn what_was_shown_is_what_is_changed() {
     let keepd = started();
     let file = export(&keepd, "a.json", &[]);
     fs::write(keepd.path("keepd.toml"), fs::read_to_string(keepd.path("keepd.toml")).unwrap().replace("30 2 * * *", "15 4 * * *")).unwrap();
-    // Asked at a terminal of its own: while it waits for an answer, somebody else edits.
-    let script = format!(
-        "import os, pty, sys, time\n\
-         pid, fd = pty.fork()\n\
-         if pid == 0:\n    os.execv({ctl:?}, {arguments})\n\
-         said = b''\n\
-         while b'change the configuration so?' not in said:\n    said += os.read(fd, 4096)\n\
-         open({toml:?}, 'a').write('# edited\\n')\n\
-         os.write(fd, b'y\\n')\n\
-         try:\n    while True:\n        more = os.read(fd, 4096)\n        if not more:\n            break\n        said += more\n\
-         except OSError:\n    pass\n\
-         sys.stdout.write(said.decode())\n\
-         sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n",
-        ctl = keepctl_binary().to_str().unwrap(),
-        toml = keepd.path("keepd.toml").to_str().unwrap(),
-        arguments = json!([
-            "keepctl",
-            "--socket",
-            keepd.path("keepd.sock").to_str().unwrap(),
-            "config",
-            "import",
-            file,
-            "--on-conflict",
-            "overwrite"
-        ]),
-    );
-    let out = Command::new("python3").args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
+    // While it waits for an answer, somebody else edits.
+    let edit = || {
+        let mut toml = fs::OpenOptions::new().append(true).open(keepd.path("keepd.toml")).unwrap();
+        toml.write_all(b"# edited\n").unwrap();
+    };
+    let out =
+        at_a_terminal(&keepd, &["config", "import", &file, "--on-conflict", "overwrite"], &[("change the configuration so?", "y")], edit);
     assert_eq!(out.status.code(), Some(1), "{}", text(&out));
     assert!(text(&out).contains("was changed since it was shown"), "{}", text(&out));
     let now = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
@@ -429,30 +455,9 @@ fn each_conflict_can_be_asked_for_at_a_terminal() {
     fs::write(keepd.path("keepd.toml"), &text_now).unwrap();
     assert!(keepd.fails(2, &["config", "import", &file, "--on-conflict", "ask"]).contains("terminal"));
     // The destination is asked for first (others refer to it): overwritten; the job stays.
-    let script = format!(
-        "import os, pty, sys\n\
-         pid, fd = pty.fork()\n\
-         if pid == 0:\n    os.execv({ctl:?}, {arguments})\n\
-         said, at = b'', 0\n\
-         answers = [(b'[s/r/o]', b'o\\n'), (b'[s/r/o]', b's\\n'), (b'[y/N]', b'y\\n')]\n\
-         try:\n    while True:\n        more = os.read(fd, 4096)\n        if not more:\n            break\n        said += more\n        while answers and said.find(answers[0][0], at) >= 0:\n            at = said.find(answers[0][0], at) + len(answers[0][0])\n            os.write(fd, answers.pop(0)[1])\n\
-         except OSError:\n    pass\n\
-         sys.stdout.write(said.decode())\n\
-         sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n",
-        ctl = keepctl_binary().to_str().unwrap(),
-        arguments = json!([
-            "keepctl",
-            "--socket",
-            keepd.path("keepd.sock").to_str().unwrap(),
-            "config",
-            "import",
-            file,
-            "--on-conflict",
-            "ask",
-            "--allow-key-change"
-        ]),
-    );
-    let out = Command::new("python3").args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
+    let answers = [("[s/r/o]", "o"), ("[s/r/o]", "s"), ("[y/N]", "y")];
+    let arguments = ["config", "import", &file, "--on-conflict", "ask", "--allow-key-change"];
+    let out = at_a_terminal(&keepd, &arguments, &answers, || ());
     assert!(out.status.success(), "{}", text(&out));
     assert_eq!(fs::read_to_string(keepd.path("keepd.toml")).unwrap(), text_now.replace("\"other\"", "\"b\""), "{}", text(&out));
 }

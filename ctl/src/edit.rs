@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, DocumentMut, Item, RawString, Value};
 
+use crate::line_ends::with_line_ends;
+
 /// No configuration file is longer, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -236,28 +238,6 @@ fn retire(retired: &mut Array, before: Option<String>, present: &str, base: &Pat
             retired.insert_formatted(0, value);
         }
     }
-}
-
-/// The changed text with the line ends that it had before (CR LF, or a mixture); new lines have those of most others.
-fn with_line_ends(before: &str, after: &str) -> String {
-    if !before.contains('\r') {
-        return after.to_owned();
-    }
-    let (old, new) = (before.replace("\r\n", "\n"), after.replace("\r\n", "\n"));
-    let lines: Vec<&str> = before.split_inclusive('\n').collect();
-    let is_most = 2 * lines.iter().filter(|line| line.ends_with("\r\n")).count() >= lines.len();
-    let mut text = String::with_capacity(after.len() + lines.len());
-    for change in similar::TextDiff::from_lines(old.as_str(), new.as_str()).iter_all_changes() {
-        match (change.tag(), change.old_index().and_then(|at| lines.get(at))) {
-            (similar::ChangeTag::Delete, _) => {}
-            (similar::ChangeTag::Equal, Some(line)) => text.push_str(line),
-            _ => match change.value().strip_suffix('\n') {
-                Some(line) if is_most => text.extend([line, "\r\n"]),
-                _ => text.push_str(change.value()),
-            },
-        }
-    }
-    text
 }
 
 /// Another value with what stands around it.

@@ -14,6 +14,8 @@ mod import;
 mod in_place;
 mod key;
 mod keys;
+#[path = "../../src/config/line_ends.rs"]
+mod line_ends;
 mod new_file;
 mod render;
 

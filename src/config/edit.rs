@@ -9,6 +9,8 @@ use std::str::FromStr;
 use serde_json::{Map, Value as Json};
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, RawString, Table, TableLike, Value};
 
+use super::line_ends::with_line_ends;
+
 /// A table that is no longer than this stands in one line.
 const INLINE: usize = 100;
 /// Keys that come first in what is written anew, in this order; the others by name.
@@ -545,28 +547,6 @@ fn value_json(value: &Value) -> Option<Json> {
 fn table_json(table: &dyn TableLike) -> Option<Json> {
     let entries = table.iter().filter(|(_, item)| !item.is_none()).map(|(key, item)| Some((key.to_owned(), json(item)?)));
     entries.collect::<Option<Map<_, _>>>().map(Json::Object)
-}
-
-/// The changed text with the line ends that it had before (CR LF, or a mixture); new lines have those of most others.
-fn with_line_ends(before: &str, after: &str) -> String {
-    if !before.contains('\r') {
-        return after.to_owned();
-    }
-    let (old, new) = (before.replace("\r\n", "\n"), after.replace("\r\n", "\n"));
-    let lines: Vec<&str> = before.split_inclusive('\n').collect();
-    let is_most = 2 * lines.iter().filter(|line| line.ends_with("\r\n")).count() >= lines.len();
-    let mut text = String::with_capacity(after.len() + lines.len());
-    for change in similar::TextDiff::from_lines(old.as_str(), new.as_str()).iter_all_changes() {
-        match (change.tag(), change.old_index().and_then(|at| lines.get(at))) {
-            (similar::ChangeTag::Delete, _) => {}
-            (similar::ChangeTag::Equal, Some(line)) => text.push_str(line),
-            _ => match change.value().strip_suffix('\n') {
-                Some(line) if is_most => text.extend([line, "\r\n"]),
-                _ => text.push_str(change.value()),
-            },
-        }
-    }
-    text
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod edit;
 mod environment;
 mod item;
 mod job;
+mod line_ends;
 mod load;
 mod overlap;
 mod paths;

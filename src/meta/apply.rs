@@ -83,6 +83,7 @@ impl Prepared {
     }
 
     /// Whether nothing at all would change.
+    #[cfg(test)]
     pub fn is_nothing(&self) -> bool {
         self.draft.is_nothing() && self.files.is_empty() && self.schedule.is_empty()
     }

@@ -6,10 +6,12 @@ use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 
 use jiff::Timestamp;
+use keepd_protocol::configuration::ConfigFileInfo;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use super::listing::Count;
 use super::packing::{self, Packing};
 use super::seal::{self, Keys, Sealer};
 use super::unpack::Unpacked;
@@ -110,6 +112,21 @@ impl Item {
 }
 
 impl Envelope {
+    /// What it says of itself, and how it was found.
+    pub fn info(&self, sealed: bool, opened_with: Option<String>) -> ConfigFileInfo {
+        ConfigFileInfo {
+            format_version: self.format_version,
+            keepd_version: self.keepd_version.clone(),
+            export_type: self.export_type.clone(),
+            exported_at: self.exported_at.to_string(),
+            instance: self.instance.clone(),
+            item_count: self.item_count,
+            includes_secrets: self.includes_secrets,
+            sealed,
+            opened_with,
+        }
+    }
+
     /// Whether it has the text of a secret.
     pub fn has_secrets(&self) -> bool {
         self.items.iter().flat_map(|item| &item.secrets).any(|s| s.kind != SecretKind::PublicKey && !s.value.is_empty())
@@ -158,19 +175,6 @@ fn pack<W: Write>(mut out: W, packing: Packing, json: &[u8]) -> Result<W> {
     }
     out.flush().map_err(PortableError::Io)?;
     Ok(out)
-}
-
-struct Count(u64);
-
-impl Write for Count {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Reads one to its end and checks all that can be checked without knowing where it goes. Finds out by itself whether it is sealed and how it is compressed; the keys do not

@@ -65,18 +65,22 @@ pub fn write(out: &mut impl Write, facts: &impl Serialize, files: Option<FileLis
     out.write_all(&text).map_err(PortableError::Io)
 }
 
+/// Counts bytes instead of writing them.
+pub struct Count(pub u64);
+
+impl Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// How many bytes [`write`] writes.
 pub fn len(facts: &impl Serialize, files: Option<FileList>) -> Result<u64> {
-    struct Count(u64);
-    impl Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 += bytes.len() as u64;
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
     let mut count = Count(0);
     write(&mut count, facts, files)?;
     Ok(count.0)

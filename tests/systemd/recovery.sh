@@ -8,13 +8,8 @@ set -eu
 binaries=$1
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
-skipped() {
-    echo "********************************************************************************"
-    echo "SKIPPED: the test of docs/disaster-recovery.md: $1"
-    echo "********************************************************************************"
-    [ -z "${KEEPD_REQUIRE_SYSTEMD:-}" ] || exit 1
-    exit 0
-}
+what="the test of docs/disaster-recovery.md"
+. "$here/skipped.sh"
 [ "$(id -u)" = 0 ] || skipped "it needs root"
 
 work=$(mktemp -d)

@@ -7,13 +7,8 @@ set -eu
 binaries=$1
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
-skipped() {
-    echo "********************************************************************************"
-    echo "SKIPPED: the tests of the service under systemd: $1"
-    echo "********************************************************************************"
-    [ -z "${KEEPD_REQUIRE_SYSTEMD:-}" ] || exit 1
-    exit 0
-}
+what="the tests of the service under systemd"
+. "$here/skipped.sh"
 [ "$(id -u)" = 0 ] || skipped "they need root"
 
 over=$(mktemp -d)

@@ -427,25 +427,10 @@ pub fn notes(written: &Written<'_>) -> Vec<String> {
     found
 }
 
-/// The keys of a destination that do not say where it is.
-const NOT_A_PLACE: [&str; 16] = [
-    "layout",
-    "encryption",
-    "compression",
-    "retention",
-    "max_age",
-    "prune_grace",
-    "check_every",
-    "bandwidth",
-    "timeout",
-    "retry",
-    "concurrency",
-    "append_only",
-    "object_lock",
-    "object_lock_mode",
-    "ca_file",
-    "default_storage_class",
-];
+/// Whether a key of a destination says where it is; of keepd's own only these two do.
+fn is_place(key: &str) -> bool {
+    matches!(key, "service" | "command") || !(is_common_key(key) || key == "default_storage_class")
+}
 
 /// Whether a destination becomes another place, whatever secrets it is reached with.
 pub fn is_elsewhere(before: &Value, after: &Value) -> bool {
@@ -456,7 +441,7 @@ pub fn is_elsewhere(before: &Value, after: &Value) -> bool {
         let tables = [before, after].map(|value| is_table(value, key));
         is_secret(key) || (WHO.contains(&key) && tables == [true; 2]) || (secrets::is_path(service, key) && tables == [false; 2])
     };
-    all.into_iter().filter(|key| !NOT_A_PLACE.contains(key) && !is_no_place(key)).any(|key| before.get(key) != after.get(key))
+    all.into_iter().filter(|key| is_place(key) && !is_no_place(key)).any(|key| before.get(key) != after.get(key))
 }
 
 fn removes_more(before: Option<&Value>, after: Option<&Value>) -> Option<String> {

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Result, Runs, lock};
 use crate::config::{self, Draft, ItemKind, ItemName, Problems, Texts};
 use crate::crypto::{Key, PrivateKey, key_file};
+use crate::machine;
 use crate::meta::plan::Options;
 use crate::meta::{apply, collect};
 use crate::portable::envelope::{self, MAX_BYTES};
@@ -115,10 +116,9 @@ impl Runs {
             Err(e) => return Err(e),
         };
         let (jobs, destinations) = (config.jobs.len(), config.destinations.len());
-        let problems: Vec<_> = crate::profile::check(&config).into_iter().chain(config::check_files(&config)).collect();
-        let (errors, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(|p| p.severity == config::Severity::Error);
-        let text = |problems: Vec<config::Problem>| problems.iter().map(ToString::to_string).collect();
-        Ok(Checked { errors: text(errors), warnings: text(warnings), jobs, destinations })
+        let found = machine::check(config);
+        let text = |problems: &[config::Problem]| problems.iter().map(ToString::to_string).collect();
+        Ok(Checked { errors: text(&found.errors), warnings: text(&found.warnings), jobs, destinations })
     }
 
     /// What an export of these kinds would hold, and the profiles that it could be sealed for.
@@ -152,17 +152,7 @@ impl Runs {
         let bytes = read_config(file)?;
         let opened = self.open_config(&bytes, keys)?;
         let envelope = &opened.envelope;
-        let info = ConfigFileInfo {
-            format_version: envelope.format_version,
-            keepd_version: envelope.keepd_version.clone(),
-            export_type: envelope.export_type.clone(),
-            exported_at: envelope.exported_at.to_string(),
-            instance: envelope.instance.clone(),
-            item_count: envelope.item_count,
-            includes_secrets: envelope.includes_secrets,
-            sealed: opened.sealed,
-            opened_with: opened.opened_with.clone(),
-        };
+        let info = envelope.info(opened.sealed, opened.opened_with.clone());
         let options = match request.validate {
             // Whatever conflicts or must be allowed is shown, and no reason to refuse it.
             true => Options {
@@ -228,20 +218,17 @@ impl Runs {
             return Ok(Undone { diff, base: now, is_applied: false });
         }
         let config = draft.after().load().map_err(told)?;
-        let errors: Vec<String> = crate::profile::check(&config)
-            .into_iter()
-            .chain(config::check_files(&config))
-            .filter(|p| p.severity == config::Severity::Error)
-            .map(|p| p.to_string())
-            .collect();
+        let errors: Vec<String> = machine::check(config).errors.iter().map(ToString::to_string).collect();
         if !errors.is_empty() {
             return Err(Error::Failed(format!(
                 "the configuration from before would be refused, so nothing was changed: {}",
                 errors.join("; ")
             )));
         }
+        // Known before: nothing may fail once it counts.
+        let base = draft.after().digest();
         draft.commit(&previous).map_err(Error::Failed)?;
-        Ok(Undone { diff, base: self.texts()?.digest(), is_applied: true })
+        Ok(Undone { diff, base, is_applied: true })
     }
 
     /// Writes a stored configuration, as it is stored, into `out`; its name, and how many bytes it has.
