@@ -16,6 +16,11 @@ fn condemned(keepd: &Keepd) -> usize {
     files_below(&keepd.path("repository/condemned")).len()
 }
 
+/// Told of packs: a number of bytes may end in a zero too.
+fn nothing_deleted(told: &str) -> bool {
+    told.lines().any(|line| line.trim_start().starts_with("0 of ") && line.contains(" packs "))
+}
+
 /// Two backups; between them there was one that alone held four megabytes.
 fn with_something_dead(grace: &str) -> (Keepd, Vec<u8>) {
     let mut keepd = Keepd::prepared();
@@ -41,7 +46,7 @@ fn what_nothing_needs_is_condemned_first_and_deleted_later() {
     assert!(keepd.ok(&["prune", "local", "--dry-run"]).contains("would be condemned"));
     assert_eq!(condemned(&keepd), 0, "a dry run changes nothing");
     let told = keepd.ok(&["prune", "local"]);
-    assert!(told.contains("were condemned") && told.contains("0 of"), "{told}");
+    assert!(told.contains("were condemned") && nothing_deleted(&told), "{told}");
     assert!(stored(&keepd) >= before && condemned(&keepd) == 1);
     // New backups do not build upon what is condemned; a check does not count it as damage; everything is still there.
     let waiting = keepd.ok(&["prune", "local"]);
@@ -52,11 +57,11 @@ fn what_nothing_needs_is_condemned_first_and_deleted_later() {
     assert!(run["progress"]["added_bytes"].as_u64().unwrap() > 3 << 20, "{run}");
     std::thread::sleep(Duration::from_secs(3));
     let told = keepd.ok(&["prune", "local"]);
-    assert!(told.contains("were deleted") && !told.contains("0 of"), "{told}");
+    assert!(told.contains("were deleted") && !nothing_deleted(&told), "{told}");
     assert!(stored(&keepd) < before + (1 << 20) && condemned(&keepd) == 0);
     keepd.ok(&["check", "local", "--read-data"]);
     assert_same(&keepd.path("files"), &keepd.restored("latest").join("files"));
-    assert!(keepd.ok(&["prune", "local"]).contains("0 of"));
+    assert!(nothing_deleted(&keepd.ok(&["prune", "local"])));
 }
 
 #[test]
