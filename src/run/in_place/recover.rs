@@ -160,7 +160,7 @@ fn put_back(journal: &mut Journal, touched: bool, helper: &Helper<'_>, tell: Tel
             break;
         }
         let Some(tree) = journal.trees.get(number) else { continue };
-        let wrong = take_back(tree, &journal.changes_of(number), touched);
+        let wrong = take_back(tree, &journal.changes_of(number), touched, tell);
         if wrong.is_empty()
             && touched
             && let Some(tree) = journal.trees.get_mut(number)
@@ -180,7 +180,7 @@ fn put_back(journal: &mut Journal, touched: bool, helper: &Helper<'_>, tell: Tel
     }
 }
 
-fn take_back(tree: &Tree, changes: &std::path::Path, touched: bool) -> Vec<String> {
+fn take_back(tree: &Tree, changes: &std::path::Path, touched: bool, tell: Tell<'_>) -> Vec<String> {
     let mut errors = Vec::new();
     if !touched || !tree.planned {
         return errors;
@@ -197,7 +197,10 @@ fn take_back(tree: &Tree, changes: &std::path::Path, touched: bool) -> Vec<Strin
         return vec![format!("{} has no {} any more, or its file system is not mounted", tree.root.display(), tree.stage)];
     }
     for change in all.iter().rev() {
-        errors.extend(beneath.take_back(change).err());
+        match beneath.take_back(change) {
+            Ok(told) => told.into_iter().for_each(|text| tell(Level::Error, text)),
+            Err(e) => errors.push(e),
+        }
         point();
     }
     // Directories had changed once more while things were put back into them.

@@ -122,6 +122,26 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Where it is made.
+    fn path(&self) -> Option<&[u8]> {
+        match self {
+            Change::Aside { path, .. }
+            | Change::RemoveDirectory { path, .. }
+            | Change::MakeDirectory { path }
+            | Change::Put { path, .. }
+            | Change::Link { path, .. }
+            | Change::Describe { path, .. } => Some(path),
+            Change::Sync => None,
+        }
+    }
+}
+
+/// What stands in the way is not what was there before: a link or a file in the place of a directory.
+fn is_elsewhere(e: Errno) -> bool {
+    matches!(e, Errno::LOOP | Errno::NOTDIR)
+}
+
 /// Where changes are written down.
 pub struct ChangeWriter {
     out: BufWriter<File>,
@@ -294,6 +314,7 @@ impl<'t> Beneath<'t> {
     /// After everything was taken back: the times of directories, which changed once more meanwhile.
     pub fn settle(&self, change: &Change) -> Result<(), String> {
         match change {
+            change if change.path().is_some_and(|path| self.parent(path).is_err_and(is_elsewhere)) => Ok(()),
             Change::RemoveDirectory { path, was } | Change::Describe { path, was: Some(was), .. } => self.describe(path, was),
             _ => Ok(()),
         }
@@ -358,8 +379,26 @@ impl<'t> Beneath<'t> {
         }
     }
 
-    /// Takes a change back, whether it was made or not.
-    pub fn take_back(&self, change: &Change) -> Result<(), String> {
+    /// Takes a change back, whether it was made or not. Where somebody has put another thing in the place of a directory above meanwhile, there is
+    /// nothing to take it back to: then it is told what became of it, for nobody's waiting would mend that.
+    pub fn take_back(&self, change: &Change) -> Result<Option<String>, String> {
+        let lost = change.path().and_then(|path| Some((path, self.parent(path).err().filter(|e| is_elsewhere(*e))?)));
+        match (lost, change) {
+            (None, _) => self.take_back_there(change).map(|()| None),
+            (Some((path, e)), Change::Aside { number, .. }) => {
+                let kept = self.kept(*number);
+                let place = format!("{}.{number}", self.tree.stage.trim_start_matches('.')).into_bytes();
+                let keep = || if self.kind(&kept)?.is_some() { self.rename(&kept, &place).map(|()| true) } else { Ok(false) };
+                match keep().map_err(|e| self.failed("put back", path, e))? {
+                    true => Ok(Some(format!("{}, so what was there is kept as {}", self.failed("put back", path, e), self.shown(&place)))),
+                    false => Ok(None),
+                }
+            }
+            (Some((path, e)), _) => Ok(Some(format!("{}, so it is left as it is", self.failed("go back to", path, e)))),
+        }
+    }
+
+    fn take_back_there(&self, change: &Change) -> Result<(), String> {
         match change {
             Change::Aside { path, number } => {
                 let kept = self.kept(*number);
