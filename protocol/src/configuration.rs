@@ -157,3 +157,39 @@ pub struct ConfigBackupInfo {
     pub time: String,
     pub bytes: u64,
 }
+
+/// A change of one table of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConfigEdit {
+    /// `job.shop`, `destination.offsite`, `settings.daemon`.
+    pub item: String,
+    pub change: EditKind,
+    /// For `add`: the whole table. For `patch`: the keys that change, null for those that go.
+    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    pub values: serde_json::Map<String, serde_json::Value>,
+    /// For `text`: the table as TOML, with its comments, as ShowItemText gives it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+word_enum!(
+    /// What an edit does with its item.
+    EditKind {
+        /// It must not be there yet.
+        Add = "add",
+        #[default] Patch = "patch",
+        Text = "text",
+        Remove = "remove",
+    }
+);
+
+word_enum!(
+    /// What becomes of the backups of a job that is removed.
+    LeftBackups {
+        /// They stay, and nothing removes them by itself.
+        #[default] Keep = "keep",
+        /// They are deleted at all destinations.
+        Delete = "delete",
+    }
+);

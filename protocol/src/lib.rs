@@ -4,6 +4,8 @@
 //! published text of the interface and changes together with these types. `restore` is the binary stream that carries
 //! the contents of a restore over a pipe the client passed in.
 
+pub mod access;
+pub mod audit;
 pub mod call;
 pub mod configuration;
 pub mod methods;

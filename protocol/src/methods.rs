@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::*;
+use crate::audit::*;
 use crate::configuration::*;
 use crate::model::*;
 
@@ -184,7 +186,27 @@ method!(/// The stored configurations at a destination (without one, that of `[c
 method!(/// Writes a stored configuration (the newest without a name), as it is stored, into the descriptor passed along.
     fetch_config_backup { #[serde(default)] destination: Option<String>, #[serde(default)] name: Option<String> } -> { name: String, bytes: u64 });
 
+method!(/// What the caller may do; with `user` (a name or a number) what that one may, and with `roles` every role and who has it.
+    show_access { #[serde(default)] user: Option<String>, #[serde(default)] roles: bool } -> { access: Access, #[serde(default)] roles: Vec<Role> });
+method!(/// The audit log, oldest first, as several `more` replies. `after`: only what stands behind this number. `newest`: at most so many, the newest. `since`, `until`: RFC 3339.
+    list_audit { #[serde(default)] after: Option<u64>, #[serde(default)] newest: Option<u64>, #[serde(default)] since: Option<String>, #[serde(default)] until: Option<String>,
+        #[serde(default)] user: Option<String>, #[serde(default)] action: Option<String>, #[serde(default)] result: Option<AuditResult> } -> { entries: Vec<AuditEntry> });
+method!(/// Proves the audit log's chain, and asks every destination (or none, with `offline`) for the heads that were published there.
+    verify_audit { #[serde(default)] offline: bool } -> { verified: AuditVerified });
+
+method!(/// A table of the configuration as it stands in its file, with its comments. `base`: for EditConfig.
+    show_item_text { item: String } -> { file: String, text: String, base: String });
+method!(/// Changes tables of the configuration, all of it or nothing, after the checks that a reload makes. `base`: of the configuration that was shown; another one by now is refused.
+    /// `backups`: what becomes of the backups of jobs that are removed; `runs` delete them, and `not_deleted` says what stays and why. With `dry_run` nothing is changed.
+    edit_config { edits: Vec<ConfigEdit>, #[serde(default)] base: Option<String>, #[serde(default)] backups: Option<LeftBackups>, #[serde(default)] dry_run: bool }
+        -> { diff: String, base: String, warnings: Vec<String>, backups: u64, applied: bool, message: String, #[serde(default)] runs: Vec<String>,
+            #[serde(default)] not_deleted: Vec<String> });
+method!(/// Has a job run once at a time (RFC 3339, or a civil time in the job's zone) beside its schedule; with `cancel` not any more (without `at`: at none of them).
+    schedule_once { job: String, #[serde(default)] at: Option<String>, #[serde(default)] cancel: bool } -> { once: Vec<String> });
+
 names! {
+    show_access as ShowAccess = "ShowAccess", list_audit as ListAudit = "ListAudit", verify_audit as VerifyAudit = "VerifyAudit",
+    show_item_text as ShowItemText = "ShowItemText", edit_config as EditConfig = "EditConfig", schedule_once as ScheduleOnce = "ScheduleOnce",
     show_config as ShowConfig = "ShowConfig", check_config as CheckConfig = "CheckConfig", preview_config as PreviewConfig = "PreviewConfig",
     export_config as ExportConfig = "ExportConfig", import_config as ImportConfig = "ImportConfig", undo_config as UndoConfig = "UndoConfig",
     start_config_backup as StartConfigBackup = "StartConfigBackup", list_config_backups as ListConfigBackups = "ListConfigBackups",

@@ -17,7 +17,7 @@ pub struct BytesPath {
 macro_rules! word_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$va:meta])* $v:ident = $w:literal),* $(,)? }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         pub enum $name { $($(#[$va])* #[serde(rename = $w)] $v),* }
         impl $name {
             pub const ALL: &[$name] = &[$($name::$v),*];
@@ -25,6 +25,12 @@ macro_rules! word_enum {
             pub fn as_str(self) -> &'static str { match self { $($name::$v => $w),* } }
         }
         impl std::fmt::Display for $name { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.pad(self.as_str()) } }
+        /// From a text alone: serde's own would also take `{"word": null}`.
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
         impl std::str::FromStr for $name {
             type Err = String;
             fn from_str(s: &str) -> Result<Self, String> {
@@ -132,6 +138,12 @@ pub struct JobStatus {
     /// How long restoring and checking took with the newest proven backup.
     #[serde(default)]
     pub recovery_seconds: Option<u64>,
+    /// The schedule does not start it before; None when it is not paused, or no longer.
+    #[serde(default)]
+    pub paused_until: Option<String>,
+    /// When it runs beside its schedule, once each.
+    #[serde(default)]
+    pub once: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -724,11 +736,17 @@ impl BytesPath {
         }
     }
 
-    /// The path's bytes; an error when `base64` is not base64.
+    /// The path's bytes; an error when `base64` is not base64, or is another path than the one that people see.
     pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
         match &self.base64 {
             None => Ok(self.path.clone().into_bytes()),
-            Some(b) => data_encoding::BASE64.decode(b.as_bytes()).map_err(|e| format!("the path's base64 does not decode: {e}")),
+            Some(b) => {
+                let bytes = data_encoding::BASE64.decode(b.as_bytes()).map_err(|e| format!("the path's base64 does not decode: {e}"))?;
+                match String::from_utf8_lossy(&bytes) == self.path {
+                    true => Ok(bytes),
+                    false => Err("the path's base64 is another path than the one given beside it".into()),
+                }
+            }
         }
     }
 }
@@ -736,5 +754,27 @@ impl BytesPath {
 impl From<&str> for BytesPath {
     fn from(path: &str) -> Self {
         Self { path: path.to_owned(), base64: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_a_text() {
+        assert_eq!(serde_json::from_str::<Mark>("\"unpin\"").unwrap(), Mark::Unpin);
+        for other in ["{\"unpin\":null}", "[\"unpin\"]", "\"Unpin\"", "1", "null"] {
+            assert!(serde_json::from_str::<Mark>(other).is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_the_one_that_people_see() {
+        for bytes in [b"a/b".as_slice(), b"a\xff\xfe/b", b"\xe2\x82"] {
+            assert_eq!(BytesPath::from_bytes(bytes).to_bytes().unwrap(), bytes);
+        }
+        let other = BytesPath { path: "files/harmless".into(), base64: BytesPath::from_bytes(b"files/\xff").base64 };
+        assert!(other.to_bytes().unwrap_err().contains("another path"));
     }
 }
