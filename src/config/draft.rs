@@ -11,6 +11,7 @@ use toml::de::DeTable;
 
 use super::change;
 use super::edit;
+use super::item_text;
 use super::problem::quoted;
 use super::reader::Table;
 use super::source_text::{MAX_BYTES, SourceText};
@@ -53,6 +54,29 @@ impl Draft {
     /// Takes an item out. A drop-in in which nothing is left goes.
     pub fn remove(&mut self, item: &ItemName) -> Result<(), String> {
         self.try_remove(item).map_err(|why| format!("{item} cannot be taken out of the configuration: {why}"))
+    }
+
+    /// The file that an item stands in, and its text there, with its comments.
+    pub fn text_of(&self, item: &ItemName) -> Result<(PathBuf, String), String> {
+        let failed = |why: String| format!("the text of {item} cannot be shown: {why}");
+        let path = path_of(item).map_err(failed)?;
+        let (file, _) = self.file_of(&path).map_err(failed)?.ok_or_else(|| failed("it is not in the configuration".into()))?;
+        let text = self.after.text(&file).unwrap_or_default();
+        match item_text::cut_out(text, item, self.is_alone(&file, &path)).map_err(failed)? {
+            Some(cut) => Ok((file, cut)),
+            None => Err(failed(odd_form(&file))),
+        }
+    }
+
+    /// Gives an item another text: where it stands, everything else staying as it is; else in a drop-in of its own.
+    pub fn set_text(&mut self, item: &ItemName, new: &str) -> Result<(), String> {
+        let value = item_text::value_of(item, new)?;
+        self.try_set_text(item, new, &value).map_err(|why| format!("{item} cannot be written into the configuration: {why}"))
+    }
+
+    /// What an item is; None where it is not there.
+    pub fn value(&self, item: &ItemName) -> Result<Option<&Value>, String> {
+        Ok(self.file_of(&path_of(item)?)?.map(|(_, value)| value))
     }
 
     /// The texts as they will be.
@@ -123,6 +147,33 @@ impl Draft {
         self.change(&file, &path, None, |old| edit::without_table(old, &path))
     }
 
+    fn try_set_text(&mut self, item: &ItemName, new: &str, value: &Map<String, Value>) -> Result<(), String> {
+        let path = path_of(item)?;
+        let Some((file, _)) = self.file_of(&path)? else {
+            let is_free = |file: &PathBuf| self.after.text(file).is_none_or(|text| text.trim().is_empty());
+            let file = self.places(item).into_iter().filter(|file| *file != self.after.main).find(is_free);
+            let file = file.ok_or("there is no place for it")?;
+            return self.change(&file, &path, Some(value), |_| Ok(item_text::file_of(new)));
+        };
+        let is_alone = self.is_alone(&file, &path);
+        let old = self.after.text(&file).unwrap_or_default();
+        match item_text::cut_out(old, item, is_alone)? {
+            Some(cut) if cut == new => Ok(()),
+            Some(_) => self.change(&file, &path, Some(value), |old| item_text::put_back(old, item, is_alone, new)),
+            None => Err(odd_form(&file)),
+        }
+    }
+
+    /// Whether a drop-in has nothing but one item.
+    fn is_alone(&self, file: &Path, path: &[&str]) -> bool {
+        let mut said = self.said.get(file).and_then(|said| said.as_ref().ok());
+        for key in path {
+            let Some(table) = said.and_then(Value::as_object).filter(|table| table.len() == 1) else { return false };
+            said = table.get(*key);
+        }
+        file != self.after.main && said.is_some()
+    }
+
     /// Another text for a file, if it says what the old one does but for the table at `path`.
     fn change(
         &mut self,
@@ -167,6 +218,14 @@ impl Draft {
         }
         Ok(found)
     }
+}
+
+fn odd_form(file: &Path) -> String {
+    format!(
+        "in {} it is written in a way that cannot be taken out by itself (dotted keys, or a table in one line); change single keys with --set, or edit \
+         that file and run 'keepctl reload'",
+        file.display()
+    )
 }
 
 fn path_of(item: &ItemName) -> Result<Vec<&str>, String> {

@@ -130,8 +130,16 @@ pub(super) fn without_table(text: &str, path: &[&str]) -> Result<String, String>
         edited.take(above, name, &mut left);
     }
     edited.put_back(left);
-    let text = edited.finish();
-    Ok(text.trim_start_matches(['\r', '\n']).to_owned())
+    // Where it was the first one, the blank lines above the next are not wanted; those that somebody wrote stay.
+    let head = |text: &str| {
+        let at = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let blank = at.len() - at.trim_start_matches(['\r', '\n']).len();
+        (text.len() - at.len(), text.len() - at.len() + blank)
+    };
+    let mut new = edited.finish();
+    let ((_, wanted), (begin, end)) = (head(text), head(&new));
+    new.replace_range(begin..end, text.get(begin..wanted).unwrap_or_default());
+    Ok(new)
 }
 
 /// The text with a table at its end, which it must not have yet.
@@ -689,6 +697,10 @@ mod tests {
         assert_eq!(without("job.a.x = 1\njob.b.x = 2\n", &["job", "a"]), "job.b.x = 2\n");
         assert_eq!(without("# top\n\njob = { a = { x = 1 } }\ny = 1\n", &["job", "a"]), "# top\n\ny = 1\n");
         assert_eq!(without("job = { a = { x = 1 }, b = {} } # jobs\n", &["job", "a"]), "job = { b = {} } # jobs\n");
+        // Blank lines at the head are whoever wrote them's.
+        assert_eq!(without("\r\n\n[job.b]\n\n[job.a]\n", &["job", "a"]), "\r\n\n[job.b]\n");
+        assert_eq!(without("[job.a]\n\n[job.b]\n", &["job", "a"]), "[job.b]\n");
+        assert_eq!(without("\u{feff}[job.a]\n\n[job.b]\n", &["job", "a"]), "\u{feff}[job.b]\n");
         assert!(without_table("[job.b]\n", &["job", "a"]).is_err());
     }
 }

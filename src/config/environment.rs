@@ -11,7 +11,7 @@ use super::overlap::is_excluded;
 use super::problem::{Problem, Severity, quoted};
 use super::source_text::reason;
 use super::value::show_duration;
-use super::{Config, Encryption, FilesSource, Job, Schedule, SourceKind};
+use super::{Config, Encryption, FilesSource, Job, Member, Schedule, SourceKind};
 use crate::crypto::key_file::shell_word;
 
 /// What is wrong (errors: what needs it will fail; a check or a reload refuses it) or doubtful (warnings) about what the
@@ -22,7 +22,30 @@ pub fn check_files(config: &Config) -> Vec<Problem> {
     destinations(config, &mut problems);
     config.encryption.values().for_each(|profile| private_key_beside(profile, &mut problems));
     config.jobs.values().for_each(|job| self::job(config, job, &mut problems));
+    access(config, &mut problems);
     problems
+}
+
+/// Whom the system does not know has no right; a directory service may be away just now, so that is only doubtful.
+fn access(config: &Config, problems: &mut Vec<Problem>) {
+    let access = &config.access;
+    let builtin = [("access.admin", &access.admin), ("access.operator", &access.operator), ("access.viewer", &access.viewer)];
+    let own = access.roles.iter().map(|role| (format!("access.role.{}.members", role.name), &role.members));
+    for (key, members) in builtin.into_iter().map(|(key, members)| (key.to_owned(), members)).chain(own) {
+        for member in members {
+            let (what, is_there) = match member {
+                Member::User(name) => ("user", uzers::get_user_by_name(name).is_some()),
+                Member::Group(name) => ("group", uzers::get_group_by_name(name).is_some()),
+                Member::Uid(_) | Member::Gid(_) => continue,
+            };
+            if !is_there {
+                let name = member.to_string();
+                let name = quoted(name.trim_start_matches('@'));
+                let text = format!("the system knows no {what} {name} now, so this gives nobody a right; 'getent' shows whom it knows");
+                problems.push(Problem::of_key(Severity::Warning, key.clone(), text));
+            }
+        }
+    }
 }
 
 /// Whoever can write the configuration can have any file of the machine backed up to where they can read it.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
@@ -12,12 +13,14 @@ use super::problem::{did_you_mean, quoted};
 use super::program::{health, hooks, quiesce, services, version_from};
 use super::reader::{Item, Table};
 use super::source::{FilesPlace, sources};
+use super::value::{MOMENT, moment};
 use super::{Hooks, Job, Retention, Retry, Schedule, Suspect, cron};
 
 pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut Vec<FilesPlace<'a>>) -> Option<Job> {
     table.check_keys(
         &[
             "enabled",
+            "paused_until",
             "schedule",
             "every",
             "at",
@@ -43,6 +46,8 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
     let enabled = table.optional("enabled", Item::boolean, true);
     let schedule = schedule(table, &["schedule", "every", "at"]);
     let timezone = table.optional("timezone", |item| timezone(item).map(Some), None);
+    let zone = timezone.iter().flatten().find_map(|name| TimeZone::get(name).ok()).unwrap_or_else(TimeZone::system);
+    let paused_until = table.optional("paused_until", |item| paused_until(item, &zone).map(Some), None);
     let jitter = jitter(table, &schedule);
     let max_age = table.optional("max_age", |item| item.duration(Duration::from_secs(1)).map(Some), None);
     let destinations = destinations(table, known);
@@ -61,6 +66,7 @@ pub(super) fn job<'a>(name: &str, table: &Table<'a>, known: &Known, places: &mut
     Some(Job {
         name: name.to_owned(),
         enabled: enabled?,
+        paused_until: paused_until?,
         schedule: schedule?,
         timezone: timezone?,
         jitter: jitter?,
@@ -123,6 +129,15 @@ fn at(item: &Item<'_>) -> Option<DateTime> {
         item.report(format!("{} is not understood; allowed is {WANTED}", quoted(text)));
     }
     found
+}
+
+fn paused_until(item: &Item<'_>, zone: &TimeZone) -> Option<Timestamp> {
+    let bare = item.datetime_text();
+    let text = match &bare {
+        Some(text) => text.as_str(),
+        None => item.text(&format!("a time: {MOMENT}"))?,
+    };
+    moment(text, zone).map_err(|why| item.report(why)).ok()
 }
 
 pub(super) fn timezone(item: &Item<'_>) -> Option<String> {

@@ -8,11 +8,13 @@ use toml::de::DeTable;
 use super::destination::FsRoot;
 use super::paths::Surroundings;
 use super::problem::{Place, Problem, Problems, Severity, quoted};
-use super::reader::{NOT_BUILT, Table};
+use super::reader::Table;
 use super::source::FilesPlace;
 use super::source_text::SourceText;
 use super::texts::{self, Texts};
-use super::{Config, Coverage, Daemon, Destination, config_backup, coverage, daemon, destination, job, overlap, value};
+use super::{
+    Access, Audit, Config, Coverage, Daemon, Destination, access, audit, config_backup, coverage, daemon, destination, job, overlap, value,
+};
 
 /// Reads `main`, then `conf.d/*.toml` beside it in the order of their names (those beginning with a dot are left out). Each
 /// file may add tables, none may repeat one. All problems are found in one go.
@@ -78,6 +80,8 @@ struct Collected<'a> {
     daemon: Option<Table<'a>>,
     coverage: Option<Table<'a>>,
     config_backup: Option<Table<'a>>,
+    access: Option<Table<'a>>,
+    audit: Option<Table<'a>>,
     encryption: Vec<(&'a str, Table<'a>)>,
     destination: Vec<(&'a str, Table<'a>)>,
     job: Vec<(&'a str, Table<'a>)>,
@@ -103,6 +107,14 @@ fn build<'a>(main: &Path, here: &Surroundings<'_>, sources: &'a [SourceText], ta
     complete &= daemon.is_some();
     let coverage = found.coverage.as_ref().map_or_else(|| Some(Coverage::default()), coverage::coverage);
     complete &= coverage.is_some();
+
+    // A job whose table is wrong is there all the same.
+    let names: BTreeSet<String> = found.job.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let names = known.whole.then_some(&names);
+    let access = found.access.as_ref().map_or_else(|| Some(Access::default()), |table| access::access(table, names));
+    complete &= access.is_some();
+    let audit = found.audit.as_ref().map_or_else(|| Some(Audit::default()), audit::audit);
+    complete &= audit.is_some();
 
     let mut encryption = BTreeMap::new();
     for (name, table) in &found.encryption {
@@ -134,17 +146,30 @@ fn build<'a>(main: &Path, here: &Surroundings<'_>, sources: &'a [SourceText], ta
         None => Some(None),
     };
     complete &= config_backup.is_some();
+    if let Some(daemon) = &daemon {
+        jobs.values_mut().for_each(|job| overlap::leave_out(job, &daemon.state_dir));
+    }
     overlap::check(&roots, &places, daemon.as_ref().map(|d| d.state_dir.as_path()));
     if !complete {
         return None;
     }
     let files = sources.iter().map(|s| absolute(s.path())).collect();
-    Some(Config { files, daemon: daemon?, encryption, destinations, jobs, coverage: coverage?, config_backup: config_backup? })
+    Some(Config {
+        files,
+        daemon: daemon?,
+        encryption,
+        destinations,
+        jobs,
+        coverage: coverage?,
+        config_backup: config_backup?,
+        access: access?,
+        audit: audit?,
+    })
 }
 
 impl<'a> Collected<'a> {
     fn add(&mut self, root: &Table<'a>) {
-        root.check_keys(&["daemon", "encryption", "destination", "job", "coverage", "config_backup"], &[(&["access"], NOT_BUILT)]);
+        root.check_keys(&["daemon", "encryption", "destination", "job", "coverage", "config_backup", "access", "audit"], &[]);
         if let Some(table) = root.get("daemon").and_then(|item| item.table("a table: [daemon]"))
             && self.claim(&table)
         {
@@ -159,6 +184,16 @@ impl<'a> Collected<'a> {
             && self.claim(&table)
         {
             self.config_backup = Some(table);
+        }
+        if let Some(table) = root.get("access").and_then(|item| item.table("a table: [access]"))
+            && self.claim(&table)
+        {
+            self.access = Some(table);
+        }
+        if let Some(table) = root.get("audit").and_then(|item| item.table("a table: [audit]"))
+            && self.claim(&table)
+        {
+            self.audit = Some(table);
         }
         for section in ["encryption", "destination", "job"] {
             let Some(outer) = root.get(section).and_then(|item| item.table(&format!("tables such as [{section}.NAME]"))) else {

@@ -4,6 +4,8 @@
 //! [`Problem`]s with file, line and column. Nothing on the machine is looked at but these files; what they refer to is checked
 //! by [`check_files`].
 
+mod access;
+mod audit;
 mod change;
 mod config_backup;
 mod coverage;
@@ -15,10 +17,12 @@ mod drill;
 mod edit;
 mod environment;
 mod item;
+mod item_text;
 mod job;
 mod line_ends;
 mod load;
 mod overlap;
+mod patch;
 mod paths;
 mod problem;
 mod program;
@@ -40,14 +44,15 @@ pub use draft::Draft;
 pub use environment::check_files;
 pub use item::{ItemKind, ItemName};
 pub use load::{load, load_destinations};
+pub use patch::patch;
 pub use paths::{default_path, default_socket};
 pub use problem::{Place, Problem, Problems, Severity};
 pub(crate) use problem::{did_you_mean, looks_like_key};
 pub(crate) use service::is_secret;
 pub use service::operator;
-pub use texts::Texts;
+pub use texts::{Texts, is_settings};
 pub use types::*;
-pub use value::{is_name, show_duration};
+pub use value::{is_name, moment, show_duration};
 
 /// The configuration in force, shared by all rooms; a reload swaps it whole.
 #[derive(Debug)]

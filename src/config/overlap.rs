@@ -7,6 +7,7 @@ use ignore::gitignore::Gitignore;
 use super::destination::FsRoot;
 use super::problem::quoted;
 use super::source::FilesPlace;
+use super::{Job, SourceKind};
 
 pub(super) fn check(roots: &[FsRoot<'_>], places: &[FilesPlace<'_>], state_dir: Option<&Path>) {
     for (n, root) in roots.iter().enumerate() {
@@ -27,6 +28,11 @@ pub(super) fn check(roots: &[FsRoot<'_>], places: &[FilesPlace<'_>], state_dir: 
         }
     }
     for place in places {
+        // What keepd itself knows is in no backup: brought back, it would say that what happened since did not.
+        if let Some(state_dir) = state_dir.filter(|s| place.path.starts_with(s)) {
+            let shown = quoted(&state_dir.to_string_lossy());
+            place.item.report(format!("lies inside daemon.state_dir, {shown}, which is keepd's own and in no backup"));
+        }
         for root in roots.iter().filter(|r| place.destinations.iter().any(|d| d == r.destination)) {
             let shown = quoted(&root.path.to_string_lossy());
             if place.path.starts_with(&root.path) {
@@ -49,8 +55,26 @@ pub(super) fn check(roots: &[FsRoot<'_>], places: &[FilesPlace<'_>], state_dir: 
     }
 }
 
+/// Has the sources of a job leave out the state directory.
+pub(super) fn leave_out(job: &mut Job, state_dir: &Path) {
+    for source in &mut job.sources {
+        if let SourceKind::Files(files) = &mut source.kind
+            && let Ok(inside) = state_dir.strip_prefix(&files.path)
+            && inside != Path::new("")
+        {
+            // Behind all others, so that none takes it back.
+            files.exclude.push(pattern(inside));
+        }
+    }
+}
+
 /// A TOML string with the pattern that matches this path only.
 fn exclude_literal(inside: &Path) -> String {
+    format!("\"{}\"", pattern(inside).escape_default())
+}
+
+/// The pattern that matches this path only.
+fn pattern(inside: &Path) -> String {
     let mut pattern = String::from("/");
     for c in inside.to_string_lossy().chars() {
         if matches!(c, '*' | '?' | '[' | ']' | '{' | '}' | '\\' | '!') {
@@ -59,7 +83,7 @@ fn exclude_literal(inside: &Path) -> String {
         pattern.push(c);
     }
     pattern.push('/');
-    format!("\"{}\"", pattern.escape_default())
+    pattern
 }
 
 /// Whether a walk from the top never comes into this directory, or finds nothing in it to take.

@@ -119,9 +119,6 @@ impl<'a> Table<'a> {
     }
 }
 
-/// What is said of keys that the documented language has and this version has not.
-pub(super) const NOT_BUILT: &str = "known, but not built into this version of keepd; remove it";
-
 impl<'a> Item<'a> {
     pub fn report(&self, text: impl Into<String>) {
         self.source.report(self.span.start, &self.path, text);

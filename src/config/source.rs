@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use serde_json::Value;
 
 use super::destination::secret;
 use super::load::Known;
@@ -347,19 +348,45 @@ fn source_name(table: &Table<'_>, kind: &SourceKind) -> Option<String> {
         item.report(format!("{} {wrong}", quoted(name)));
         return None;
     }
-    let last = match kind {
-        SourceKind::Postgres(server) | SourceKind::Mysql(server) => match &server.databases {
-            Databases::Named(names) if names.len() == 1 => names.first().cloned(),
-            _ => Some(kind.word().to_owned()),
-        },
-        SourceKind::Command(command) => {
-            command.program.command.first().and_then(|p| std::path::Path::new(p).file_name()?.to_str().map(str::to_owned))
+    let name = match kind {
+        SourceKind::Postgres(server) | SourceKind::Mysql(server) => {
+            let databases: Vec<&str> = match &server.databases {
+                Databases::All => Vec::new(),
+                Databases::Named(names) => names.iter().map(String::as_str).collect(),
+            };
+            usual_name(kind.word(), None, &databases)
         }
-        other => other.path().and_then(|p| p.file_name()?.to_str().map(str::to_owned)),
+        SourceKind::Command(command) => usual_name(kind.word(), command.program.command.first().map(std::path::Path::new), &[]),
+        other => usual_name(other.word(), other.path(), &[]),
     };
-    let last = last.filter(|n| !n.contains('/') && n != "." && n != ".." && !n.chars().any(char::is_control));
-    if last.is_none() {
+    if name.is_none() {
         table.report("needs a 'name', as its path ends in nothing that could be one");
     }
-    last
+    name
+}
+
+/// What a source is called that has no `name`: the last part of what it reads or runs; its database where that is one, else its kind.
+fn usual_name(kind: &str, path: Option<&std::path::Path>, databases: &[&str]) -> Option<String> {
+    let name = match (kind, databases) {
+        ("postgres" | "mysql", [one]) => Some(*one),
+        ("postgres" | "mysql", _) => Some(kind),
+        _ => path.and_then(|path| path.file_name()?.to_str()),
+    };
+    name.filter(|n| !n.contains('/') && *n != "." && *n != ".." && !n.chars().any(char::is_control)).map(str::to_owned)
+}
+
+/// What a source is called, as it is written.
+pub(super) fn written_name(source: &Value) -> Option<String> {
+    if let Some(name) = source.get("name") {
+        return name.as_str().map(str::to_owned);
+    }
+    let (kind, value) = KEYS.iter().find_map(|(kind, _)| Some((*kind, source.get(kind)?)))?;
+    let texts = |value: &'_ Value| match value {
+        Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>(),
+        value => value.as_str().map(|text| vec![text.to_owned()]),
+    };
+    let databases = value.get("dbname").and_then(texts).unwrap_or_default();
+    let databases: Vec<&str> = databases.iter().map(String::as_str).filter(|name| *name != "*").collect();
+    let path = texts(value).and_then(|texts| texts.into_iter().next());
+    usual_name(kind, path.as_deref().map(std::path::Path::new), &databases)
 }

@@ -203,6 +203,7 @@ fn everything_said_arrives() {
         Job {
             name: "shop".into(),
             enabled: false,
+            paused_until: None,
             schedule: Some(Schedule::Cron("30 2 * * mon-fri".into())),
             timezone: Some("Europe/Berlin".into()),
             jitter: Duration::from_secs(5400),

@@ -19,7 +19,7 @@ use super::source_text::{SourceText, read_text, reason};
 use super::{Config, ItemKind, ItemName};
 
 /// Tables that there are once.
-const SETTINGS: [&str; 3] = ["daemon", "coverage", "config_backup"];
+const SETTINGS: [&str; 4] = ["daemon", "coverage", "config_backup", "audit"];
 /// Read again so often when somebody writes meanwhile.
 const ATTEMPTS: usize = 8;
 
@@ -142,6 +142,11 @@ fn items_of<'a>(root: &Table<'a>) -> Vec<(ItemName, Table<'a>)> {
         }
     }
     found
+}
+
+/// Whether there is a table `[name]` of settings.
+pub fn is_settings(name: &str) -> bool {
+    SETTINGS.contains(&name)
 }
 
 /// The kind of the tables `[key.NAME]`.

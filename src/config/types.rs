@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::value;
+use crate::access::Right;
 
 /// Everything keepd was told. All names that one table uses of another exist.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +22,79 @@ pub struct Config {
     pub coverage: Coverage,
     /// None: the configuration is stored nowhere by itself.
     pub config_backup: Option<ConfigBackup>,
+    pub access: Access,
+    pub audit: Audit,
+}
+
+/// Who may do what.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    pub admin: Vec<Member>,
+    pub operator: Vec<Member>,
+    pub viewer: Vec<Member>,
+    /// By name.
+    pub roles: Vec<AccessRole>,
+    pub limits: AccessLimits,
+}
+
+/// Somebody who has a role.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Member {
+    User(String),
+    Group(String),
+    Uid(u32),
+    Gid(u32),
+}
+
+impl std::fmt::Display for Member {
+    /// As it is written in the configuration.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Member::User(name) => f.write_str(name),
+            Member::Group(name) => write!(f, "@{name}"),
+            Member::Uid(id) => write!(f, "{id}"),
+            Member::Gid(id) => write!(f, "@{id}"),
+        }
+    }
+}
+
+/// A role beside those that keepd has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessRole {
+    pub name: String,
+    pub members: Vec<Member>,
+    /// In order, each once, at least one.
+    pub rights: Vec<Right>,
+    /// None: all jobs, and what belongs to no job.
+    pub jobs: Option<Vec<String>>,
+}
+
+/// What one user may take of keepd at once; root may take all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLimits {
+    pub connections: usize,
+    /// Queued or running.
+    pub runs: usize,
+    /// Twice as many may come at once.
+    pub calls_per_second: u32,
+}
+
+impl Default for AccessLimits {
+    fn default() -> Self {
+        Self { connections: 32, runs: 16, calls_per_second: 50 }
+    }
+}
+
+/// How long is kept who did what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    pub keep: Duration,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { keep: Duration::from_secs(400 * 86_400) }
+    }
 }
 
 /// How the configuration itself is kept at a destination.
@@ -283,6 +358,8 @@ pub enum Compression {
 pub struct Job {
     pub name: String,
     pub enabled: bool,
+    /// The schedule does not start it before; a whole second.
+    pub paused_until: Option<Timestamp>,
     /// None: by hand only.
     pub schedule: Option<Schedule>,
     /// IANA name; None is the system's zone.

@@ -3,6 +3,10 @@
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit, Zoned};
+
 /// A hundred years: longer ones are slips, and would overflow calendars.
 pub(super) const LONGEST_SECONDS: u64 = 100 * 365 * 86_400;
 
@@ -117,6 +121,23 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
     Ok(path.components().collect())
 }
 
+/// What [`moment`] understands.
+pub(super) const MOMENT: &str =
+    "RFC 3339 such as \"2026-12-24T18:00:00Z\", or without an offset in the job's timezone: \"2026-12-24T18:00\", \"2026-12-24\"";
+
+/// A moment to the second (later where it has a fraction): with an offset, or a civil time that is meant in `zone`.
+pub fn moment(text: &str, zone: &TimeZone) -> Result<Timestamp, String> {
+    let text = text.trim();
+    let found = if text.contains('[') {
+        text.parse::<Zoned>().ok().map(|zoned| zoned.timestamp())
+    } else {
+        text.parse::<Timestamp>().ok().or_else(|| text.parse::<DateTime>().ok()?.to_zoned(zone.clone()).ok().map(|zoned| zoned.timestamp()))
+    };
+    let rounded = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil);
+    let found = found.and_then(|time| time.round(rounded).ok());
+    found.ok_or_else(|| format!("{} is no time that is understood; write it as {MOMENT}", super::problem::quoted(text)))
+}
+
 /// The name of a table: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
 pub fn is_name(name: &str) -> bool {
     name.len() <= 64
@@ -144,6 +165,27 @@ mod tests {
         for text in ["1w2d3h4m5s", "90d", "0s", "1m30s"] {
             let given = duration(text).expect(text);
             assert_eq!(duration(&show_duration(given)), Ok(given), "{text}");
+        }
+    }
+
+    #[test]
+    fn moments() {
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
+        let at = |text: &str| moment(text, &berlin).map(|t| t.to_string()).ok();
+        for (text, wanted) in [
+            ("2026-12-24T18:00:00Z", "2026-12-24T18:00:00Z"),
+            ("2026-12-24T18:00:00+02:00", "2026-12-24T16:00:00Z"),
+            ("2026-12-24T18:00", "2026-12-24T17:00:00Z"),
+            ("2026-12-24 18:00:30", "2026-12-24T17:00:30Z"),
+            ("2026-12-24", "2026-12-23T23:00:00Z"),
+            ("2026-12-24T18:00[America/New_York]", "2026-12-24T23:00:00Z"),
+            ("2026-12-24T18:00:00.2Z", "2026-12-24T18:00:01Z"),
+            ("2026-03-29T02:30", "2026-03-29T01:30:00Z"),
+        ] {
+            assert_eq!(at(text).as_deref(), Some(wanted), "{text}");
+        }
+        for wrong in ["", "tomorrow", "18:00", "2026-13-01", "2026-12-24T18:00[Nowhere/Else]", "1766599200"] {
+            assert!(moment(wrong, &berlin).is_err(), "{wrong}");
         }
     }
 

@@ -112,7 +112,13 @@ impl Prepared {
         if whole && !lacks.is_empty() {
             return Err(nothing(lacks.join("; ")));
         }
-        let new: Vec<(&str, Option<&ScheduleState>)> = self.schedule.iter().map(|(job, state)| (job.as_str(), Some(state))).collect();
+        let own = ledger.schedule_states().map_err(|e| nothing(e.to_string()))?;
+        let mut schedule = self.schedule;
+        for (job, state) in &mut schedule {
+            // What this machine was asked to do once, it does.
+            state.once = own.get(job).map(|own| own.once.clone()).unwrap_or_default();
+        }
+        let new: Vec<(&str, Option<&ScheduleState>)> = schedule.iter().map(|(job, state)| (job.as_str(), Some(state))).collect();
         let old = ledger.replace_schedule_states(&new).map_err(|e| nothing(e.to_string()))?;
         if !self.draft.is_nothing()
             && let Err(why) = self.draft.commit(previous)

@@ -148,6 +148,18 @@ fn shop() -> World {
 }
 
 #[test]
+fn what_this_machine_was_asked_to_do_once_stays() {
+    let (old, new) = (shop(), World::new(&format!("{DAEMON}{SHOP}")));
+    let at = |time: &str| time.parse().unwrap();
+    old.ledger.change_schedule_state("shop", |state| state.once.push(at("2035-01-01T00:00:00Z"))).unwrap();
+    new.ledger.change_schedule_state("shop", |state| state.once.push(at("2036-01-01T00:00:00Z"))).unwrap();
+    new.apply(&travels(&old.collect()), &options(ImportMode::Full, ItemConflict::Overwrite)).unwrap();
+    let state = new.ledger.schedule_state("shop").unwrap();
+    // So does all that is known of the job here.
+    assert_eq!((state.runs_good, state.once), (0, vec![at("2036-01-01T00:00:00Z")]));
+}
+
+#[test]
 fn a_machine_is_what_another_was_and_back() {
     let (old, new) = (shop(), World::new(DAEMON));
     let before = new.all();

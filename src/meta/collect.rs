@@ -96,14 +96,17 @@ fn found(texts: &Texts, ledger: Option<&Ledger>, kinds: Option<&BTreeSet<ItemKin
     Ok(all.into_iter().filter(|(name, _)| is_wanted(name.kind)).chain(schedules).collect())
 }
 
-/// What the ledger knows of a job's schedule, but its last run, which is of this machine; None where it knows nothing.
+/// What is of this machine alone: its runs, and what somebody asked it to do once.
+const OWN: [&str; 3] = ["last_run", "once", "paused_until"];
+
+/// What the ledger knows of a job's schedule, but what is of this machine alone; None where it knows nothing.
 fn schedule(ledger: &Ledger, job: &str) -> Result<Option<Value>, Failure> {
     let state = ledger.schedule_state(job)?;
     if state.first_seen.is_none() {
         return Ok(None);
     }
     let value = serde_json::to_value(state).map_err(|e| Failure::Failed(format!("the schedule state of {job}: {e}")))?;
-    let fields = value.as_object().into_iter().flatten().filter(|(key, value)| *key != "last_run" && !value.is_null());
+    let fields = value.as_object().into_iter().flatten().filter(|(key, value)| !OWN.contains(&key.as_str()) && !value.is_null());
     Ok(Some(Value::Object(fields.map(|(key, value)| (key.clone(), value.clone())).collect::<Map<_, _>>())))
 }
 

@@ -22,8 +22,9 @@ use serde_json::{Map, Value};
 
 pub use self::keys::{DIRECTORY as SECRETS, Digest, Held, NewFile, Offered};
 use self::keys::{Guarded, Settled};
-use self::needs::{Items, Written};
-use self::references::{mend, references};
+pub use self::needs::{Items, Written, needs};
+use self::references::mend;
+pub use self::references::references;
 use crate::config::{self, ItemKind, ItemName};
 use crate::ledger::ScheduleState;
 use crate::portable::envelope::{Envelope, Item};
@@ -176,7 +177,7 @@ impl<'a> Planner<'a> {
                 self.problem(format!("{shown} cannot be in a configuration: {why}"));
                 continue;
             }
-            if references::are_too_many(&name, &item.value) {
+            if self::references::are_too_many(&name, &item.value) {
                 self.problem(format!("{shown} names more than {} others, as no item does", references::MOST));
                 continue;
             }
@@ -590,5 +591,7 @@ fn believable(mut state: ScheduleState, now: Timestamp) -> ScheduleState {
         *time = time.filter(|time| *time <= now);
     }
     state.last_run = None;
+    state.paused_until = None;
+    state.once.clear();
     state
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use keepd_protocol::access::Right;
 use keepd_protocol::configuration::Allow;
 use serde_json::Value;
 
@@ -362,6 +363,30 @@ fn admins_of(value: &Value) -> BTreeSet<String> {
     found
 }
 
+/// Who has a right, by a role of the configuration's own, that can be made into all of them, or that changes what is stored or live.
+fn powers_of(access: &Value) -> BTreeSet<(String, &'static str)> {
+    const POWERS: [Right; 8] = [
+        Right::RestoreInPlace,
+        Right::ImportBackup,
+        Right::Delete,
+        Right::Prune,
+        Right::JobEdit,
+        Right::ConfigExportSecrets,
+        Right::ConfigImport,
+        Right::KeyManage,
+    ];
+    let mut found = BTreeSet::new();
+    for role in access.get("role").and_then(Value::as_object).into_iter().flat_map(|roles| roles.values()) {
+        let list = |key: &str| role.get(key).and_then(Value::as_array).into_iter().flatten();
+        let words: Vec<&str> = list("rights").filter_map(Value::as_str).collect();
+        for member in list("members") {
+            let name = member.as_str().map_or_else(|| member.to_string(), str::to_owned);
+            found.extend(POWERS.iter().map(|right| right.word()).filter(|word| words.contains(word)).map(|word| (name.clone(), word)));
+        }
+    }
+    found
+}
+
 fn admins(written: &Written<'_>, found: &mut Vec<(Allow, String)>) {
     if !matches!(written.item.kind, ItemKind::Access | ItemKind::Settings) {
         return;
@@ -370,6 +395,14 @@ fn admins(written: &Written<'_>, found: &mut Vec<(Allow, String)>) {
     let gained: Vec<String> = admins_of(written.after).difference(&before).map(|name| show("", &Value::from(name.as_str()))).collect();
     if !gained.is_empty() {
         found.push((Allow::Admins, format!("{} would get the rights of an administrator", gained.join(", "))));
+    }
+    let (old, new) = (written.before.map(powers_of).unwrap_or_default(), powers_of(written.after));
+    let powers: Vec<String> = new
+        .difference(&old)
+        .map(|(name, right)| format!("{} would get the right {right}", show("", &Value::from(name.as_str()))))
+        .collect();
+    if !powers.is_empty() {
+        found.push((Allow::Admins, powers.join(", ")));
     }
 }
 

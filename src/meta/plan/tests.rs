@@ -454,6 +454,13 @@ fn administrators_must_be_allowed() {
     assert!(admins("[access]\nadmin = ['anna']", "[access]\nadmin = { group = 'users' }"));
     assert!(admins("", "[access]\nroles = { admins = 'mallory' }"));
     assert!(!admins("[access]\nadmin = ['anna', 'bert']", "[access]\nadmin = ['bert']\nviewer = ['carl']"));
+    // A right that can be made into all of them counts as much, and not less for being limited to a job.
+    let role = |members: &str, rights: &str| format!("[access.role.ops]\nmembers = [{members}]\nrights = [{rights}]\njobs = ['shop']");
+    assert!(admins("", &role("'mallory'", "'view', 'job_edit'")));
+    assert!(admins(&role("'anna'", "'job_edit'"), &role("'anna', 1000", "'job_edit'")));
+    assert!(admins(&role("'anna'", "'view'"), &role("'anna'", "'view', 'key_manage'")));
+    assert!(!admins("", &role("'mallory'", "'view', 'browse', 'backup'")));
+    assert!(!admins(&role("'anna', 'bert'", "'job_edit', 'delete'"), &role("'anna'", "'job_edit'")));
 }
 
 fn keys() -> [String; 2] {
