@@ -10,6 +10,7 @@ use super::handlers::Result;
 use super::passed::{descriptor, writable};
 use super::service::Control;
 use super::transport::Fault;
+use crate::access::By;
 use crate::meta::stored::Stored;
 
 /// Names in one call.
@@ -42,32 +43,34 @@ impl Control {
         self.ask_runs(move |runs| runs.export_config(&p, out)).await
     }
 
-    pub(super) async fn import_config(&self, p: import_config::In, fds: Vec<OwnedFd>, by: String) -> Result<import_config::Out> {
+    pub(super) async fn import_config(&self, p: import_config::In, fds: Vec<OwnedFd>, by: By) -> Result<import_config::Out> {
         if p.only.len() > MAX_NAMES || p.answers.len() > MAX_NAMES {
             return Err(Fault::invalid_parameter("only"));
         }
         let mut files = fds.into_iter().map(File::from);
         let file = files.next().ok_or_else(|| descriptor("the call wants the file to import passed along, open for reading"))?;
         let keys: Vec<File> = files.collect();
-        let done = self.ask_runs(move |runs| runs.import_config(&p, file, keys)).await?;
+        let asked = by.clone();
+        let done = self.ask_runs(move |runs| runs.import_config(&p, file, keys, &asked)).await?;
         let message = match done.is_applied {
-            true => self.in_force("imported", &by).await?,
+            true => self.in_force("imported", by.name()).await?,
             false => String::new(),
         };
         Ok(import_config::Out { file: done.file, plan: done.plan, applied: done.is_applied, message })
     }
 
-    pub(super) async fn undo_config(&self, p: undo_config::In, by: String) -> Result<undo_config::Out> {
-        let done = self.ask_runs(move |runs| runs.undo_config(p.dry_run, p.base.as_deref())).await?;
+    pub(super) async fn undo_config(&self, p: undo_config::In, by: By) -> Result<undo_config::Out> {
+        let asked = by.clone();
+        let done = self.ask_runs(move |runs| runs.undo_config(p.dry_run, p.base.as_deref(), &asked)).await?;
         let message = match done.is_applied {
-            true => self.in_force("changed back", &by).await?,
+            true => self.in_force("changed back", by.name()).await?,
             false => String::new(),
         };
         Ok(undo_config::Out { diff: done.diff, base: done.base, applied: done.is_applied, message })
     }
 
     /// Has the daemon read what was written just now.
-    async fn in_force(&self, what: &str, by: &str) -> Result<String> {
+    pub(super) async fn in_force(&self, what: &str, by: &str) -> Result<String> {
         tracing::info!(by, "the configuration was {what} by {by}");
         match (self.app.reload)().await {
             Ok((_, text)) => Ok(format!("the configuration was {what}; {text}")),
@@ -78,7 +81,7 @@ impl Control {
         }
     }
 
-    pub(super) async fn start_config_backup(&self, _: start_config_backup::In, by: String) -> Result<start_config_backup::Out> {
+    pub(super) async fn start_config_backup(&self, _: start_config_backup::In, by: By) -> Result<start_config_backup::Out> {
         let run = self.ask_runs(move |runs| runs.start_config_backup(&by)).await?;
         Ok(start_config_backup::Out { run })
     }

@@ -1,5 +1,6 @@
 //! What each method does: questions are answered from the ledger and the registry, work is started and followed.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +14,19 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 
 use super::passed::{descriptor, lent, lent_alone, writable};
 use super::service::Control;
 use super::transport::{Fault, Replies};
-use crate::config::{Job, Retention};
+use crate::access::{By, Jobs, Right};
+use crate::config::{Config, Job, Retention};
 use crate::ledger::{Ledger, LedgerError};
 use crate::run::{BackupRequest, CompareRequest, Error, ExportRequest, InPlaceRequest, LoadRequest, SealFor};
 use crate::schedule::due;
 
+/// Those who watch for long are asked so often whether they still may.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A follower gets at most ten states a second.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 /// Without `more` a list must fit into one reply.
@@ -40,6 +44,7 @@ impl From<Error> for Fault {
         match error {
             Error::NotFound { what, name, .. } => Fault::new(errors::NOT_FOUND, json!({ "message": message, "what": what, "name": name })),
             Error::Ambiguous(_) => Fault::new(errors::AMBIGUOUS, json!({ "message": message })),
+            Error::NotPermitted(refusal) => refusal.into(),
             Error::Busy(_) => Fault::new(errors::BUSY, json!({ "message": message })),
             Error::ShuttingDown => Fault::new(errors::SHUTTING_DOWN, json!({ "message": message })),
             Error::Failed(_) => failed(message),
@@ -55,7 +60,7 @@ impl From<LedgerError> for Fault {
 
 impl Control {
     /// Asks the ledger on a thread that may block.
-    async fn ask<T: Send + 'static, E: Into<Fault> + Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static, E: Into<Fault> + Send + 'static>(
         &self,
         question: impl FnOnce(&Ledger) -> std::result::Result<T, E> + Send + 'static,
     ) -> Result<T> {
@@ -84,20 +89,28 @@ impl Control {
         }
     }
 
-    pub(super) async fn get_status(&self, p: get_status::In) -> Result<get_status::Out> {
+    pub(super) async fn get_status(&self, p: get_status::In, by: &By) -> Result<get_status::Out> {
+        let seen = self.jobs_of(by, Right::View).await?;
         if let Some(job) = &p.job {
             self.job_named(job)?;
         }
         let config = self.app.config.get();
         let app = self.app.clone();
-        let job = p.job.clone();
+        let (job, only) = (p.job.clone(), seen.clone());
         let (jobs, destinations, coverage, config_backup) = tokio::task::spawn_blocking(move || {
-            let jobs = config.jobs.keys().filter(|n| job.as_ref().is_none_or(|j| j == *n)).map(|n| (app.job_status)(n)).collect();
-            (jobs, app.runs.destinations(), app.runs.coverage_counts(), (app.config_backup_status)())
+            let is_wanted = |n: &&String| job.as_ref().is_none_or(|j| j == *n) && only.has(n);
+            let jobs = config.jobs.keys().filter(is_wanted).map(|n| (app.job_status)(n)).collect();
+            let destinations = destinations_seen(app.runs.destinations(), &config, &only, &app.ledger);
+            let (coverage, config_backup) = match only {
+                Jobs::All => (app.runs.coverage_counts(), (app.config_backup_status)()),
+                Jobs::Only(_) => (None, None),
+            };
+            (jobs, destinations, coverage, config_backup)
         })
         .await
         .map_err(failed)?;
         let running = self.app.runs.active().iter().map(|r| (**r).clone()).filter(|r| p.job.is_none() || r.job == p.job).collect();
+        let running = self.runs_seen(running, &seen, by).await?;
         let config = self.app.config.get();
         Ok(get_status::Out {
             status: Status {
@@ -114,13 +127,14 @@ impl Control {
         })
     }
 
-    pub(super) async fn list_jobs(&self, _: list_jobs::In) -> Result<list_jobs::Out> {
-        let status = self.get_status(get_status::In::default()).await?.status;
+    pub(super) async fn list_jobs(&self, _: list_jobs::In, by: &By) -> Result<list_jobs::Out> {
+        let status = self.get_status(get_status::In::default(), by).await?.status;
         Ok(list_jobs::Out { jobs: status.jobs })
     }
 
-    pub(super) async fn show_job(&self, p: show_job::In) -> Result<show_job::Out> {
-        let status = self.get_status(get_status::In { job: Some(p.job.clone()) }).await?.status.jobs.into_iter().next().unwrap_or_default();
+    pub(super) async fn show_job(&self, p: show_job::In, by: &By) -> Result<show_job::Out> {
+        let only = get_status::In { job: Some(p.job.clone()) };
+        let status = self.get_status(only, by).await?.status.jobs.into_iter().next().unwrap_or_default();
         let config = self.app.config.get();
         let Some(job) = config.jobs.get(&p.job) else { return Err(failed("the job was removed just now")) };
         let sources = job
@@ -145,7 +159,7 @@ impl Control {
         Ok(show_job::Out { job: detail })
     }
 
-    pub(super) async fn start_backup(&self, p: start_backup::In, by: String) -> Result<start_backup::Out> {
+    pub(super) async fn start_backup(&self, p: start_backup::In, by: By) -> Result<start_backup::Out> {
         let kind = p.r#type.unwrap_or_default();
         if !matches!(kind, BackupType::Manual | BackupType::PreUpdate) {
             return Err(Fault::invalid_parameter("type"));
@@ -165,7 +179,7 @@ impl Control {
         Ok(start_backup::Out { run })
     }
 
-    pub(super) async fn start_check(&self, p: start_check::In, fds: Vec<OwnedFd>, by: String) -> Result<start_check::Out> {
+    pub(super) async fn start_check(&self, p: start_check::In, fds: Vec<OwnedFd>, by: By) -> Result<start_check::Out> {
         if p.read_data > 100 {
             return Err(Fault::invalid_parameter("read_data"));
         }
@@ -174,24 +188,24 @@ impl Control {
         Ok(start_check::Out { run })
     }
 
-    pub(super) async fn start_prune(&self, p: start_prune::In, fds: Vec<OwnedFd>, by: String) -> Result<start_prune::Out> {
+    pub(super) async fn start_prune(&self, p: start_prune::In, fds: Vec<OwnedFd>, by: By) -> Result<start_prune::Out> {
         let lent = lent_alone(fds, &p.private_keys).await?;
         let run = self.ask_runs(move |runs| runs.start_prune(&p.destination, p.dry_run, lent, &by)).await?;
         Ok(start_prune::Out { run })
     }
 
-    pub(super) async fn start_re_encrypt(&self, p: start_re_encrypt::In, fds: Vec<OwnedFd>, by: String) -> Result<start_re_encrypt::Out> {
+    pub(super) async fn start_re_encrypt(&self, p: start_re_encrypt::In, fds: Vec<OwnedFd>, by: By) -> Result<start_re_encrypt::Out> {
         let lent = lent_alone(fds, &p.private_keys).await?;
         let run = self.ask_runs(move |runs| runs.start_reencrypt(&p.destination, p.drop_slots, lent, &by)).await?;
         Ok(start_re_encrypt::Out { run })
     }
 
-    pub(super) async fn start_delete(&self, p: start_delete::In, by: String) -> Result<start_delete::Out> {
+    pub(super) async fn start_delete(&self, p: start_delete::In, by: By) -> Result<start_delete::Out> {
         let run = self.ask_runs(move |runs| runs.start_delete(&p.backup, p.job.as_deref(), p.destination.as_deref(), &by)).await?;
         Ok(start_delete::Out { run })
     }
 
-    pub(super) async fn mark_backup(&self, p: mark_backup::In, by: String) -> Result<mark_backup::Out> {
+    pub(super) async fn mark_backup(&self, p: mark_backup::In, by: By) -> Result<mark_backup::Out> {
         let backup = self.ask_runs(move |runs| runs.mark(&p.backup, p.job.as_deref(), p.mark, &by)).await?;
         Ok(mark_backup::Out { backup })
     }
@@ -207,12 +221,12 @@ impl Control {
         Ok(show_retention::Out { plans })
     }
 
-    pub(super) async fn take_over(&self, p: take_over::In, by: String) -> Result<take_over::Out> {
+    pub(super) async fn take_over(&self, p: take_over::In, by: By) -> Result<take_over::Out> {
         let message = self.ask_runs(move |runs| runs.take_over(&p.destination, &by)).await?;
         Ok(take_over::Out { message })
     }
 
-    pub(super) async fn start_copy(&self, p: start_copy::In, fds: Vec<OwnedFd>, by: String) -> Result<start_copy::Out> {
+    pub(super) async fn start_copy(&self, p: start_copy::In, fds: Vec<OwnedFd>, by: By) -> Result<start_copy::Out> {
         let lent = lent_alone(fds, &p.private_keys).await?;
         let run = self.ask_runs(move |runs| runs.start_copy(&p.backup, p.job.as_deref(), &p.destination, lent, &by)).await?;
         Ok(start_copy::Out { run })
@@ -223,12 +237,12 @@ impl Control {
         Ok(test_destination::Out { findings })
     }
 
-    pub(super) async fn start_retention(&self, p: start_retention::In, by: String) -> Result<start_retention::Out> {
+    pub(super) async fn start_retention(&self, p: start_retention::In, by: By) -> Result<start_retention::Out> {
         let run = self.ask_runs(move |runs| runs.start_retention(&p.job, p.destination.as_deref(), &by)).await?;
         Ok(start_retention::Out { run })
     }
 
-    pub(super) async fn start_restore(&self, p: start_restore::In, fds: Vec<OwnedFd>, by: String) -> Result<start_restore::Out> {
+    pub(super) async fn start_restore(&self, p: start_restore::In, fds: Vec<OwnedFd>, by: By) -> Result<start_restore::Out> {
         let (lent, left) = lent(fds, &p.private_keys).await?;
         let out = writable(left)?;
         let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<Vec<_>, _>>();
@@ -237,7 +251,7 @@ impl Control {
         Ok(start_restore::Out { run: started.run, backup: started.backup, entries: started.entries, bytes: started.bytes })
     }
 
-    pub(super) async fn start_load(&self, p: start_load::In, fds: Vec<OwnedFd>, by: String) -> Result<start_load::Out> {
+    pub(super) async fn start_load(&self, p: start_load::In, fds: Vec<OwnedFd>, by: By) -> Result<start_load::Out> {
         let request = LoadRequest {
             source: p.source,
             database: p.database,
@@ -251,7 +265,7 @@ impl Control {
         Ok(start_load::Out { run })
     }
 
-    pub(super) async fn start_in_place(&self, p: start_in_place::In, fds: Vec<OwnedFd>, by: String) -> Result<start_in_place::Out> {
+    pub(super) async fn start_in_place(&self, p: start_in_place::In, fds: Vec<OwnedFd>, by: By) -> Result<start_in_place::Out> {
         let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<_, _>>();
         let request = InPlaceRequest {
             sources: p.sources,
@@ -269,13 +283,13 @@ impl Control {
         Ok(start_in_place::Out { run })
     }
 
-    pub(super) async fn start_undo(&self, p: start_undo::In, fds: Vec<OwnedFd>, by: String) -> Result<start_undo::Out> {
+    pub(super) async fn start_undo(&self, p: start_undo::In, fds: Vec<OwnedFd>, by: By) -> Result<start_undo::Out> {
         let lent = lent_alone(fds, &p.private_keys).await?;
         let (run, backup) = self.ask_runs(move |runs| runs.start_undo(&p.run, p.dry_run, lent, &by)).await?;
         Ok(start_undo::Out { run, backup })
     }
 
-    pub(super) async fn start_cat(&self, p: start_cat::In, fds: Vec<OwnedFd>, by: String) -> Result<start_cat::Out> {
+    pub(super) async fn start_cat(&self, p: start_cat::In, fds: Vec<OwnedFd>, by: By) -> Result<start_cat::Out> {
         let (lent, left) = lent(fds, &p.private_keys).await?;
         let out = writable(left)?;
         let path = p.path.to_bytes().map_err(|_| Fault::invalid_parameter("path"))?;
@@ -283,7 +297,7 @@ impl Control {
         Ok(start_cat::Out { run, bytes })
     }
 
-    pub(super) async fn start_export(&self, p: start_export::In, fds: Vec<OwnedFd>, by: String) -> Result<start_export::Out> {
+    pub(super) async fn start_export(&self, p: start_export::In, fds: Vec<OwnedFd>, by: By) -> Result<start_export::Out> {
         let (lent, mut left) = lent(fds, &p.private_keys).await?;
         let wanted = 1 + usize::from(p.fresh_key);
         if left.len() != wanted {
@@ -306,7 +320,7 @@ impl Control {
         Ok(start_export::Out { run, backup, bytes })
     }
 
-    pub(super) async fn start_compare(&self, p: start_compare::In, fds: Vec<OwnedFd>, by: String) -> Result<start_compare::Out> {
+    pub(super) async fn start_compare(&self, p: start_compare::In, fds: Vec<OwnedFd>, by: By) -> Result<start_compare::Out> {
         let (lent, left) = lent(fds, &p.private_keys).await?;
         let out = writable(left)?;
         let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<Vec<_>, _>>();
@@ -316,7 +330,7 @@ impl Control {
         Ok(start_compare::Out { run, backup })
     }
 
-    pub(super) async fn follow_run(&self, p: follow_run::In, replies: &mut Replies<'_>) -> Result<follow_run::Out> {
+    pub(super) async fn follow_run(&self, p: follow_run::In, by: &By, replies: &mut Replies<'_>) -> Result<follow_run::Out> {
         let Some(mut changes) = self.app.runs.follow(&p.run) else {
             return Ok(follow_run::Out { run: self.ended_run(&p.run).await? });
         };
@@ -329,7 +343,13 @@ impl Control {
                 return Err(failed("the follower went away"));
             }
             let next = Instant::now() + FOLLOW_EVERY;
-            let mut gone = changes.changed().await.is_err();
+            let mut gone = loop {
+                tokio::select! {
+                    changed = changes.changed() => break changed.is_err(),
+                    () = sleep(ASK_AGAIN) => self.still(by).await?,
+                }
+            };
+            self.still(by).await?;
             // The last state is never kept back.
             while !gone && Instant::now() < next && !changes.borrow().state.is_finished() {
                 tokio::select! {
@@ -345,7 +365,7 @@ impl Control {
         }
     }
 
-    async fn ended_run(&self, id: &str) -> Result<Run> {
+    pub(super) async fn ended_run(&self, id: &str) -> Result<Run> {
         let name = id.to_owned();
         let found = self.ask(move |ledger| ledger.run(&name)).await?;
         found.ok_or_else(|| {
@@ -362,16 +382,26 @@ impl Control {
         Ok(cancel_run::Out {})
     }
 
-    pub(super) async fn list_runs(&self, p: list_runs::In) -> Result<list_runs::Out> {
+    pub(super) async fn list_runs(&self, p: list_runs::In, by: &By) -> Result<list_runs::Out> {
         let limit = p.limit.unwrap_or(20).clamp(1, 1000);
-        let job = p.job.clone();
-        let mut runs = self.ask(move |ledger| ledger.runs(job.as_deref(), limit)).await?;
+        let seen = self.jobs_of(by, Right::View).await?;
+        let (job, only) = (p.job.clone(), seen.clone());
+        // What keepd did by itself is nobody's own.
+        let own = Some(by.name().to_owned()).filter(|name| !matches!(name.as_str(), "schedule" | "keepd"));
+        let mut runs = self
+            .ask(move |ledger| match only {
+                Jobs::All => ledger.runs(job.as_deref(), limit),
+                Jobs::Only(jobs) => ledger.runs_of(&jobs, own.as_deref(), job.as_deref(), limit),
+            })
+            .await?;
         // What lives is newer than what the ledger has of it.
         for live in self.app.runs.active() {
             if let Some(known) = runs.iter_mut().find(|r| r.id == live.id) {
                 *known = (*live).clone();
             }
         }
+        let mut runs = self.runs_seen(runs, &seen, by).await?;
+        runs.truncate(limit as usize);
         for run in &mut runs {
             run.messages.clear();
         }
@@ -387,7 +417,8 @@ impl Control {
         Ok(show_run::Out { run })
     }
 
-    pub(super) async fn list_backups(&self, p: list_backups::In, replies: &mut Replies<'_>) -> Result<list_backups::Out> {
+    pub(super) async fn list_backups(&self, p: list_backups::In, by: &By, replies: &mut Replies<'_>) -> Result<list_backups::Out> {
+        let seen = self.jobs_of(by, Right::View).await?;
         if let Some(job) = p.job.as_ref().filter(|j| !self.app.config.get().jobs.contains_key(*j)) {
             // A job that was removed from the configuration may still have backups.
             let name = job.clone();
@@ -402,7 +433,8 @@ impl Control {
         let (job, destination) = (p.job.clone(), p.destination.clone());
         let mut all = self.ask(move |ledger| ledger.backups(job.as_deref(), destination.as_deref())).await?;
         all.retain(|b| {
-            p.r#type.is_none_or(|t| t == b.r#type)
+            seen.has(&b.job)
+                && p.r#type.is_none_or(|t| t == b.r#type)
                 && p.name.as_ref().is_none_or(|n| b.name.as_ref() == Some(n))
                 && p.version.as_ref().is_none_or(|v| b.version.as_ref() == Some(v))
                 && p.labels.iter().all(|(key, value)| b.labels.get(key) == Some(value))
@@ -429,19 +461,32 @@ impl Control {
         Ok(diff_backups::Out { changes })
     }
 
-    pub(super) async fn watch(&self, _: watch::In, replies: &mut Replies<'_>) -> Result<watch::Out> {
+    pub(super) async fn watch(&self, _: watch::In, by: &By, replies: &mut Replies<'_>) -> Result<watch::Out> {
         if !replies.more() {
             return Err(Fault::new("org.varlink.service.ExpectedMore", json!({})));
         }
         let mut events = self.app.events.subscribe();
+        let mut again = interval(ASK_AGAIN);
         loop {
-            let event = match events.recv().await {
+            let received = tokio::select! {
+                received = events.recv() => received,
+                // Also where nothing happens: who may watch no longer, is told so.
+                _ = again.tick() => {
+                    self.jobs_of(by, Right::View).await?;
+                    continue;
+                }
+            };
+            let event = match received {
                 Ok(event) => event,
                 Err(RecvError::Lagged(n)) => {
                     return Err(failed(format!("{n} events were missed, for they were not taken in time; watch again")));
                 }
                 Err(RecvError::Closed) => return Err(Fault::new(errors::SHUTTING_DOWN, json!({ "message": "keepd is stopping" }))),
             };
+            let seen = self.jobs_of(by, Right::View).await?;
+            if !self.event_seen(&event, &seen, by).await? {
+                continue;
+            }
             if !replies.send(&watch::Out { event }).await {
                 return Err(failed("the watcher went away"));
             }
@@ -455,7 +500,7 @@ impl Control {
         }
     }
 
-    pub(super) async fn start_coverage(&self, p: start_coverage::In, by: String) -> Result<start_coverage::Out> {
+    pub(super) async fn start_coverage(&self, p: start_coverage::In, by: By) -> Result<start_coverage::Out> {
         let run = self.ask_runs(move |runs| runs.start_coverage(p.all, &by)).await?;
         Ok(start_coverage::Out { run })
     }
@@ -468,7 +513,7 @@ impl Control {
         Ok(get_coverage::Out { coverage: Coverage { items, ..coverage } })
     }
 
-    pub(super) async fn acknowledge_coverage(&self, p: acknowledge_coverage::In, by: String) -> Result<acknowledge_coverage::Out> {
+    pub(super) async fn acknowledge_coverage(&self, p: acknowledge_coverage::In, by: By) -> Result<acknowledge_coverage::Out> {
         if p.all != p.items.is_empty() {
             return Err(Fault::invalid_parameter("items"));
         }
@@ -476,11 +521,32 @@ impl Control {
         Ok(acknowledge_coverage::Out { acknowledged })
     }
 
-    pub(super) async fn start_drill(&self, p: start_drill::In, fds: Vec<OwnedFd>, by: String) -> Result<start_drill::Out> {
+    pub(super) async fn start_drill(&self, p: start_drill::In, fds: Vec<OwnedFd>, by: By) -> Result<start_drill::Out> {
         let lent = lent_alone(fds, &p.private_keys).await?;
         let started = self.ask_runs(move |runs| runs.start_drill(p.backup.as_deref(), p.job.as_deref(), lent, &by)).await?;
         Ok(start_drill::Out { run: started.run, backup: started.backup })
     }
+}
+
+/// The destinations of these jobs, with what is told of them.
+fn destinations_seen(all: Vec<DestinationStatus>, config: &Config, seen: &Jobs, ledger: &Ledger) -> Vec<DestinationStatus> {
+    let Jobs::Only(names) = seen else { return all };
+    let own: BTreeSet<&String> = names.iter().filter_map(|name| config.jobs.get(name)).flat_map(|job| &job.destinations).collect();
+    let mut list: Vec<DestinationStatus> = all.into_iter().filter(|d| own.contains(&d.name)).collect();
+    for destination in &mut list {
+        destination.missing.retain(|job, _| names.contains(job));
+        destination.overdue.retain(|job| names.contains(job));
+        // Where it is and what it holds of others is theirs.
+        let backups = |job: &String| ledger.backups_at(job, &destination.name).map_or(0, |backups| backups.len() as u64);
+        let last_good = |job: &String| ledger.last_good(Some(job), Some(&destination.name)).ok().flatten();
+        (destination.backups, destination.last_good) =
+            (names.iter().map(backups).sum(), names.iter().filter_map(last_good).max().map(|time| time.to_string()));
+        destination.location.clear();
+        destination.fingerprint = None;
+        destination.traffic = Traffic::default();
+        destination.error = destination.error.take().map(|_| "the last contact did not go well; an administrator sees why".into());
+    }
+    list
 }
 
 fn length(item: &impl Serialize) -> usize {

@@ -14,7 +14,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::handlers::Result;
 use super::service::Control;
-use super::transport::{Fault, Peer};
+use super::transport::Fault;
+use crate::access::By;
 use crate::crypto::key_file;
 use crate::run::{Error, GivenArchive};
 
@@ -38,9 +39,8 @@ fn archive(fd: OwnedFd) -> Result<GivenArchive> {
 }
 
 impl Control {
-    pub(super) async fn initiate_import(&self, p: initiate_import::In, peer: &Peer, by: String) -> Result<initiate_import::Out> {
-        let uid = peer.uid;
-        let import = self.ask_runs(move |runs| runs.initiate_import(p, &by, uid)).await?;
+    pub(super) async fn initiate_import(&self, p: initiate_import::In, by: By) -> Result<initiate_import::Out> {
+        let import = self.ask_runs(move |runs| runs.initiate_import(p, &by)).await?;
         Ok(initiate_import::Out { import: import.id, deadline: import.deadline })
     }
 
@@ -83,7 +83,7 @@ impl Control {
         Ok(upload_import::Out { next })
     }
 
-    pub(super) async fn start_import(&self, p: start_import::In, by: String) -> Result<start_import::Out> {
+    pub(super) async fn start_import(&self, p: start_import::In, by: By) -> Result<start_import::Out> {
         let run = self.ask_runs(move |runs| runs.start_import(&p.import, &by)).await?;
         Ok(start_import::Out { run })
     }
@@ -93,8 +93,9 @@ impl Control {
         Ok(get_import::Out { import })
     }
 
-    pub(super) async fn list_imports(&self, _: list_imports::In) -> Result<list_imports::Out> {
-        let imports = self.ask_runs(|runs| Ok(runs.list_imports())).await?;
+    pub(super) async fn list_imports(&self, _: list_imports::In, by: &By) -> Result<list_imports::Out> {
+        let of = if self.is_admin(by).await { None } else { by.uid() };
+        let imports = self.ask_runs(move |runs| Ok(runs.list_imports(of))).await?;
         Ok(list_imports::Out { imports })
     }
 

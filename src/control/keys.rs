@@ -11,6 +11,7 @@ use super::handlers::Result;
 use super::passed::{descriptor, writable};
 use super::service::Control;
 use super::transport::Fault;
+use crate::access::By;
 use crate::crypto::{Key, PrivateKey, key_file};
 use crate::run::Error;
 
@@ -59,7 +60,7 @@ impl Control {
         Ok(list_keys::Out { profiles, destinations })
     }
 
-    pub(super) async fn start_key_add(&self, p: start_key_add::In, fds: Vec<OwnedFd>, by: String) -> Result<start_key_add::Out> {
+    pub(super) async fn start_key_add(&self, p: start_key_add::In, fds: Vec<OwnedFd>, by: By) -> Result<start_key_add::Out> {
         if p.label.as_ref().is_some_and(|l| l.is_empty() || l.len() > MAX_LABEL || l.contains(|c: char| c.is_control())) {
             return Err(Fault::invalid_parameter("label"));
         }
@@ -78,12 +79,12 @@ impl Control {
         Ok(start_key_add::Out { run, fingerprint })
     }
 
-    pub(super) async fn start_key_remove(&self, p: start_key_remove::In, by: String) -> Result<start_key_remove::Out> {
+    pub(super) async fn start_key_remove(&self, p: start_key_remove::In, by: By) -> Result<start_key_remove::Out> {
         let (run, slot) = self.ask_runs(move |runs| runs.start_key_remove(&p.destination, &p.slot, &by)).await?;
         Ok(start_key_remove::Out { run, slot })
     }
 
-    pub(super) async fn start_key_rotate(&self, p: start_key_rotate::In, fds: Vec<OwnedFd>, by: String) -> Result<start_key_rotate::Out> {
+    pub(super) async fn start_key_rotate(&self, p: start_key_rotate::In, fds: Vec<OwnedFd>, by: By) -> Result<start_key_rotate::Out> {
         if !p.file.starts_with('/') || p.file.len() > MAX_PATH {
             return Err(Fault::invalid_parameter("file"));
         }
@@ -97,7 +98,7 @@ impl Control {
         Ok(start_key_rotate::Out { run: started.run, fingerprint: started.fingerprint, configured: started.configured })
     }
 
-    pub(super) async fn make_kit(&self, p: make_kit::In, mut fds: Vec<OwnedFd>, by: String) -> Result<make_kit::Out> {
+    pub(super) async fn make_kit(&self, p: make_kit::In, mut fds: Vec<OwnedFd>, by: By) -> Result<make_kit::Out> {
         let private = match (p.private_key, fds.len()) {
             (true, 2) => fds.pop().map(File::from),
             (false, 1) => None,

@@ -1,14 +1,18 @@
 //! The control socket: the Varlink service `io.keepd.Control`.
 //!
 //! `listener` makes the socket, `transport` speaks the protocol (frames, descriptors, deadlines, limits), `service`
-//! answers the standard interface and checks rights, `handlers` carries the calls out. `docs/protocol.md` describes it.
+//! answers the standard interface and checks rights, `handlers` carries the calls out, `audit` writes down who did what (`origin`: from where). `docs/protocol.md` describes it.
 
+mod access;
+pub mod audit;
 mod configuration;
+mod editing;
 pub mod frames;
 mod handlers;
 mod imports;
 mod keys;
 pub mod listener;
+pub mod origin;
 mod passed;
 mod service;
 pub mod transport;
@@ -31,6 +35,9 @@ use crate::run::Runs;
 pub type Reloaded = Result<(u32, String), String>;
 pub type ReloadFuture = Pin<Box<dyn Future<Output = Reloaded> + Send>>;
 
+/// A job, a time and whether it is taken back.
+type ScheduleOnce = dyn Fn(&str, Option<Timestamp>, bool) -> Result<Vec<Timestamp>, crate::run::Error> + Send + Sync;
+
 /// What the service needs of the daemon.
 pub struct App {
     pub config: Arc<config::Current>,
@@ -43,6 +50,9 @@ pub struct App {
     pub job_status: Box<dyn Fn(&str) -> JobStatus + Send + Sync>,
     /// The same of the backup of the configuration; None where none is configured.
     pub config_backup_status: Box<dyn Fn() -> Option<ConfigBackupStatus> + Send + Sync>,
+    /// Has a job run once at a time, or not any more; when it is to run then.
+    pub schedule_once: Box<ScheduleOnce>,
     pub started: Timestamp,
     pub config_path: PathBuf,
+    pub refusals: Arc<audit::Refusals>,
 }

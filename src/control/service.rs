@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::transport::{Fault, Peer, Replies, Service};
+use crate::access::{By, deed};
 
 /// The control service of a daemon.
 pub struct Control {
@@ -21,15 +22,53 @@ const STANDARD_TEXT: &str = "# The Varlink Service Interface is provided by ever
 
 impl Service for Control {
     async fn call(&self, peer: &Peer, call: Call, descriptors: Vec<OwnedFd>, replies: &mut Replies<'_>) -> Result<Value, Fault> {
+        let mut call = call;
         if let Some(method) = call.method.strip_prefix("org.varlink.service.") {
+            self.in_pace(peer)?;
             return standard(method, &call);
         }
-        if !m::ALL.contains(&call.method.as_str()) {
+        let Some(deed) = deed::of(&call.method) else {
+            self.in_pace(peer)?;
             return Err(Fault::new("org.varlink.service.MethodNotFound", json!({ "method": call.method })));
-        }
-        permitted(peer, &call.method)?;
+        };
+        // What is judged is what will be read, however it was written. That it cannot be read is told to whoever may call at all.
+        let readable = as_read(&mut call);
+        let (by, permitted) = match self.permit(peer, deed, &mut call).await {
+            Ok(by) => (by, Ok(())),
+            Err(fault) => (By::default(), Err(fault)),
+        };
+        let recorded = self.record(peer, &self.app.runs.judge().name(peer.uid).await, deed, &call, &permitted).await?;
+        permitted?;
         tracing::debug!(uid = peer.uid, pid = peer.pid, method = %call.method, "control call");
-        self.dispatch(peer, call, descriptors, replies).await
+        if readable.is_ok() && Self::is_reconfiguring(&call.method) {
+            // What was begun comes to its end, in force and written down, also when the caller goes.
+            let control = Self { app: self.app.clone() };
+            let whole = async move {
+                let result = control.reconfigure(by, call, descriptors).await;
+                recorded.end(&result).await?;
+                result
+            };
+            return tokio::spawn(whole).await.map_err(super::handlers::failed)?;
+        }
+        let result = match readable {
+            Ok(()) => self.dispatch(peer, by, call, descriptors, replies).await,
+            Err(fault) => Err(fault),
+        };
+        recorded.end(&result).await?;
+        result
+    }
+
+    fn connections_per_user(&self) -> usize {
+        self.app.config.get().access.limits.connections
+    }
+
+    fn connects_too_often(&self, uid: u32) -> Option<String> {
+        let wait = self.app.runs.judge().pace_connections(uid).err()?;
+        Some(self.too_often("connect to", wait))
+    }
+
+    fn is_logged(&self, uid: u32) -> bool {
+        self.app.runs.judge().is_logged(uid)
     }
 }
 
@@ -51,25 +90,20 @@ fn standard(method: &str, call: &Call) -> Result<Value, Fault> {
     }
 }
 
-/// For now root and the daemon's own user may do everything, and nobody else anything.
-fn permitted(peer: &Peer, method: &str) -> Result<(), Fault> {
-    if peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw() {
-        return Ok(());
-    }
-    tracing::warn!(uid = peer.uid, pid = peer.pid, method, "a control call was refused");
-    let right = method.rsplit('.').next().unwrap_or_default();
-    let message = format!("user {} may not call {right}: root and the user keepd runs as may; try with sudo", peer.uid);
-    Err(Fault::new(errors::NOT_PERMITTED, json!({ "message": message, "right": right })))
-}
-
 impl Control {
-    async fn dispatch(&self, peer: &Peer, call: Call, descriptors: Vec<OwnedFd>, replies: &mut Replies<'_>) -> Result<Value, Fault> {
-        let by = user_name(peer.uid);
+    async fn dispatch(
+        &self,
+        peer: &Peer,
+        by: By,
+        call: Call,
+        descriptors: Vec<OwnedFd>,
+        replies: &mut Replies<'_>,
+    ) -> Result<Value, Fault> {
         let p = call.parameters;
         let value = match call.method.as_str() {
-            m::GetStatus::NAME => out::<m::GetStatus>(self.get_status(input::<m::GetStatus>(p)?).await?),
-            m::ListJobs::NAME => out::<m::ListJobs>(self.list_jobs(input::<m::ListJobs>(p)?).await?),
-            m::ShowJob::NAME => out::<m::ShowJob>(self.show_job(input::<m::ShowJob>(p)?).await?),
+            m::GetStatus::NAME => out::<m::GetStatus>(self.get_status(input::<m::GetStatus>(p)?, &by).await?),
+            m::ListJobs::NAME => out::<m::ListJobs>(self.list_jobs(input::<m::ListJobs>(p)?, &by).await?),
+            m::ShowJob::NAME => out::<m::ShowJob>(self.show_job(input::<m::ShowJob>(p)?, &by).await?),
             m::StartBackup::NAME => out::<m::StartBackup>(self.start_backup(input::<m::StartBackup>(p)?, by).await?),
             m::StartCheck::NAME => out::<m::StartCheck>(self.start_check(input::<m::StartCheck>(p)?, descriptors, by).await?),
             m::StartPrune::NAME => out::<m::StartPrune>(self.start_prune(input::<m::StartPrune>(p)?, descriptors, by).await?),
@@ -86,15 +120,15 @@ impl Control {
             m::StartUndo::NAME => out::<m::StartUndo>(self.start_undo(input::<m::StartUndo>(p)?, descriptors, by).await?),
             m::StartExport::NAME => out::<m::StartExport>(self.start_export(input::<m::StartExport>(p)?, descriptors, by).await?),
             m::StartCat::NAME => out::<m::StartCat>(self.start_cat(input::<m::StartCat>(p)?, descriptors, by).await?),
-            m::FollowRun::NAME => out::<m::FollowRun>(self.follow_run(input::<m::FollowRun>(p)?, replies).await?),
+            m::FollowRun::NAME => out::<m::FollowRun>(self.follow_run(input::<m::FollowRun>(p)?, &by, replies).await?),
             m::CancelRun::NAME => out::<m::CancelRun>(self.cancel_run(input::<m::CancelRun>(p)?).await?),
-            m::ListRuns::NAME => out::<m::ListRuns>(self.list_runs(input::<m::ListRuns>(p)?).await?),
+            m::ListRuns::NAME => out::<m::ListRuns>(self.list_runs(input::<m::ListRuns>(p)?, &by).await?),
             m::ShowRun::NAME => out::<m::ShowRun>(self.show_run(input::<m::ShowRun>(p)?).await?),
-            m::ListBackups::NAME => out::<m::ListBackups>(self.list_backups(input::<m::ListBackups>(p)?, replies).await?),
+            m::ListBackups::NAME => out::<m::ListBackups>(self.list_backups(input::<m::ListBackups>(p)?, &by, replies).await?),
             m::ShowBackup::NAME => out::<m::ShowBackup>(self.show_backup(input::<m::ShowBackup>(p)?).await?),
             m::ListEntries::NAME => out::<m::ListEntries>(self.list_entries(input::<m::ListEntries>(p)?, replies).await?),
             m::DiffBackups::NAME => out::<m::DiffBackups>(self.diff_backups(input::<m::DiffBackups>(p)?, replies).await?),
-            m::Watch::NAME => out::<m::Watch>(self.watch(input::<m::Watch>(p)?, replies).await?),
+            m::Watch::NAME => out::<m::Watch>(self.watch(input::<m::Watch>(p)?, &by, replies).await?),
             m::Reload::NAME => out::<m::Reload>(self.reload(input::<m::Reload>(p)?).await?),
             m::StartCompare::NAME => out::<m::StartCompare>(self.start_compare(input::<m::StartCompare>(p)?, descriptors, by).await?),
             m::StartCoverage::NAME => out::<m::StartCoverage>(self.start_coverage(input::<m::StartCoverage>(p)?, by).await?),
@@ -117,8 +151,6 @@ impl Control {
             m::CheckConfig::NAME => out::<m::CheckConfig>(self.check_config(input::<m::CheckConfig>(p)?).await?),
             m::PreviewConfig::NAME => out::<m::PreviewConfig>(self.preview_config(input::<m::PreviewConfig>(p)?).await?),
             m::ExportConfig::NAME => out::<m::ExportConfig>(self.export_config(input::<m::ExportConfig>(p)?, descriptors).await?),
-            m::ImportConfig::NAME => out::<m::ImportConfig>(self.import_config(input::<m::ImportConfig>(p)?, descriptors, by).await?),
-            m::UndoConfig::NAME => out::<m::UndoConfig>(self.undo_config(input::<m::UndoConfig>(p)?, by).await?),
             m::StartConfigBackup::NAME => {
                 out::<m::StartConfigBackup>(self.start_config_backup(input::<m::StartConfigBackup>(p)?, by).await?)
             }
@@ -126,15 +158,59 @@ impl Control {
             m::FetchConfigBackup::NAME => {
                 out::<m::FetchConfigBackup>(self.fetch_config_backup(input::<m::FetchConfigBackup>(p)?, descriptors).await?)
             }
-            m::InitiateImport::NAME => out::<m::InitiateImport>(self.initiate_import(input::<m::InitiateImport>(p)?, peer, by).await?),
+            m::InitiateImport::NAME => out::<m::InitiateImport>(self.initiate_import(input::<m::InitiateImport>(p)?, by).await?),
             m::UploadImport::NAME => out::<m::UploadImport>(self.upload_import(input::<m::UploadImport>(p)?, descriptors).await?),
             m::StartImport::NAME => out::<m::StartImport>(self.start_import(input::<m::StartImport>(p)?, by).await?),
             m::GetImport::NAME => out::<m::GetImport>(self.get_import(input::<m::GetImport>(p)?).await?),
-            m::ListImports::NAME => out::<m::ListImports>(self.list_imports(input::<m::ListImports>(p)?).await?),
+            m::ListImports::NAME => out::<m::ListImports>(self.list_imports(input::<m::ListImports>(p)?, &by).await?),
             m::CancelImport::NAME => out::<m::CancelImport>(self.cancel_import(input::<m::CancelImport>(p)?).await?),
+            m::ShowAccess::NAME => out::<m::ShowAccess>(self.show_access(input::<m::ShowAccess>(p)?, peer, by).await?),
+            m::ListAudit::NAME => out::<m::ListAudit>(self.list_audit(input::<m::ListAudit>(p)?, replies).await?),
+            m::VerifyAudit::NAME => out::<m::VerifyAudit>(self.verify_audit(input::<m::VerifyAudit>(p)?).await?),
+            m::ShowItemText::NAME => out::<m::ShowItemText>(self.show_item_text(input::<m::ShowItemText>(p)?).await?),
             other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
         };
-        value.map_err(|e| Fault::new(errors::FAILED, json!({ "message": format!("the reply cannot be written: {e}") })))
+        value.map_err(unwritable)
+    }
+
+    /// The methods of which nothing may stay half done.
+    fn is_reconfiguring(method: &str) -> bool {
+        matches!(method, m::EditConfig::NAME | m::ImportConfig::NAME | m::UndoConfig::NAME | m::ScheduleOnce::NAME)
+    }
+
+    async fn reconfigure(&self, by: By, call: Call, descriptors: Vec<OwnedFd>) -> Result<Value, Fault> {
+        let p = call.parameters;
+        let value = match call.method.as_str() {
+            m::ImportConfig::NAME => out::<m::ImportConfig>(self.import_config(input::<m::ImportConfig>(p)?, descriptors, by).await?),
+            m::UndoConfig::NAME => out::<m::UndoConfig>(self.undo_config(input::<m::UndoConfig>(p)?, by).await?),
+            m::EditConfig::NAME => out::<m::EditConfig>(self.edit_config_as_seen(input::<m::EditConfig>(p)?, by).await?),
+            m::ScheduleOnce::NAME => out::<m::ScheduleOnce>(self.schedule_once(input::<m::ScheduleOnce>(p)?, by).await?),
+            other => return Err(Fault::new("org.varlink.service.MethodNotImplemented", json!({ "method": other }))),
+        };
+        value.map_err(unwritable)
+    }
+}
+
+fn unwritable(e: serde_json::Error) -> Fault {
+    Fault::new(errors::FAILED, json!({ "message": format!("the reply cannot be written: {e}") }))
+}
+
+/// Has the parameters of a call say what they say in the one way that keepd itself would. The pieces of an upload, of which nothing else is judged than
+/// a text, stay as they are.
+fn as_read(call: &mut Call) -> Result<(), Fault> {
+    if call.method == m::UploadImport::NAME {
+        return Ok(());
+    }
+    let given = call.parameters.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
+    match deed::read(&call.method, Value::Object(given.clone())) {
+        Ok(Value::Object(mut read)) => {
+            // What was not given is not said to have been.
+            read.retain(|name, _| given.contains_key(name));
+            call.parameters = Some(Value::Object(read));
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+        Err(e) => Err(Fault::invalid_parameter(&culprit(&Value::Object(given), &e.to_string()))),
     }
 }
 
@@ -161,8 +237,4 @@ fn culprit(object: &Value, error: &str) -> String {
 
 fn out<M: Method>(value: M::Out) -> Result<Value, serde_json::Error> {
     serde_json::to_value(value)
-}
-
-fn user_name(uid: u32) -> String {
-    uzers::get_user_by_uid(uid).map_or_else(|| format!("uid {uid}"), |u| u.name().to_string_lossy().into_owned())
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use keepd_protocol::call::{Call, Reply};
+use keepd_protocol::call::{Call, Reply, errors};
 use keepd_protocol::{MAX_REPLY_BYTES, MAX_REQUEST_BYTES};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -25,11 +25,19 @@ use tokio_util::codec::Decoder;
 use tokio_util::sync::CancellationToken;
 
 use super::frames::NulFrames;
+use super::origin::{self, Process};
+use crate::access::{self, Caller};
 
 const FRAME_DEADLINE: Duration = Duration::from_secs(5);
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: usize = 1024;
-const MAX_PER_USER: u32 = 32;
+/// Root always finds some of them free.
+const FOR_ROOT: usize = 64;
+/// No user but root gets more than half of them, whatever is configured.
+const MOST_PER_USER: usize = MAX_CONNECTIONS / 2;
+/// Whoever is refused is told why; of so many at a time, and for so long.
+const FAREWELLS: usize = 32;
+const FAREWELL: Duration = Duration::from_secs(1);
 const MAX_DESCRIPTORS: usize = keepd_protocol::MAX_DESCRIPTORS;
 
 /// Who is on the other side, as the kernel says; read before the first byte.
@@ -37,7 +45,27 @@ const MAX_DESCRIPTORS: usize = keepd_protocol::MAX_DESCRIPTORS;
 pub struct Peer {
     pub uid: u32,
     pub gid: u32,
+    /// The supplementary ones.
+    pub groups: Vec<u32>,
     pub pid: Option<i32>,
+    /// For the audit log; no right depends on it.
+    pub process: Arc<Process>,
+}
+
+impl Peer {
+    fn of(stream: &UnixStream) -> io::Result<Self> {
+        let credentials = stream.peer_cred()?;
+        // A kernel that cannot tell them leaves the group of the process.
+        let groups = access::groups_of(stream).unwrap_or_else(|e| {
+            tracing::warn!("the groups of a caller are not known: {e}");
+            Vec::new()
+        });
+        Ok(Self { uid: credentials.uid(), gid: credentials.gid(), groups, pid: credentials.pid(), process: Arc::default() })
+    }
+
+    pub fn caller(&self) -> Caller {
+        Caller { uid: self.uid, gid: self.gid, groups: self.groups.clone() }
+    }
 }
 
 /// An error reply.
@@ -66,6 +94,15 @@ pub trait Service: Send + Sync + 'static {
         descriptors: Vec<OwnedFd>,
         replies: &mut Replies<'_>,
     ) -> impl Future<Output = Result<Value, Fault>> + Send;
+
+    /// How many connections one user but root may have open.
+    fn connections_per_user(&self) -> usize;
+
+    /// Why a user may not connect just now, when it does so too often.
+    fn connects_too_often(&self, uid: u32) -> Option<String>;
+
+    /// Whether something about a user is still worth a line in the log: one that does the same over and over must not fill it.
+    fn is_logged(&self, uid: u32) -> bool;
 }
 
 /// Accepts until cancelled.
@@ -73,7 +110,9 @@ pub async fn serve<S: Service>(listener: std::os::unix::net::UnixListener, servi
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let total = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let users: Arc<Mutex<HashMap<u32, u32>>> = Arc::default();
+    let others = Arc::new(Semaphore::new(MAX_CONNECTIONS - FOR_ROOT));
+    let farewells = Arc::new(Semaphore::new(FAREWELLS));
+    let users: Arc<Mutex<HashMap<u32, usize>>> = Arc::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -88,19 +127,34 @@ pub async fn serve<S: Service>(listener: std::os::unix::net::UnixListener, servi
                 continue;
             }
         };
-        let Ok(place) = total.clone().try_acquire_owned() else {
-            tracing::warn!("a connection was refused: {MAX_CONNECTIONS} are open");
+        let Ok(peer) = Peer::of(&stream) else { continue };
+        if let Some(text) = service.connects_too_often(peer.uid) {
+            refuse(stream, &peer, text, &farewells, &*service);
             continue;
-        };
-        let Ok(credentials) = stream.peer_cred() else { continue };
-        let peer = Peer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
-        let Some(user) = UserPlace::take(&users, peer.uid) else {
-            tracing::warn!(uid = peer.uid, "a connection was refused: this user has {MAX_PER_USER} open");
-            continue;
+        }
+        let most = service.connections_per_user().min(MOST_PER_USER);
+        let of_others = if peer.uid == 0 { Ok(None) } else { others.clone().try_acquire_owned().map(Some) };
+        let places = of_others.and_then(|others| Ok((total.clone().try_acquire_owned()?, others)));
+        let (place, user) = match (places, UserPlace::take(&users, peer.uid, most)) {
+            (Ok(places), Some(user)) => (places, user),
+            (Ok(_), None) => {
+                let text = format!(
+                    "you have {most} connections to keepd open already, as many as access.limits.connections allows; close some and try again"
+                );
+                refuse(stream, &peer, text, &farewells, &*service);
+                continue;
+            }
+            (Err(_), _) => {
+                refuse(stream, &peer, "keepd has as many connections open as it takes; try again later".into(), &farewells, &*service);
+                continue;
+            }
         };
         let (service, cancel) = (service.clone(), cancel.clone());
         tokio::spawn(async move {
             let _held = (place, user);
+            let (held, uid, pid) = (origin::hold(&stream), peer.uid, peer.pid);
+            let process = tokio::task::spawn_blocking(move || Process::of(pid, uid, held.as_ref())).await.unwrap_or_default();
+            let peer = Peer { process: Arc::new(process), ..peer };
             let connection = Connection::new(&stream);
             tokio::select! {
                 ended = connection.run(&*service, &peer) => if let Err(e) = ended {
@@ -112,17 +166,45 @@ pub async fn serve<S: Service>(listener: std::os::unix::net::UnixListener, servi
     }
 }
 
+/// Tells why a connection is not served, and closes it. What the caller sent meanwhile is read, so that it sees the reply and not an error.
+fn refuse<S: Service>(stream: UnixStream, peer: &Peer, text: String, farewells: &Arc<Semaphore>, service: &S) {
+    match service.is_logged(peer.uid) {
+        true => tracing::warn!(uid = peer.uid, "a connection was refused: {text}"),
+        false => tracing::debug!(uid = peer.uid, "a connection was refused: {text}"),
+    }
+    let Ok(place) = farewells.clone().try_acquire_owned() else { return };
+    let parameters = Some(serde_json::json!({ "message": text }));
+    let reply = Reply { parameters, continues: false, error: Some(errors::BUSY.into()) };
+    tokio::spawn(async move {
+        let _place = place;
+        let farewell = async {
+            send(&stream, &reply).await?;
+            rustix::net::shutdown(&stream, rustix::net::Shutdown::Write)?;
+            let mut bytes = [0u8; 4096];
+            loop {
+                stream.readable().await?;
+                match stream.try_read(&mut bytes) {
+                    Ok(0) => return Ok(()),
+                    Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+                    _ => {}
+                }
+            }
+        };
+        let _: Result<io::Result<()>, _> = timeout(FAREWELL, farewell).await;
+    });
+}
+
 /// A user's share of the connections; root's is not counted.
 struct UserPlace {
-    users: Arc<Mutex<HashMap<u32, u32>>>,
+    users: Arc<Mutex<HashMap<u32, usize>>>,
     uid: u32,
 }
 
 impl UserPlace {
-    fn take(users: &Arc<Mutex<HashMap<u32, u32>>>, uid: u32) -> Option<Self> {
+    fn take(users: &Arc<Mutex<HashMap<u32, usize>>>, uid: u32, most: usize) -> Option<Self> {
         let mut map = users.lock().unwrap_or_else(PoisonError::into_inner);
         let count = map.entry(uid).or_default();
-        if uid != 0 && *count >= MAX_PER_USER {
+        if uid != 0 && *count >= most {
             return None;
         }
         *count += 1;
