@@ -5,6 +5,7 @@
 //! the same way is gone backwards.
 
 pub mod command_line;
+mod journal;
 mod logging;
 mod notify;
 mod reload;
@@ -81,6 +82,7 @@ fn run(config_path: &Path, verbose: u8) -> Exit {
 fn start(config: Config, config_path: PathBuf) -> Result<Exit, String> {
     let state_dir = &config.daemon.state_dir;
     state_dir::prepare(state_dir).map_err(|e| e.to_string())?;
+    crate::source::way::keep_out(state_dir);
     let _lock = StateLock::acquire(state_dir).map_err(|e| e.to_string())?;
     // Only now is it certain that what was staged there is nobody's.
     state_dir::clear_work(state_dir).map_err(|e| e.to_string())?;
@@ -88,7 +90,8 @@ fn start(config: Config, config_path: PathBuf) -> Result<Exit, String> {
     crate::run::memory::few_pools();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(64)
+        // More than all runs, so that permits, the audit log and the questions of others always find one.
+        .max_blocking_threads(256)
         .thread_name("keepd")
         .thread_stack_size(1 << 20)
         .enable_all()
@@ -127,6 +130,8 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
             started,
         )
         .map_err(|e| format!("the runs that an earlier keepd left unfinished could not be closed: {e}"))?;
+    // Without it nothing is lost but the log: whoever may go on without is told by the calls.
+    let _ = ledger.audit(journal::started());
     let runs = Runs::new(current.clone(), ledger.clone(), events.clone());
     let scheduler = Scheduler::new(current.clone(), ledger.clone(), Arc::new(runs.clone()), Arc::new(SystemClock));
     let told = scheduler.clone();
@@ -135,6 +140,7 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
         let what = run.job.as_deref().or(run.destination.as_deref()).unwrap_or("a backup");
         tracing::warn!(run = run.id, job = run.job, "{} of {what} was interrupted by the end of keepd", run.kind);
         scheduler.job_finished(run);
+        runs.audit_end(run);
     }
     let listening = listener::listen(&daemon.socket).map_err(|e| e.to_string())?;
     let mut tasks = Tasks::new();
@@ -156,6 +162,10 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
             Box::new(move || {
                 scheduler.config_changed();
                 runs.config_may_have_changed();
+                tokio::task::spawn_blocking({
+                    let runs = runs.clone();
+                    move || runs.audit_config()
+                });
                 status_changed.notify_one();
                 runs.held_back()
             })
@@ -175,6 +185,8 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
         let (scheduler, stop) = (scheduler.clone(), stop_schedule.clone());
         async move { scheduler.run(stop).await }
     });
+    // Not told by its end, which is the daemon's.
+    let heads = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(journal::keep_head(ledger.clone())));
     let stop_control = CancellationToken::new();
     let parts = ControlParts {
         config: current.clone(),
@@ -206,20 +218,27 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
         spawn(&mut tasks, "the watchdog's feeder", watchdog::feed(interval, stages, notifier));
     }
     runs.sync_catalogue();
+    tokio::task::spawn_blocking({
+        let runs = runs.clone();
+        move || runs.audit_config()
+    });
     // It may have been changed before this start.
     runs.config_may_have_changed();
 
-    let broken = loop {
+    let by = loop {
         tokio::select! {
             signal = signals.next() => match signal.wish {
                 Wish::Reload => {
-                    let reload = reload.clone();
+                    let (reload, ledger) = (reload.clone(), ledger.clone());
                     // Reported by the reloader; here nobody waits for the answer.
-                    tokio::spawn(async move { reload.reload(signal.from).await.is_ok() });
+                    tokio::spawn(async move {
+                        let reloaded = reload.reload(signal.from.clone()).await;
+                        journal::write(ledger, move || journal::reloaded(&signal, reloaded.map(|r| r.message))).await;
+                    });
                 }
                 Wish::Stop | Wish::Interrupt => {
                     tracing::info!("stopping ({})", signal.from);
-                    break false;
+                    break Some(signal);
                 }
             },
             Some(answer) = pulses.recv() => {
@@ -228,7 +247,7 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
             Some(ended) = tasks.join_next() => {
                 let what = ended.unwrap_or("a part of keepd (see the panic above)");
                 tracing::error!("stopping: {what} ended by itself, which is a bug of keepd");
-                break true;
+                break None;
             }
         }
     };
@@ -256,6 +275,10 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
     if tokio::time::timeout(GOODBYE, last_replies).await.is_err() {
         tracing::debug!("a control connection did not end in time");
     }
+    let broken = by.is_none();
+    drop(heads);
+    journal::write(ledger.clone(), move || journal::stopped(by.as_ref())).await;
+    let _ = tokio::task::spawn_blocking(move || ledger.write_audit_head()).await;
     if stopped && !broken {
         tracing::info!("stopped");
         return Ok(Exit::Good);

@@ -20,6 +20,8 @@ pub struct Signal {
     pub wish: Wish,
     /// `SIGTERM from process 1 of uid 0`
     pub from: String,
+    pub uid: Option<u32>,
+    pub pid: Option<i32>,
 }
 
 /// The stream of signals.
@@ -45,11 +47,12 @@ impl Signals {
                 SIGINT => (Wish::Interrupt, "SIGINT"),
                 _ => continue,
             };
-            let from = match origin.process {
+            let from = match &origin.process {
                 Some(process) => format!("{name} from process {} of uid {}", process.pid, process.uid),
                 None => name.to_owned(),
             };
-            return Signal { wish, from };
+            let (uid, pid) = origin.process.map_or((None, None), |process| (Some(process.uid), Some(process.pid)));
+            return Signal { wish, from, uid, pid };
         }
     }
 }

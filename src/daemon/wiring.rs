@@ -44,10 +44,16 @@ pub async fn serve_control(listening: Listening, parts: ControlParts, stop: Canc
             let scheduler = scheduler.clone();
             Box::new(move |name| scheduler.job_status(name))
         },
+        schedule_once: {
+            let scheduler = scheduler.clone();
+            Box::new(move |job, at, cancel| scheduler.once(job, at, cancel))
+        },
         config_backup_status: Box::new(move || scheduler.config_backup_status()),
         started,
         config_path,
+        refusals: Arc::default(),
     };
+    let (ledger, refusals) = (app.ledger.clone(), app.refusals.clone());
     let served = match listening.listener.try_clone() {
         Ok(listener) => transport::serve(listener, Arc::new(Control { app: Arc::new(app) }), stop).await,
         Err(error) => Err(error),
@@ -55,4 +61,5 @@ pub async fn serve_control(listening: Listening, parts: ControlParts, stop: Canc
     if let Err(error) = served {
         tracing::error!("the control socket cannot be served: {error}");
     }
+    let _ = tokio::task::spawn_blocking(move || refusals.flush(&ledger)).await;
 }

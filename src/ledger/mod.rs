@@ -1,12 +1,14 @@
 //! The ledger: what happened, in one SQLite database of the state directory (WAL).
 //!
-//! Runs, the schedule's state, the catalogue of backups. The catalogue is a copy of what the repositories hold and can be
-//! rebuilt from them; runs and schedule state live only here.
+//! Runs, the schedule's state, the catalogue of backups, the audit log. The catalogue is a copy of what the repositories hold and can be
+//! rebuilt from them; runs, schedule state and the audit log live only here.
 
+pub mod audit;
 pub mod lock;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -37,6 +39,12 @@ pub struct ScheduleState {
     pub last_run: Option<String>,
     pub runs_good: u64,
     pub runs_failed: u64,
+    /// The job's `paused_until` as it was seen last: when it changes, what fell due until then is covered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_until: Option<Timestamp>,
+    /// When the job runs beside its schedule, once each; in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub once: Vec<Timestamp>,
 }
 
 /// A mark of a repository, as the ledger knows it. All are text: ids in hexadecimal, the time in RFC 3339.
@@ -55,6 +63,10 @@ pub struct KnownMark {
 pub struct Ledger {
     db: Mutex<Connection>,
     path: PathBuf,
+    audit: Mutex<audit::Chain>,
+    audited_calls: AtomicUsize,
+    /// The last entry of the audit log could not be written.
+    audit_misses: AtomicBool,
 }
 
 const VERSION: i64 = 1;
@@ -108,6 +120,7 @@ impl Ledger {
              CREATE TABLE IF NOT EXISTS removed (destination TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;",
         )
         .map_err(|e| failed(&e))?;
+        db.execute_batch(audit::SCHEMA).map_err(|e| failed(&e))?;
         for column in ["seconds INTEGER", "text TEXT"] {
             let name = column.split(' ').next().unwrap_or_default();
             if !db.column_exists(None, "mark", name).map_err(|e| failed(&e))? {
@@ -115,7 +128,13 @@ impl Ledger {
             }
         }
         db.set_prepared_statement_cache_capacity(32);
-        Ok(Self { db: Mutex::new(db), path })
+        Ok(Self {
+            db: Mutex::new(db),
+            path,
+            audit: Mutex::default(),
+            audited_calls: AtomicUsize::new(0),
+            audit_misses: AtomicBool::new(false),
+        })
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
@@ -154,6 +173,19 @@ impl Ledger {
         list.iter().map(|j| from_json(j)).collect()
     }
 
+    /// The newest runs of some jobs, of these jobs' backups, and of one user.
+    pub fn runs_of(&self, jobs: &BTreeSet<String>, by: Option<&str>, job: Option<&str>, limit: u32) -> Result<Vec<Run>> {
+        let sql = "SELECT json FROM run WHERE (?1 IS NULL OR job = ?1) AND (job IN (SELECT value FROM json_each(?2))
+            OR json_extract(json, '$.by') = ?3
+            OR job IS NULL AND EXISTS (SELECT 1 FROM backup WHERE backup.id = json_extract(run.json, '$.backup')
+                AND backup.job IN (SELECT value FROM json_each(?2))))
+            ORDER BY queued DESC, id DESC LIMIT ?4";
+        let jobs = serde_json::Value::from_iter(jobs.iter().cloned()).to_string();
+        let list = self
+            .run_sql(|db| db.prepare_cached(sql)?.query_map(params![job, jobs, by, limit], text)?.collect::<rusqlite::Result<Vec<_>>>())?;
+        list.iter().map(|j| from_json(j)).collect()
+    }
+
     /// At start: runs that an earlier daemon left queued or running become failed, with that reason. Returns them.
     pub fn close_interrupted_runs(&self, reason: &str, now: Timestamp) -> Result<Vec<Run>> {
         let sql = "SELECT json FROM run WHERE finished = 0 ORDER BY queued";
@@ -184,6 +216,24 @@ impl Ledger {
     pub fn save_schedule_state(&self, job: &str, state: &ScheduleState) -> Result<()> {
         let json = to_json(state)?;
         self.run_sql(|db| db.prepare_cached("INSERT OR REPLACE INTO schedule (job, json) VALUES (?1, ?2)")?.execute([job, &json]).map(drop))
+    }
+
+    /// Changes a job's schedule state, which nobody else does meanwhile. Returns what it was and what it is.
+    pub fn change_schedule_state(&self, job: &str, change: impl FnOnce(&mut ScheduleState)) -> Result<(ScheduleState, ScheduleState)> {
+        let mut db = self.db();
+        let failed = |e: rusqlite::Error| LedgerError::Failed(format!("the ledger {}: {e}", self.path.display()));
+        let read = |db: &mut Connection| db.prepare_cached("SELECT json FROM schedule WHERE job = ?1")?.query_row([job], text).optional();
+        let old: ScheduleState = read(&mut db).map_err(failed)?.map(|json| from_json(&json)).transpose()?.unwrap_or_default();
+        let mut new = old.clone();
+        change(&mut new);
+        if new != old {
+            let json = to_json(&new)?;
+            let write = |db: &mut Connection| {
+                db.prepare_cached("INSERT OR REPLACE INTO schedule (job, json) VALUES (?1, ?2)")?.execute([job, &json]).map(drop)
+            };
+            write(&mut db).map_err(failed)?;
+        }
+        Ok((old, new))
     }
 
     /// The schedule states of all jobs that there ever were.
@@ -535,6 +585,36 @@ mod tests {
         assert_eq!(ledger.schedule_state("shop").unwrap().runs_good, 3);
         ledger.trim_runs(1).unwrap();
         assert_eq!(ledger.runs(None, 10).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn runs_are_found_by_job_by_their_backups_and_by_who_began_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.put_backup("a", &detail("aa11", "shop", "2026-01-01T00:00:00Z", Outcome::Good)).unwrap();
+        ledger.put_backup("a", &detail("bb22", "wiki", "2026-01-01T00:00:00Z", Outcome::Good)).unwrap();
+        let runs = [
+            ("shop", "", "root"),
+            ("wiki", "", "root"),
+            ("", "aa11", "root"),
+            ("", "bb22", "root"),
+            ("", "bb22", "anna"),
+            ("wiki", "", "root"),
+        ];
+        for (n, (job, backup, by)) in runs.into_iter().enumerate() {
+            let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+            let queued = format!("2026-01-01T00:00:{n:02}Z");
+            ledger
+                .save_run(&Run { id: format!("r{n}"), queued, job: some(job), backup: some(backup), by: by.into(), ..Run::default() })
+                .unwrap();
+        }
+        let shop = BTreeSet::from(["shop".to_owned()]);
+        let of = |by: Option<&str>, job: Option<&str>, limit| {
+            ledger.runs_of(&shop, by, job, limit).unwrap().into_iter().map(|run| run.id).collect::<Vec<_>>()
+        };
+        assert_eq!(of(None, None, 9), ["r2", "r0"]);
+        assert_eq!(of(Some("anna"), None, 9), ["r4", "r2", "r0"]);
+        assert_eq!((of(Some("anna"), None, 1), of(None, Some("shop"), 9)), (vec!["r4".to_owned()], vec!["r0".to_owned()]));
     }
 
     #[test]

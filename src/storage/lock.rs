@@ -56,7 +56,7 @@ impl ObjectLock {
     /// Whether an object of this name is worth a lock: what a backup needs, not what is replaced all the time.
     pub fn covers(name: &str) -> bool {
         name == "keepd.json"
-            || ["packs/", "index/", "backups/", "marks/", "keys/", "config/"].iter().any(|directory| name.starts_with(directory))
+            || ["packs/", "index/", "backups/", "marks/", "keys/", "config/", "audit/"].iter().any(|directory| name.starts_with(directory))
     }
 
     /// Locks an object for the whole period from now; one that is locked for longer stays so.

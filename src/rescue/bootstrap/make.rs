@@ -10,13 +10,16 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use keepd_protocol::audit::{AuditEntry, AuditResult};
 use tempfile::TempDir;
 
 use super::report::{Report, Seen};
 use super::{Given, is_sample, prepare};
 use crate::config::{Config, Destination};
+use crate::control::origin::user_name;
 use crate::daemon::state_dir;
 use crate::ledger::Ledger;
+use crate::ledger::audit::by_keepd;
 use crate::ledger::lock::StateLock;
 use crate::portable::envelope::Envelope;
 use crate::rescue::{Failure, Result, tell};
@@ -65,6 +68,16 @@ pub fn make(main: &Path, envelope: &Envelope, given: &Given, take_over: bool, re
     state.settle(&mut written)?;
     let ledger = Arc::new(Ledger::open(&state_dir).map_err(Failure::failed)?);
     written.keep();
+    // A new log: the one of before is not brought back, only its heads are at the destinations.
+    let begun = AuditEntry {
+        user: user_name(rustix::process::getuid().as_raw()),
+        uid: Some(rustix::process::getuid().as_raw()),
+        message: Some("this state was made anew by keepd rescue bootstrap: what was logged before is not here".into()),
+        ..by_keepd("bootstrap", AuditResult::Done)
+    };
+    if let Err(e) = ledger.audit(begun) {
+        report.problems.push(format!("the audit log could not be begun: {e}"));
+    }
     report.written = made.iter().map(|path| path.display().to_string()).collect();
 
     let env = Environment { config, ledger, runtime, lent };

@@ -51,6 +51,7 @@ pub fn retain(
         }
         catalogue::remove(place, &env.ledger, id)?;
         live.message(Level::Info, format!("retention removed backup {} from {}", short(id), target.name));
+        crate::run::registry::audit::removed(&env.ledger, &job.name, &target.name, id, &live.id());
     }
     Ok(())
 }
