@@ -10,6 +10,7 @@ pub mod mysql;
 pub mod postgres;
 pub mod sqlite;
 pub mod survey;
+pub mod way;
 
 use std::collections::BTreeMap;
 use std::path::Path;

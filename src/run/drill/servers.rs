@@ -16,6 +16,7 @@ use crate::config::{Databases, Job, ServerSource, SourceKind};
 use crate::process::Running;
 use crate::run::live::{Failure, LiveRun};
 use crate::source::load::{Loader, PATIENCE, Wanted, scratch_name};
+use crate::source::postgres::without_commands;
 use crate::source::{Facts, SourceError};
 
 /// A server that was started answers within so long.
@@ -310,7 +311,12 @@ impl Server {
         let Some(own) = self.dir.as_ref().filter(|_| self.kind == Kind::Postgres) else { return Ok(false) };
         let Ok(text) = std::fs::read(dir.join(crate::source::postgres::GLOBALS)) else { return Ok(false) };
         live.step(&format!("loading the roles of {}", self.source));
-        let text = postgres::globals(&String::from_utf8_lossy(&text), own, self.user.as_ref()).map_err(Trouble::untried)?;
+        let (text, left_out) = without_commands(&String::from_utf8_lossy(&text));
+        if left_out > 0 {
+            let text = format!("source {}: {left_out} lines of its roles hold backslashes, and were left out", self.source);
+            live.message(Level::Warning, text);
+        }
+        let text = postgres::globals(&text, own, self.user.as_ref()).map_err(Trouble::untried)?;
         let said = crate::source::postgres::Client::new(&self.config)
             .and_then(|client| client.execute_on("postgres", text.as_bytes(), &live.cancel))
             .map_err(|e| failed(&self.source, e))?;
@@ -331,7 +337,7 @@ impl Server {
                 if self.dir.is_some()
                     && wanted.scratch == wanted.database
                     && let Some(sql) = wanted.fact("properties")
-                    && let Err(e) = client.execute("postgres", sql.trim().trim_end_matches(';'), &live.cancel)
+                    && let Err(e) = client.execute("postgres", without_commands(sql).0.trim().trim_end_matches(';'), &live.cancel)
                 {
                     live.message(
                         Level::Warning,

@@ -487,9 +487,14 @@ impl Desk {
         self.held().get(id).map(shown).ok_or_else(|| absent(id))
     }
 
-    /// Newest first.
-    pub fn list(&self) -> Vec<Import> {
-        let mut list: Vec<Import> = self.held().values().map(shown).collect();
+    /// Who began it, and for which job.
+    pub fn owner(&self, id: &str) -> Option<(u32, Option<String>)> {
+        self.held().get(id).map(|held| (held.kept.uid, held.kept.request.job.clone()))
+    }
+
+    /// Of one user, or of all; newest first.
+    pub fn list(&self, of: Option<u32>) -> Vec<Import> {
+        let mut list: Vec<Import> = self.held().values().filter(|held| of.is_none_or(|uid| held.kept.uid == uid)).map(shown).collect();
         list.sort_by(|a, b| (&b.created, &b.id).cmp(&(&a.created, &a.id)));
         list
     }

@@ -6,6 +6,7 @@
 
 mod health;
 mod journal;
+mod own;
 mod plan;
 mod recover;
 mod targets;
@@ -18,6 +19,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use keepd_protocol::model::{Backup, BytesPath, Level, PlannedService, RestorePlan};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use self::journal::{Journal, Loaded, Phase};
 use self::plan::{Found, Owners};
@@ -34,6 +37,7 @@ use super::to_directory;
 use crate::config::{Databases, Job, Quiesce, Source, SourceKind};
 use crate::repository::Entry;
 use crate::source::load::Loader;
+use crate::source::way;
 
 pub use self::recover::{Finished, Helper, Pending, pending};
 
@@ -151,6 +155,7 @@ impl Transaction<'_> {
         for target in targets {
             let found = plan::look(&place, &target, &others, self.live, &self.env.config.daemon.state_dir)?;
             plan::plan(self.job, &place, &target, &found, self.request.owners, self.live, &mut plan)?;
+            plan.problems.extend(self.may_change(&place, &target, &found).err().map(|e| e.to_string()));
             known.push(Known { target, found, staged: [HashSet::new(), HashSet::new()], tree: None, apart: None });
         }
         self.plan_application(&mut plan)?;
@@ -171,6 +176,10 @@ impl Transaction<'_> {
             .run(self.live, &[])
             .and_then(|()| self.go(place, known, &others));
         done.map_err(|failure| super::hooks::failed(&event("on_failure", self.job.hooks.on_failure.as_slice()), self.live, failure))
+    }
+
+    fn may_change(&self, place: &Place, target: &Target<'_>, found: &[Found]) -> Result<(), Failure> {
+        own::may_change(&self.live.by, &self.env.config, target, targets::of(&place.manifest, &target.name)?, found)
     }
 
     /// Services and versions.
@@ -395,7 +404,8 @@ impl Transaction<'_> {
         journal.save()?;
         known.tree = Some(number);
         for directory in &tree.made {
-            std::fs::create_dir(directory).map_err(|e| Failure::Failed(format!("cannot make {}: {e}", directory.display())))?;
+            way::make_directory(directory, Mode::RWXU | Mode::RWXG | Mode::RWXO)
+                .map_err(|e| Failure::Failed(format!("cannot make {}: {e}", directory.display())))?;
             point();
         }
         let tree = if tree.inode.is_none() { identified(tree)? } else { tree };
@@ -438,10 +448,12 @@ impl Transaction<'_> {
                 name.push(suffix);
                 name
             };
-            match std::fs::copy(with(path), with(&copy)) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound && !suffix.is_empty() => {}
-                other => drop(other.map_err(failed)?),
-            }
+            let from = match way::open(Path::new(&with(path)), OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK) {
+                Err(Errno::NOENT) if !suffix.is_empty() => continue,
+                other => other.map_err(|e| failed(e.into()))?,
+            };
+            let copied = std::fs::File::create(with(&copy)).and_then(|mut to| std::io::copy(&mut std::fs::File::from(from), &mut to));
+            copied.map_err(failed)?;
         }
         let from = apart.path().join(STAGES[0]).join(OsStr::from_bytes(staged_as));
         let (moved, dangling) = crate::source::sqlite::take_tables(&copy, &from, &self.request.tables, &self.live.cancel)
@@ -578,6 +590,7 @@ impl Transaction<'_> {
             }
             To::Directory { .. } => {
                 known.found = plan::look(place, &known.target, others, self.live, &self.env.config.daemon.state_dir)?;
+                self.may_change(place, &known.target, &known.found)?;
                 let wanted = plan::staged(&known.found);
                 if wanted.iter().any(|path| !known.staged[0].contains(path)) {
                     // What belongs together (hard links) is staged together.

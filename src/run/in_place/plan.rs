@@ -51,6 +51,7 @@ pub fn look(
     let report = Report::default();
     let work_dir = state_dir.join("work");
     let context = Context { cancel: &live.cancel, report: &report, work_dir: &work_dir, cache_dir: &work_dir };
+    let own = state_dir.canonicalize().unwrap_or_else(|_| state_dir.to_owned());
     let mut found = Vec::new();
     let mut each = |difference: differences::Difference| -> Result<(), Failure> {
         match difference.what {
@@ -63,7 +64,9 @@ pub fn look(
             }
             _ => {}
         }
-        if others.contains(&root.join(OsStr::from_bytes(&difference.path))) {
+        let path = root.join(OsStr::from_bytes(&difference.path));
+        // What keepd itself knows, its audit log above all, is no part of any restore.
+        if others.contains(&path) || path.starts_with(state_dir) || path.starts_with(&own) {
             return Ok(());
         }
         let data = |s: &Segment| if let Segment::Data(x) = s { u64::from(x.len) } else { 0 };

@@ -16,6 +16,7 @@ use crate::run::backup::Environment;
 use crate::run::live::{Failure, LiveRun};
 use crate::run::restore::{self, Place};
 use crate::run::{load, quiesce};
+use crate::source::way;
 
 /// What undoing needs.
 pub struct Helper<'a> {
@@ -58,7 +59,7 @@ fn as_plain_files(source: &Source) -> Vec<Source> {
     let SourceKind::Sqlite(sqlite) = &source.kind else { return vec![source.clone()] };
     let mut sources = Vec::new();
     for suffix in std::iter::once("").chain(LOGS) {
-        let mut path = sqlite.path.canonicalize().unwrap_or_else(|_| sqlite.path.clone()).into_os_string();
+        let mut path = way::resolve(&sqlite.path).unwrap_or_else(|_| sqlite.path.clone()).into_os_string();
         path.push(suffix);
         let path = PathBuf::from(path);
         if path.symlink_metadata().is_ok() {

@@ -12,7 +12,7 @@ use crate::repository::{Entry, Kind, Manifest, ManifestSource};
 use crate::run::live::Failure;
 use crate::run::restore::{self, Place};
 use crate::run::selection::{Selected, Selection, Shown};
-use crate::source::{Facts, mysql, postgres};
+use crate::source::{Facts, mysql, postgres, way};
 
 /// One source of a backup with its place.
 pub struct Target<'j> {
@@ -122,10 +122,10 @@ fn target<'j>(job: &'j Job, place: &Place, request: &Request, selected: &Selecte
     };
     let to = match &source.kind {
         SourceKind::Sqlite(s) if of.kind == "sqlite" || (of.kind == "files" && shown.is_one_file()) => {
-            one_file(place, shown, &real(&s.path), suffix, of.kind == "sqlite" || suffix.is_empty())?
+            one_file(place, shown, &real(&s.path)?, suffix, of.kind == "sqlite" || suffix.is_empty())?
         }
         SourceKind::Files(f) if of.kind == "files" => {
-            let root = real(&f.path);
+            let root = real(&f.path)?;
             for path in selected.paths.iter().filter(|p| !p.is_empty()) {
                 let named = String::from_utf8_lossy(&shown.path(path)).into_owned();
                 // What came with a restore goes when that is undone.
@@ -167,12 +167,9 @@ fn target<'j>(job: &'j Job, place: &Place, request: &Request, selected: &Selecte
     Ok(Target { source, name: of.name.clone(), to })
 }
 
-/// The path with all links resolved, as far as it is there.
-fn real(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| match (path.parent().and_then(|p| p.canonicalize().ok()), path.file_name()) {
-        (Some(parent), Some(name)) => parent.join(name),
-        _ => path.to_owned(),
-    })
+/// The path with all links resolved, as far as it is there. Never in the state directory, nor through a stranger's link.
+fn real(path: &Path) -> Result<PathBuf, Failure> {
+    way::of_source(path).map_err(|e| Failure::Failed(e.to_string()))
 }
 
 fn one_file(place: &Place, shown: &Shown<'_>, path: &Path, suffix: &str, database: bool) -> Result<To, Failure> {

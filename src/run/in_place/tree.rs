@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::source::files::{STAGING_PREFIX, xattrs_at};
+use crate::source::way;
 
 /// What SQLite puts beside a database.
 pub const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -211,8 +212,8 @@ fn missing(e: Errno) -> Result<(), Errno> {
 
 impl<'t> Beneath<'t> {
     pub fn open(tree: &'t Tree) -> io::Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&tree.root, flags, Mode::empty())?;
+        // Its path had no links when it was chosen.
+        let root = way::open(&tree.root, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let inode = rustix::fs::fstat(&root)?.st_ino;
         if tree.inode.is_some_and(|known| known != inode) {
             return Err(io::Error::other("another directory is in its place now, or its file system is not mounted"));

@@ -26,7 +26,7 @@ use keepd_protocol::model::Level;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::{Context, Facts, Merge, Previous, SourceError};
+use super::{Context, Facts, Merge, Previous, SourceError, way};
 use crate::config::FilesSource;
 use crate::repository::entry::path_order;
 use crate::repository::{Entry, EntrySink, Kind, Time};
@@ -87,7 +87,7 @@ fn capture_pass(
     context: &Context<'_>,
 ) -> Result<Facts, SourceError> {
     // The configured path itself may be a link (systemd makes such for DynamicUser=); nothing below it is followed.
-    let real = std::fs::canonicalize(&source.path).unwrap_or_else(|_| source.path.clone());
+    let real = way::of_source(&source.path)?;
     let root = real.as_path();
     let failed = |verb: &str, e: Errno| {
         SourceError::Failed(format!(
@@ -114,7 +114,7 @@ fn capture_pass(
     };
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
-            let fd = rustix::fs::open(root, walk::DIRECTORY_FLAGS, Mode::empty()).map_err(|e| failed("open", e))?;
+            let fd = way::open(root, walk::DIRECTORY_FLAGS).map_err(|e| failed("open", e))?;
             capture.tree(fd).map_err(|e| match e {
                 walk::WalkError::Root(e) => failed("list", e),
                 walk::WalkError::Source(e) => e,
@@ -123,8 +123,7 @@ fn capture_pass(
         FileType::RegularFile => {
             let parent = root.parent().unwrap_or(Path::new("/"));
             let name = root.file_name().unwrap_or_default().as_bytes();
-            let fd = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|e| failed("open", e))?;
+            let fd = way::open(parent, OFlags::PATH | OFlags::DIRECTORY).map_err(|e| failed("open", e))?;
             let before = capture.was_at(b"")?;
             capture.file(fd.as_fd(), name, Vec::new(), &stat, before)?;
             if capture.counts.files == 0 {

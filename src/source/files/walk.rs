@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::{Capture, STAGING_PREFIX, described, open_directory, read};
 use crate::repository::{Entry, Kind};
-use crate::source::SourceError;
+use crate::source::{SourceError, way};
 
 pub const DIRECTORY_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
@@ -110,6 +110,11 @@ impl Capture<'_> {
                 return Ok(None);
             }
         };
+        // By whatever name it is met: what keepd knows of itself is in no backup.
+        if way::is_state_dir(stat.st_dev, stat.st_ino) {
+            self.counts.excluded += 1;
+            return Ok(None);
+        }
         let elsewhere = self.one_file_system && stat.st_dev != self.root_device;
         let names = match if elsewhere { Ok(Vec::new()) } else { list(&fd) } {
             Ok(names) => names,

@@ -192,7 +192,33 @@ fn named(database: &str) -> String {
     format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
+/// Text of a backup without the lines that hold a backslash, and how many of them say anything: psql takes what follows one, outside of quotes, for a command
+/// of its own (`\\! …` runs a program, as whoever runs psql). Where a text's quotes begin and end is up to settings that the text itself may change, so
+/// there must be none at all. `\\restrict`, which newer tools put around what they print, is not missed.
+pub fn without_commands(text: &str) -> (String, usize) {
+    let (mut kept, mut left_out) = (String::with_capacity(text.len()), 0);
+    for line in text.split_inclusive('\n') {
+        match line.contains('\\') {
+            false => kept.push_str(line),
+            true => left_out += usize::from(!line.starts_with("\\restrict ") && !line.starts_with("\\unrestrict ")),
+        }
+    }
+    (kept, left_out)
+}
+
 /// A name as SQL has it.
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_a_backup_is_a_command_of_psql() {
+        let text = "\\restrict abc\nCREATE ROLE shop;\n\\! touch /tmp/x\nSELECT 1 \\! id\n\n-- it's\nALTER ROLE shop SET a TO E'b\\\\c';\nCREATE ROLE b;\n\\unrestrict abc\n";
+        assert_eq!(without_commands(text), ("CREATE ROLE shop;\n\n-- it's\nCREATE ROLE b;\n".to_owned(), 3));
+        assert_eq!(without_commands("a\r\\! id\nb"), ("b".to_owned(), 1));
+    }
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use self::archive::{About, ArchiveReader, Summary};
-pub use self::client::Client;
+pub use self::client::{Client, without_commands};
 pub use self::survey::survey;
 use super::dump::{Collected, Counted};
 use super::load::is_scratch;

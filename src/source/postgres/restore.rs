@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Client, quoted};
+use super::client::{Client, quoted, without_commands};
 use crate::process::{Pipes, Running};
 use crate::source::SourceError;
 use crate::source::load::{Loader, PATIENCE, Wanted, compare, used_by};
@@ -132,7 +132,11 @@ impl Loader for Client<'_> {
         let whole = wanted.tables.is_empty();
         for what in ["properties", "grants"] {
             let Some(sql) = wanted.fact(what).filter(|_| whole && (what == "properties" || wanted.owners)) else { continue };
-            if let Err(e) = self.execute(HOME, &renamed(sql, &wanted.database, &wanted.scratch), cancel) {
+            let (sql, left_out) = without_commands(sql);
+            if left_out > 0 {
+                told.push(format!("{left_out} lines of the {what} of the database as a whole hold backslashes, and were left out"));
+            }
+            if let Err(e) = self.execute(HOME, &renamed(&sql, &wanted.database, &wanted.scratch), cancel) {
                 told.push(format!("the {what} of the database as a whole could not be set: {e}"));
             }
         }
@@ -213,7 +217,7 @@ fn literal(text: &str) -> String {
 fn created_with<'s>(sql: &'s str, database: &str) -> Option<&'s str> {
     let rest = sql.trim().strip_prefix("CREATE DATABASE ")?;
     let rest = rest.strip_prefix(&quoted(database)).or_else(|| rest.strip_prefix(database))?;
-    Some(rest.trim().trim_end_matches(';')).filter(|r| r.starts_with("WITH "))
+    Some(rest.trim().trim_end_matches(';')).filter(|r| r.starts_with("WITH ") && !r.contains(['\\', '\n', '\r', ';']))
 }
 
 /// Statements about a database as a whole, with another name.
@@ -249,6 +253,7 @@ mod tests {
         assert_eq!(created_with(&format!("CREATE DATABASE shop {with};\n"), "shop"), Some(with));
         assert_eq!(created_with(&format!("CREATE DATABASE \"My Shop\" {with};"), "My Shop"), Some(with));
         assert_eq!(created_with(&format!("CREATE DATABASE shop2 {with};"), "shop"), None);
+        assert_eq!(created_with(&format!("CREATE DATABASE shop {with} \\! id"), "shop"), None);
         let sql = "ALTER DATABASE shop SET search_path TO 'a b';\nALTER ROLE app IN DATABASE shop SET work_mem TO '1MB';\n";
         let renamed = renamed(sql, "shop", "s1");
         let grants =

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The first column of a question's rows, NULL left out.
 pub fn ask(path: &Path, sql: &str, cancel: &CancellationToken) -> Result<Vec<String>, SourceError> {
     let (mut found, mut bytes) = (Vec::new(), 0);
-    each(path, sql, cancel, |shown, value| {
+    each(&Database::find(path)?, sql, cancel, |shown, value| {
         let Some(text) = value else { return Ok(true) };
         bytes += text.len();
         if bytes > MOST {
@@ -32,7 +32,7 @@ pub fn ask(path: &Path, sql: &str, cancel: &CancellationToken) -> Result<Vec<Str
 /// The first value of a question's first row; None when there is no row.
 pub fn first(path: &Path, sql: &str, cancel: &CancellationToken) -> Result<Option<String>, SourceError> {
     let mut found = None;
-    each(path, sql, cancel, |_, value| {
+    each(&Database::of_our_own(path)?, sql, cancel, |_, value| {
         found = Some(value.unwrap_or_else(|| "NULL".into()));
         Ok(false)
     })?;
@@ -41,12 +41,11 @@ pub fn first(path: &Path, sql: &str, cancel: &CancellationToken) -> Result<Optio
 
 /// Hands over the first value of each row, None for NULL, until told to stop.
 fn each(
-    path: &Path,
+    database: &Database,
     sql: &str,
     cancel: &CancellationToken,
     mut take: impl FnMut(&str, Option<String>) -> Result<bool, SourceError>,
 ) -> Result<(), SourceError> {
-    let database = Database::find(path)?;
     let failed = |e: rusqlite::Error| match cancel.is_cancelled() {
         true => SourceError::Cancelled,
         false => database.failed("asking it", &e),

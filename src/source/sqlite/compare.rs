@@ -64,7 +64,7 @@ pub struct Compared {
 pub fn compare(source: &SqliteSource, backup: &Path, deep: bool, context: &Context<'_>) -> Result<Compared, SourceError> {
     let tuning = Tuning::default();
     let database = Database::find(&source.path)?;
-    let backup = Database::find(backup)?;
+    let backup = Database::of_our_own(backup)?;
     let _alone = Alone::with(&database.stat()?, context.cancel)?;
     for attempt in 0..ATTEMPTS {
         let mut stat = database.stat()?;

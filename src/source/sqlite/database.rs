@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
 use crate::repository::{Entry, Kind, Time};
-use crate::source::SourceError;
+use crate::source::{SourceError, way};
 
 pub const HEADER_BYTES: usize = 100;
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -36,9 +37,19 @@ pub struct Database {
 }
 
 impl Database {
+    /// What is configured.
     pub fn find(configured: &Path) -> Result<Self, SourceError> {
+        Self::at(configured, way::of_source(configured)?)
+    }
+
+    /// A file that keepd wrote itself.
+    pub fn of_our_own(path: &Path) -> Result<Self, SourceError> {
+        Self::at(path, way::resolve(path).map_err(SourceError::Failed)?)
+    }
+
+    fn at(configured: &Path, path: PathBuf) -> Result<Self, SourceError> {
         let shown = configured.display().to_string();
-        let path = configured.canonicalize().map_err(|e| match e.kind() {
+        path.symlink_metadata().map_err(|e| match e.kind() {
             ErrorKind::NotFound => SourceError::Failed(format!(
                 "the database {shown} does not exist; if it was moved, change the source's `sqlite` path, if it is created later, \
                  run the job again then"
@@ -74,7 +85,8 @@ impl Database {
     pub fn header(&self) -> Result<Option<Header>, SourceError> {
         let failed = |e| SourceError::Failed(format!("the database {} cannot be read: {e}", self.shown));
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
-        File::open(&self.path).map_err(failed)?.take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(failed)?;
+        let file = way::open(&self.path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
+        File::from(file).take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -121,6 +133,8 @@ impl Database {
     /// A connection that reads and never changes anything. `frozen` takes no locks and trusts that nobody writes.
     pub fn open(&self, frozen: bool, busy: Duration, cancel: &CancellationToken) -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        // All links were resolved: one that is there now was put there since.
+        let flags = flags | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let connection = Connection::open_with_flags(uri(&self.path, frozen), flags)?;
         prepare(connection, busy, cancel)
     }

@@ -65,7 +65,7 @@ pub fn inspect(
 
 /// Fails unless a database that nobody has open is whole, by its quick_check.
 pub fn check_whole(path: &Path, cancel: &CancellationToken) -> Result<(), SourceError> {
-    let database = Database::find(path)?;
+    let database = Database::of_our_own(path)?;
     if database.header()?.is_none() {
         return Ok(());
     }

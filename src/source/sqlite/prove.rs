@@ -31,7 +31,7 @@ pub struct Proof {
 /// Checks a restored file against the facts of its capture. The file is not changed, and nothing is left beside it.
 pub fn prove(path: &Path, facts: &Facts, cancel: &CancellationToken) -> Result<Proof, SourceError> {
     let mut proof = Proof::default();
-    let database = Database::find(path)?;
+    let database = Database::of_our_own(path)?;
     match database.header() {
         // An empty file is an empty database.
         Ok(_) => {}
