@@ -3,6 +3,7 @@
 //! Data flows source → repository → storage; `run` and `control` stand above, `config`, `crypto` and `ledger` below.
 //! `docs/architecture.md` shows the whole house.
 
+pub mod access;
 pub mod archive;
 pub mod config;
 pub mod control;

@@ -199,6 +199,50 @@ pub fn may_delete(target: &Destination) -> Result<(), Failure> {
     }
 }
 
+fn goes_on(live: &LiveRun) -> Result<(), Failure> {
+    if live.cancel.is_cancelled() { Err(Failure::Cancelled) } else { Ok(()) }
+}
+
+/// Removes those of several backups that still are to go when it is their turn.
+pub fn delete_backups(
+    env: &Environment,
+    target: &Destination,
+    ids: &[String],
+    live: &LiveRun,
+    goes: &dyn Fn(&str) -> Result<bool, Failure>,
+    gate: ReaderGate<'_>,
+) -> Result<(), Failure> {
+    if archived::is(target) {
+        for id in ids {
+            goes_on(live)?;
+            if goes(id)? {
+                archived::upkeep::delete(env, target, id, live, gate)?;
+            }
+        }
+        return Ok(());
+    }
+    may_delete(target)?;
+    live.step("opening the repository");
+    let (repository, lease) = destination::open_for_writing(env, target, live, false)?;
+    live.step("deleting");
+    let mut removed = 0;
+    let mut all = || {
+        for id in ids {
+            goes_on(live)?;
+            lease.check()?;
+            if goes(id)? {
+                catalogue::remove(&repository, &target.name, &env.ledger, id)?;
+                removed += 1;
+            }
+        }
+        Ok(())
+    };
+    let done = all();
+    let text = format!("{removed} backups are removed from {}; 'keepctl prune {}' frees their space", target.name, target.name);
+    live.message(Level::Info, text);
+    done
+}
+
 /// Prunes a destination.
 pub fn prune_destination(
     env: &Environment,

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 
 use super::live::Failure;
 use super::restore::find;
@@ -19,7 +19,7 @@ use super::selection::is_at_or_below;
 use crate::config::FilesSource;
 use crate::repository::entry::{Extent, MAX_CHUNK_BYTES, Texture, path_order};
 use crate::repository::{ChunkId, Entry, EntrySink, Kind, ManifestSource, Repository, RepositoryError, Segment, SinkError, SourceReader};
-use crate::source::{Context, Previous, SourceError, files};
+use crate::source::{Context, Previous, SourceError, files, way};
 
 /// Chunks of the backup that are kept for the next small files (about 1 MiB each).
 const MAX_CHUNKS: usize = 4;
@@ -131,7 +131,7 @@ fn is_in_one(path: &[u8], paths: &[Vec<u8>]) -> bool {
 
 /// The source's directory, to look into; None when it is none.
 fn root(path: &Path) -> Option<OwnedFd> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+    way::open(&way::resolve(path).ok()?, OFlags::PATH | OFlags::DIRECTORY).ok()
 }
 
 /// The entries of a source at or below some paths, in path order.

@@ -2,7 +2,8 @@
 //!
 //! The rolling check: where a destination has `check_every`, each of its packs is read once in that time, a few at a time. The cleanup:
 //! once a day retention is applied to each job, and what is condemned for long enough is deleted, if there is anything to do. Copies: what a
-//! destination lacks is brought there. Drills: where a job has `drill.every`, a backup of it is proven that often.
+//! destination lacks is brought there. Drills: where a job has `drill.every`, a backup of it is proven that often. The audit
+//! log: once a day what is older than it keeps goes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Runs};
+use crate::access::By;
 
 /// Parts that a period is divided into; each reads its share.
 const PARTS: u32 = 24;
@@ -49,7 +51,11 @@ pub async fn keep_house(runs: Arc<Runs>, cancel: CancellationToken) {
         let asked = runs.clone();
         let started = tokio::task::spawn_blocking(move || asked.start_due_cleanups(CLEANUP_EVERY)).await;
         let asked = runs.clone();
-        let _ = tokio::task::spawn_blocking(move || asked.start_all_missing_copies("schedule")).await;
+        let _ = tokio::task::spawn_blocking(move || asked.start_all_missing_copies(&By::schedule())).await;
+        let asked = runs.clone();
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || asked.retain_audit()).await {
+            tracing::warn!("old entries of the audit log could not be removed: {e}");
+        }
         let asked = runs.clone();
         match tokio::task::spawn_blocking(move || asked.start_due_drills()).await {
             Ok(Ok(())) => {}

@@ -9,6 +9,7 @@ use keepd_protocol::model::{Event, EventKind, Level, Message, Run, RunState, Ste
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::By;
 use crate::crypto::CryptoError;
 use crate::source::Report;
 
@@ -23,6 +24,8 @@ pub struct LiveRun {
     state: Mutex<State>,
     changed: watch::Sender<Arc<Run>>,
     events: broadcast::Sender<Event>,
+    /// On whose behalf.
+    pub by: By,
 }
 
 struct State {
@@ -97,14 +100,19 @@ impl LiveRun {
             state: Mutex::new(State { run, step_started: now, started: now }),
             changed,
             events,
+            by: By::default(),
         };
         live.event(EventKind::RunQueued, String::new());
         live
     }
 
+    pub fn on_behalf_of(self, by: By) -> Self {
+        Self { by, ..self }
+    }
+
     /// The same run for what is done however it was cancelled; nobody follows it.
     pub fn uncancelled(&self) -> Self {
-        Self::new(self.snapshot(), broadcast::Sender::new(1))
+        Self::new(self.snapshot(), broadcast::Sender::new(1)).on_behalf_of(self.by.clone())
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

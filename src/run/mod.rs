@@ -5,6 +5,7 @@
 
 pub(crate) mod adopt;
 pub(crate) mod archived;
+mod audit;
 pub(crate) mod backup;
 pub(crate) mod browse;
 pub(crate) mod catalogue;

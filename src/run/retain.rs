@@ -165,6 +165,7 @@ pub fn apply(
         }
         catalogue::remove(repository, &target.name, &env.ledger, id)?;
         live.message(Level::Info, format!("retention removed backup {} from {}", short(id), target.name));
+        super::registry::audit::removed(&env.ledger, &job.name, &target.name, id, &live.id());
     }
     check::prune(env, target, repository, false, live, gate)
 }

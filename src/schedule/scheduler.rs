@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::due::{newest_missed, next_due, words};
+use crate::access::By;
 use crate::config::{self, Config, Job, Retry, Schedule};
 use crate::ledger::{Ledger, ScheduleState};
 use crate::run::{BackupRequest, Error};
@@ -21,6 +22,8 @@ pub trait Starter: Send + Sync {
     fn start_backup(&self, request: BackupRequest) -> Result<String, Error>;
     /// Of the configuration.
     fn start_config_backup(&self, attempt: u32) -> Result<String, Error>;
+    /// Whether a backup of a job is queued or running.
+    fn is_running(&self, job: &str) -> bool;
 }
 
 impl Starter for Arc<crate::run::Runs> {
@@ -29,7 +32,12 @@ impl Starter for Arc<crate::run::Runs> {
     }
 
     fn start_config_backup(&self, attempt: u32) -> Result<String, Error> {
-        self.try_config_backup("schedule", attempt)
+        self.try_config_backup(&By::schedule(), attempt)
+    }
+
+    fn is_running(&self, job: &str) -> bool {
+        let is_it = |run: &Arc<Run>| run.kind == RunKind::Backup && run.job.as_deref() == Some(job) && !run.state.is_finished();
+        self.active().iter().any(is_it)
     }
 }
 
@@ -43,6 +51,7 @@ struct Entry<'c> {
     /// A job's name, or [`CONFIG_BACKUP`]; the ledger knows its state by it.
     key: &'c str,
     enabled: bool,
+    paused_until: Option<Timestamp>,
     schedule: &'c Option<Schedule>,
     timezone: Option<&'c str>,
     zone: TimeZone,
@@ -52,10 +61,11 @@ struct Entry<'c> {
 
 impl<'c> Entry<'c> {
     fn of_job(job: &'c Job) -> Self {
-        let Job { name, enabled, schedule, timezone, jitter, retry, .. } = job;
+        let Job { name, enabled, paused_until, schedule, timezone, jitter, retry, .. } = job;
         Self {
             key: name,
             enabled: *enabled,
+            paused_until: *paused_until,
             schedule,
             timezone: timezone.as_deref(),
             zone: job.zone(),
@@ -69,6 +79,7 @@ impl<'c> Entry<'c> {
         Some(Self {
             key: CONFIG_BACKUP,
             enabled: true,
+            paused_until: None,
             schedule: &backup.schedule,
             timezone: backup.timezone.as_deref(),
             zone: backup.zone(),
@@ -91,16 +102,61 @@ impl<'c> Entry<'c> {
     }
 
     fn missed(&self, state: &ScheduleState, now: Timestamp) -> Option<Timestamp> {
-        newest_missed(self.schedule.as_ref()?, &self.zone, last_due(state, now), anchor(state), now)
+        newest_missed(self.schedule.as_ref()?, &self.zone, self.covered(state, now), anchor(state), now)
     }
 
     fn next(&self, state: &ScheduleState, now: Timestamp) -> Option<Timestamp> {
-        next_due(self.schedule.as_ref()?, &self.zone, last_due(state, now), anchor(state))
+        next_due(self.schedule.as_ref()?, &self.zone, self.covered(state, now), anchor(state))
     }
+
+    /// Up to when nothing is owed: what falls due before the end of a pause is covered by it.
+    fn covered(&self, state: &ScheduleState, now: Timestamp) -> Timestamp {
+        let last = last_due(state, now);
+        self.paused_until.map_or(last, |until| last.max(just_before(until)))
+    }
+
+    fn is_paused(&self, now: Timestamp) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
+    }
+
+    /// Brings a state up to the schedule and the pause as they are configured now.
+    fn settle(&self, state: &mut ScheduleState, now: Timestamp) {
+        let text = format!("{} {}", words(self.schedule), self.timezone.unwrap_or_default());
+        if state.schedule != text || state.first_seen.is_none() {
+            state.schedule = text;
+            // A new schedule owes nothing from before; what it owes from now on survives restarts.
+            state.last_due = Some(now);
+            state.first_seen.get_or_insert(now);
+        }
+        if state.last_due.is_some_and(|due| due.duration_since(now) > AHEAD) {
+            tracing::warn!(job = %self.key, "its last due time lies in the future: the clock was wrong; counting goes on from now");
+            state.last_due = Some(now);
+        }
+        if state.paused_until != self.paused_until {
+            // It was paused until then, or until just now; the grid of an interval stays.
+            if let (Some(until), Some(schedule)) = (state.paused_until, self.schedule) {
+                let until = just_before(until).min(now);
+                let covered = newest_missed(schedule, &self.zone, last_due(state, now), anchor(state), until);
+                state.last_due = covered.or(state.last_due);
+            }
+            state.paused_until = self.paused_until;
+        }
+    }
+}
+
+fn just_before(time: Timestamp) -> Timestamp {
+    time.checked_sub(SignedDuration::from_secs(1)).unwrap_or(Timestamp::MIN)
 }
 
 /// A clock that was far ahead and came back leaves due times in the future; more than this is taken for that.
 const AHEAD: SignedDuration = SignedDuration::from_hours(1);
+
+/// Times that a job can be planned to run once at.
+const MOST_ONCE: usize = 32;
+/// Until one that could not be started is tried again.
+const AGAIN: SignedDuration = SignedDuration::from_secs(60);
+/// Nor further ahead than ten years.
+const FARTHEST: SignedDuration = SignedDuration::from_hours(24 * 3653);
 
 pub struct Scheduler {
     config: Arc<config::Current>,
@@ -126,12 +182,13 @@ impl Scheduler {
 
     /// Starts what is due until cancelled.
     pub async fn run(&self, cancel: CancellationToken) {
+        self.forget_removed();
         while !cancel.is_cancelled() {
             self.start_due();
             for ping in lock(&self.pings).drain(..) {
                 let _ = ping.send(());
             }
-            let next = self.next().map(|(_, at)| at);
+            let next = self.wake_at();
             tokio::select! {
                 () = self.clock.sleep_until(next) => {}
                 () = self.wake.notified() => {}
@@ -142,7 +199,78 @@ impl Scheduler {
 
     /// The configuration changed: what is due may be something else now.
     pub fn config_changed(&self) {
+        self.forget_removed();
         self.wake.notify_one();
+    }
+
+    /// A job that is not configured any more runs at none of the times that were planned for it, also when one of its name comes back.
+    fn forget_removed(&self) {
+        let config = self.config.get();
+        let failed = |e| tracing::error!("the times of jobs that are gone cannot be forgotten: {e}");
+        let states = match self.ledger.schedule_states() {
+            Ok(states) => states,
+            Err(e) => return failed(e),
+        };
+        let is_gone = |(job, state): &(&String, &ScheduleState)| !state.once.is_empty() && !config.jobs.contains_key(*job);
+        for (job, _) in states.iter().filter(is_gone) {
+            if let Err(e) = self.ledger.change_schedule_state(job, |state| state.once.clear()) {
+                failed(e);
+            }
+        }
+    }
+
+    /// Has a job run at a time beside its schedule (`at`), or with `cancel` not any more (None: at none of them). Returns when it is to run.
+    pub fn once(&self, job: &str, at: Option<Timestamp>, cancel: bool) -> Result<Vec<Timestamp>, Error> {
+        let config = self.config.get();
+        let Some(configured) = config.jobs.get(job) else {
+            let known = config.jobs.keys().cloned().collect::<Vec<_>>().join(", ");
+            let text = format!("there is no job '{job}'; configured are: {known}");
+            return Err(Error::NotFound { what: "job", name: job.to_owned(), text });
+        };
+        let now = self.clock.now();
+        let planned = |times: &[Timestamp]| match times {
+            [] => "nothing is planned for it".to_owned(),
+            times => format!("planned are {}", times.iter().map(Timestamp::to_string).collect::<Vec<_>>().join(", ")),
+        };
+        let failed = |why: String| Err(Error::Failed(format!("job {job} is not planned to run once: {why}")));
+        match at {
+            Some(at) if !cancel => {
+                if !configured.enabled {
+                    return failed(format!("it is disabled; 'keepctl job enable {job}' enables it"));
+                }
+                if at <= now {
+                    return failed(format!("{at} is past; 'keepctl backup {job}' runs it now"));
+                }
+                if at.duration_since(now) > FARTHEST {
+                    return failed(format!("{at} is more than ten years away"));
+                }
+            }
+            None if !cancel => return failed("no time is given".into()),
+            _ => {}
+        }
+        let entry = Entry::of_job(configured);
+        let mut refused = None;
+        let (_, state) = self.ledger.change_schedule_state(job, |state| {
+            entry.settle(state, now);
+            match at {
+                Some(at) if cancel => match state.once.binary_search(&at) {
+                    Ok(place) => drop(state.once.remove(place)),
+                    Err(_) => refused = Some(format!("job {job} does not run once at {at}; {}", planned(&state.once))),
+                },
+                None => state.once.clear(),
+                Some(at) => match state.once.binary_search(&at) {
+                    Ok(_) => {}
+                    Err(_) if state.once.len() >= MOST_ONCE => {
+                        refused = Some(format!(
+                            "job {job} has {MOST_ONCE} times planned already; 'keepctl job run-at {job} --cancel TIME' takes one away"
+                        ));
+                    }
+                    Err(place) => state.once.insert(place, at),
+                },
+            }
+        })?;
+        self.wake.notify_one();
+        refused.map_or(Ok(state.once), |text| Err(Error::Failed(text)))
     }
 
     /// Answered by the loop itself: a loop that hangs does not answer.
@@ -159,25 +287,55 @@ impl Scheduler {
         Entry::all(&config).filter_map(|entry| Some((entry.key.to_owned(), self.next_start(&entry)?))).min_by_key(|(_, at)| *at)
     }
 
+    /// When the loop looks again: also at a time that was planned for a job that is disabled now.
+    fn wake_at(&self) -> Option<Timestamp> {
+        let config = self.config.get();
+        let now = self.clock.now();
+        let disabled = Entry::all(&config).filter(|e| !e.enabled).filter_map(|e| self.state(&e, now).once.first().copied()).min();
+        [self.next().map(|(_, at)| at), disabled].into_iter().flatten().min()
+    }
+
     /// Starts everything whose time has come.
     pub fn start_due(&self) {
         let config = self.config.get();
         let now = self.clock.now();
-        lock(&self.retries).retain(|key, _| Entry::all(&config).any(|e| e.enabled && e.key == key));
-        for entry in Entry::all(&config).filter(|e| e.enabled) {
+        lock(&self.retries).retain(|key, _| Entry::all(&config).any(|e| e.enabled && !e.is_paused(now) && e.key == key));
+        for entry in Entry::all(&config) {
+            let key = entry.key;
+            if !entry.enabled {
+                self.pass_over(&entry, now);
+                continue;
+            }
             if self.next_start(&entry).is_none_or(|at| at > now) {
                 continue;
             }
-            let key = entry.key;
             let retry = lock(&self.retries).remove(key).filter(|(at, _)| *at <= now);
-            let mut state = self.state(&entry, now);
-            if let Some(due) = entry.missed(&state, now) {
-                state.last_due = Some(due);
-                self.save(key, &state);
-            }
+            let due_with_jitter = |due: Timestamp| due.checked_add(self.jitter(&entry)).is_ok_and(|at| at <= now);
+            let (before, _) = self.change(&entry, now, |state| {
+                // A time that was asked for does not draw the schedule's own ahead of its jitter.
+                if let Some(due) = entry.missed(state, now)
+                    && (state.once.is_empty() || entry.next(state, now).is_some_and(due_with_jitter))
+                {
+                    state.last_due = Some(due);
+                }
+                state.once.retain(|at| *at > now);
+            });
             let attempt = retry.map_or(1, |(_, attempt)| attempt);
+            let asked: Vec<Timestamp> = before.once.iter().copied().filter(|at| *at <= now).collect();
             match self.start(key, attempt) {
                 Ok(run) => tracing::info!(job = %key, run, attempt, "started by the schedule"),
+                Err(Error::ShuttingDown) => {
+                    // The next start of keepd owes it.
+                    self.change(&entry, now, |state| {
+                        state.last_due = before.last_due;
+                        plan(&mut state.once, &asked);
+                    });
+                }
+                // Other than the schedule's, a time that was asked for comes once.
+                Err(e) if !asked.is_empty() && (!matches!(e, Error::Busy(_)) || !self.starter.is_running(key)) => {
+                    tracing::error!(job = %key, "it was to run once now, and could not be started: {e}; it is tried again in a minute");
+                    self.change(&entry, now, |state| plan(&mut state.once, &now.checked_add(AGAIN).into_iter().collect::<Vec<_>>()));
+                }
                 Err(Error::Busy(text)) => tracing::warn!(job = %key, "its time has come, but {text}; this one counts as covered"),
                 Err(e) => tracing::error!(job = %key, "its time has come, but it could not be started: {e}"),
             }
@@ -191,7 +349,7 @@ impl Scheduler {
         self.starter.start_backup(BackupRequest {
             job: key.to_owned(),
             r#type: BackupType::Scheduled,
-            by: "schedule".into(),
+            by: By::schedule(),
             attempt,
             ..BackupRequest::default()
         })
@@ -203,37 +361,43 @@ impl Scheduler {
             return None;
         }
         let now = self.clock.now();
-        let retry = lock(&self.retries).get(entry.key).map(|(at, _)| *at);
-        let due = entry.next(&self.state(entry, now), now).and_then(|due| due.checked_add(self.jitter(entry)).ok());
-        [retry, due].into_iter().flatten().min()
+        let retry = lock(&self.retries).get(entry.key).map(|(at, _)| *at).filter(|_| !entry.is_paused(now));
+        let state = self.state(entry, now);
+        let due = entry.next(&state, now).and_then(|due| due.checked_add(self.jitter(entry)).ok());
+        [retry, due, state.once.first().copied()].into_iter().flatten().min()
+    }
+
+    /// The times that were planned for a disabled job pass.
+    fn pass_over(&self, entry: &Entry<'_>, now: Timestamp) {
+        if self.state(entry, now).once.first().is_some_and(|at| *at <= now) {
+            tracing::warn!(job = %entry.key, "it was to run once now, and is disabled: it does not run");
+            self.change(entry, now, |state| state.once.retain(|at| *at > now));
+        }
     }
 
     /// The ledger's state, begun anew where the schedule is another one.
     fn state(&self, entry: &Entry<'_>, now: Timestamp) -> ScheduleState {
-        let key = entry.key;
-        let mut state = self.ledger.schedule_state(key).unwrap_or_else(|e| {
-            tracing::error!(job = %key, "its schedule state cannot be read: {e}");
-            ScheduleState::default()
-        });
-        let text = format!("{} {}", words(entry.schedule), entry.timezone.unwrap_or_default());
-        if state.schedule != text || state.first_seen.is_none() {
-            state.schedule = text;
-            // A new schedule owes nothing from before; what it owes from now on survives restarts.
-            state.last_due = Some(now);
-            state.first_seen.get_or_insert(now);
-            self.save(key, &state);
-        }
-        if state.last_due.is_some_and(|due| due.duration_since(now) > AHEAD) {
-            tracing::warn!(job = %key, "its last due time lies in the future: the clock was wrong; counting goes on from now");
-            state.last_due = Some(now);
-            self.save(key, &state);
-        }
-        state
+        self.change(entry, now, |_| ()).1
     }
 
-    fn save(&self, key: &str, state: &ScheduleState) {
-        if let Err(e) = self.ledger.save_schedule_state(key, state) {
-            tracing::error!(job = %key, "its schedule state cannot be written: {e}");
+    /// The same, changed. What it was, and what it is.
+    fn change(&self, entry: &Entry<'_>, now: Timestamp, change: impl FnOnce(&mut ScheduleState)) -> (ScheduleState, ScheduleState) {
+        let mut before = None;
+        let changed = self.ledger.change_schedule_state(entry.key, |state| {
+            entry.settle(state, now);
+            before = Some(state.clone());
+            change(state);
+        });
+        match (changed, before) {
+            (Ok((_, state)), Some(before)) => (before, state),
+            (changed, _) => {
+                if let Err(e) = changed {
+                    tracing::error!(job = %entry.key, "its schedule state cannot be kept: {e}");
+                }
+                let mut state = ScheduleState::default();
+                entry.settle(&mut state, now);
+                (state.clone(), state)
+            }
         }
     }
 
@@ -254,30 +418,30 @@ impl Scheduler {
         let Some(entry) = Entry::of_run(run, &config) else { return };
         let key = entry.key;
         let now = self.clock.now();
-        let mut state = self.state(&entry, now);
-        state.last_run = Some(run.id.clone());
-        state.last_start = run.started.as_ref().and_then(|s| s.parse().ok());
-        match run.state {
-            RunState::Good | RunState::Partial => {
-                state.runs_good += 1;
-                state.last_good = Some(now);
-                lock(&self.retries).remove(key);
+        self.change(&entry, now, |state| {
+            state.last_run = Some(run.id.clone());
+            state.last_start = run.started.as_ref().and_then(|s| s.parse().ok());
+            match run.state {
+                RunState::Good | RunState::Partial => {
+                    state.runs_good += 1;
+                    state.last_good = Some(now);
+                }
+                RunState::Failed => state.runs_failed += 1,
+                _ => {}
             }
-            RunState::Failed => {
-                state.runs_failed += 1;
-                if run.attempt < entry.retry.attempts {
-                    let factor = 1u32 << (run.attempt.saturating_sub(1)).min(16);
-                    let wait =
-                        SignedDuration::try_from(entry.retry.backoff.saturating_mul(factor)).unwrap_or(SignedDuration::from_hours(1));
-                    if let Ok(at) = now.checked_add(wait) {
-                        lock(&self.retries).insert(key.to_owned(), (at, run.attempt + 1));
-                        tracing::info!(job = %key, attempt = run.attempt + 1, "tried again at {at}");
-                    }
+        });
+        match run.state {
+            RunState::Good | RunState::Partial => drop(lock(&self.retries).remove(key)),
+            RunState::Failed if run.attempt < entry.retry.attempts => {
+                let factor = 1u32 << (run.attempt.saturating_sub(1)).min(16);
+                let wait = SignedDuration::try_from(entry.retry.backoff.saturating_mul(factor)).unwrap_or(SignedDuration::from_hours(1));
+                if let Ok(at) = now.checked_add(wait) {
+                    lock(&self.retries).insert(key.to_owned(), (at, run.attempt + 1));
+                    tracing::info!(job = %key, attempt = run.attempt + 1, "tried again at {at}");
                 }
             }
             _ => {}
         }
-        self.save(key, &state);
         self.wake.notify_one();
     }
 
@@ -331,8 +495,17 @@ impl Scheduler {
             runs_good: state.runs_good,
             runs_failed: state.runs_failed,
             recovery_seconds,
+            paused_until: job.paused_until.filter(|until| now < *until).map(|t| t.to_string()),
+            once: state.once.iter().map(Timestamp::to_string).collect(),
         }
     }
+}
+
+/// Adds times to those that are planned.
+fn plan(once: &mut Vec<Timestamp>, times: &[Timestamp]) {
+    once.extend(times);
+    once.sort_unstable();
+    once.dedup();
 }
 
 fn last_due(state: &ScheduleState, now: Timestamp) -> Timestamp {
@@ -361,13 +534,21 @@ mod tests {
         }
     }
 
+    /// What was started; and why nothing can be, and whether the job runs.
     #[derive(Default)]
-    struct Started(Mutex<Vec<(String, u32)>>);
+    struct Started(Mutex<Vec<(String, u32)>>, Mutex<Option<(Error, bool)>>);
 
     impl Starter for Started {
         fn start_backup(&self, request: BackupRequest) -> Result<String, Error> {
+            if let Some((error, _)) = &*lock(&self.1) {
+                return Err(error.clone());
+            }
             lock(&self.0).push((request.job, request.attempt));
             Ok("run".into())
+        }
+
+        fn is_running(&self, _: &str) -> bool {
+            lock(&self.1).as_ref().is_some_and(|(_, is_running)| *is_running)
         }
 
         fn start_config_backup(&self, attempt: u32) -> Result<String, Error> {
@@ -388,6 +569,7 @@ mod tests {
         Job {
             name: "shop".into(),
             enabled: true,
+            paused_until: None,
             schedule: Some(schedule),
             timezone: Some(zone.into()),
             jitter: Duration::ZERO,
@@ -419,6 +601,8 @@ mod tests {
             jobs: [(job.name.clone(), job)].into(),
             coverage: Default::default(),
             config_backup: None,
+            access: Default::default(),
+            audit: Default::default(),
         };
         let config = Arc::new(config::Current::new(config));
         let clock = Arc::new(HandClock(Mutex::new(now.parse().unwrap())));
@@ -580,6 +764,136 @@ mod tests {
         config.config_backup = None;
         w.config.set(config);
         assert_eq!(w.at("2026-03-01T03:00:00Z"), 0);
+    }
+
+    fn once(w: &World, at: &str) -> Result<Vec<Timestamp>, Error> {
+        w.scheduler.once("shop", Some(at.parse().unwrap()), false)
+    }
+
+    #[test]
+    fn a_time_that_was_asked_for_runs_once_beside_the_schedule() {
+        let mut w = world(job(Schedule::Cron("0 3 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        assert_eq!(w.at("2026-01-01T00:00:00Z"), 0);
+        assert_eq!(once(&w, "2026-01-01T12:00:00Z").unwrap().len(), 1);
+        assert_eq!(once(&w, "2026-01-01T12:00:00Z").unwrap().len(), 1, "the same time is one");
+        once(&w, "2026-01-01T02:00:00Z").unwrap();
+        assert_eq!(w.scheduler.job_status("shop").next.as_deref(), Some("2026-01-01T02:00:00Z"));
+        assert_eq!((w.at("2026-01-01T02:00:00Z"), w.at("2026-01-01T02:00:01Z")), (1, 0));
+        // The clock goes back: it does not come again. The schedule goes on as ever.
+        assert_eq!((w.at("2026-01-01T01:59:00Z"), w.at("2026-01-01T02:00:00Z"), w.at("2026-01-01T03:00:00Z")), (0, 0, 1));
+        // Missed while keepd was down, together with a due time: one run.
+        w.restart();
+        assert_eq!((w.at("2026-01-02T04:00:00Z"), w.at("2026-01-02T04:00:01Z")), (1, 0));
+        assert!(w.scheduler.job_status("shop").once.is_empty());
+
+        for (at, why) in [("2026-01-02T04:00:00Z", "past"), ("2037-01-01T00:00:00Z", "ten years")] {
+            assert!(once(&w, at).unwrap_err().to_string().contains(why), "{at}");
+        }
+        once(&w, "2026-01-02T05:00:00Z").unwrap();
+        once(&w, "2026-01-02T06:00:00Z").unwrap();
+        let left = w.scheduler.once("shop", Some("2026-01-02T05:00:00Z".parse().unwrap()), true).unwrap();
+        assert_eq!(left.len(), 1);
+        assert!(w.scheduler.once("shop", Some("2026-01-02T05:00:00Z".parse().unwrap()), true).is_err());
+        assert!(w.scheduler.once("shop", None, true).unwrap().is_empty());
+        assert_eq!(w.at("2026-01-02T06:00:00Z"), 0);
+        let from: Timestamp = "2026-01-03T12:00:00Z".parse().unwrap();
+        for n in 0..32 {
+            w.scheduler.once("shop", Some(from + SignedDuration::from_mins(n)), false).unwrap();
+        }
+        assert!(once(&w, "2026-01-05T00:00:00Z").unwrap_err().to_string().contains("32"));
+        // Gone from the configuration, it is forgotten.
+        let config = (*w.config.get()).clone();
+        w.config.set(Config { jobs: Default::default(), ..config.clone() });
+        w.scheduler.config_changed();
+        w.config.set(config);
+        assert!(w.scheduler.job_status("shop").once.is_empty());
+        assert!(matches!(w.scheduler.once("none", Some(from), false), Err(Error::NotFound { .. })));
+    }
+
+    #[test]
+    fn a_single_time_that_cannot_be_started_is_not_lost() {
+        let w = world(job(Schedule::Cron("0 3 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        let fails = |error: Error, is_running: bool| *lock(&w.started.1) = Some((error, is_running));
+        once(&w, "2026-01-01T01:00:00Z").unwrap();
+        fails(Error::Failed("the ledger is full".into()), false);
+        assert_eq!(w.at("2026-01-01T01:00:00Z"), 0);
+        assert_eq!(w.scheduler.wake_at(), Some("2026-01-01T01:01:00Z".parse().unwrap()), "not at once");
+        fails(Error::Busy("64 runs are queued".into()), false);
+        assert_eq!(w.at("2026-01-01T01:01:00Z"), 0);
+        fails(Error::ShuttingDown, false);
+        assert_eq!(w.at("2026-01-01T01:02:00Z"), 0);
+        assert_eq!(w.scheduler.job_status("shop").once, ["2026-01-01T01:02:00Z"]);
+        *lock(&w.started.1) = None;
+        assert_eq!((w.at("2026-01-01T01:02:01Z"), w.at("2026-01-01T01:03:00Z")), (1, 0));
+        // A run of the job that goes on covers it.
+        once(&w, "2026-01-01T02:00:00Z").unwrap();
+        fails(Error::Busy("it runs".into()), true);
+        assert_eq!(w.at("2026-01-01T02:00:00Z"), 0);
+        *lock(&w.started.1) = None;
+        assert_eq!(w.at("2026-01-01T02:01:00Z"), 0);
+    }
+
+    #[test]
+    fn a_disabled_job_is_not_planned_and_its_times_pass() {
+        let w = world(job(Schedule::Cron("0 3 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        once(&w, "2026-01-01T01:00:00Z").unwrap();
+        edit(&w, |job| job.enabled = false);
+        assert!(once(&w, "2026-01-01T02:00:00Z").unwrap_err().to_string().contains("job enable shop"));
+        assert_eq!(w.scheduler.wake_at(), Some("2026-01-01T01:00:00Z".parse().unwrap()));
+        assert_eq!(w.at("2026-01-01T01:00:00Z"), 0);
+        edit(&w, |job| job.enabled = true);
+        assert_eq!(w.at("2026-01-01T01:00:01Z"), 0);
+    }
+
+    fn edit(w: &World, change: impl FnOnce(&mut Job)) {
+        let mut config = (*w.config.get()).clone();
+        change(config.jobs.get_mut("shop").unwrap());
+        w.config.set(config);
+        w.scheduler.config_changed();
+    }
+
+    #[test]
+    fn what_falls_due_in_a_pause_is_covered() {
+        let until = |text: &str| Some(text.parse().unwrap());
+        let mut w = world(job(Schedule::Cron("0 3 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        assert_eq!((w.at("2026-01-01T00:00:00Z"), w.at("2026-01-01T03:00:00Z")), (0, 1));
+        edit(&w, |job| job.paused_until = until("2026-01-05T03:00:00Z"));
+        assert_eq!((w.at("2026-01-02T03:00:00Z"), w.at("2026-01-05T02:59:59Z")), (0, 0));
+        let status = w.scheduler.job_status("shop");
+        assert_eq!(status.paused_until.as_deref(), Some("2026-01-05T03:00:00Z"));
+        assert!(status.overdue, "age is age");
+        assert_eq!(status.next.as_deref(), Some("2026-01-05T03:00:00Z"), "the end is no part of the pause");
+        assert_eq!((w.at("2026-01-05T03:00:00Z"), w.at("2026-01-05T04:00:00Z")), (1, 0));
+        assert_eq!(w.scheduler.job_status("shop").paused_until, None);
+        // A missed one after the pause is caught up as ever.
+        w.restart();
+        assert_eq!(w.at("2026-01-06T05:00:00Z"), 1);
+        // Taken back before its end, also while keepd was down: nothing is made up, and the next time runs.
+        edit(&w, |job| job.paused_until = until("2026-02-01T00:00:00Z"));
+        assert_eq!(w.at("2026-01-06T06:00:00Z"), 0);
+        assert_eq!(once(&w, "2026-01-07T12:00:00Z").unwrap().len(), 1);
+        assert_eq!(w.at("2026-01-07T12:00:00Z"), 1, "what was asked for runs in a pause, too");
+        let mut config = (*w.config.get()).clone();
+        config.jobs.get_mut("shop").unwrap().paused_until = None;
+        w.config.set(config);
+        w.restart();
+        assert_eq!((w.at("2026-01-10T10:00:00Z"), w.at("2026-01-11T03:00:00Z")), (0, 1));
+        // A failed run is not tried again in a pause.
+        w.finish(RunState::Failed, 1);
+        edit(&w, |job| job.paused_until = until("2026-01-12T00:00:00Z"));
+        assert_eq!(w.at("2026-01-11T04:00:00Z"), 0);
+    }
+
+    #[test]
+    fn a_pause_does_not_move_an_interval() {
+        let w = world(job(Schedule::Every(Duration::from_secs(3600)), "UTC"), "2026-01-01T00:20:00Z");
+        assert_eq!((w.at("2026-01-01T00:20:00Z"), w.at("2026-01-01T01:20:00Z")), (0, 1));
+        edit(&w, |job| job.paused_until = Some("2026-01-01T09:00:00Z".parse().unwrap()));
+        assert_eq!((w.at("2026-01-01T04:00:00Z"), w.at("2026-01-01T09:00:00Z"), w.at("2026-01-01T09:20:00Z")), (0, 0, 1));
+        edit(&w, |job| job.paused_until = Some("2026-01-02T09:00:00Z".parse().unwrap()));
+        assert_eq!(w.at("2026-01-01T12:30:00Z"), 0);
+        edit(&w, |job| job.paused_until = None);
+        assert_eq!((w.at("2026-01-01T12:31:00Z"), w.at("2026-01-01T13:20:00Z")), (0, 1));
     }
 
     #[test]

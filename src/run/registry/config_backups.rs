@@ -9,6 +9,7 @@ use keepd_protocol::model::{RunKind, RunState};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{Error, Result, Runs, Work, lock};
+use crate::access::By;
 use crate::config::Destination;
 use crate::meta::stored::{self, Stored};
 use crate::run::live::{Failure, LiveRun};
@@ -21,12 +22,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 impl Runs {
     /// Queues a run that stores the configuration where `[config_backup]` says.
-    pub fn start_config_backup(self: &Arc<Self>, by: &str) -> Result<String> {
+    pub fn start_config_backup(self: &Arc<Self>, by: &By) -> Result<String> {
         self.try_config_backup(by, 1)
     }
 
     /// The same; `attempt`: more than 1 for a retry.
-    pub fn try_config_backup(self: &Arc<Self>, by: &str, attempt: u32) -> Result<String> {
+    pub fn try_config_backup(self: &Arc<Self>, by: &By, attempt: u32) -> Result<String> {
         let destination = self.config.get().config_backup.as_ref().ok_or_else(none_configured)?.destination.clone();
         // One that has begun may have read the configuration from before a change.
         if let Some(other) = self.active().iter().find(|run| run.kind == RunKind::ConfigBackup && run.state == RunState::Queued) {
@@ -69,7 +70,7 @@ impl Runs {
             let Some(wanted) = &env.config.config_backup else { return };
             let started = match config_backup::is_stored(&env, wanted) {
                 Ok(true) => return,
-                Ok(false) => runs.start_config_backup("schedule").map(drop),
+                Ok(false) => runs.start_config_backup(&By::schedule()).map(drop),
                 Err(e) => Err(e.into()),
             };
             match started {

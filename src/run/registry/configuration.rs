@@ -16,10 +16,11 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Result, Runs, lock};
+use crate::access::{By, Need, Of, Right, wanted_by_change};
 use crate::config::{self, Draft, ItemKind, ItemName, Problems, Texts};
 use crate::crypto::{Key, PrivateKey, key_file};
 use crate::machine;
-use crate::meta::plan::Options;
+use crate::meta::plan::{Items, Options};
 use crate::meta::{apply, collect};
 use crate::portable::envelope::{self, MAX_BYTES};
 use crate::portable::seal;
@@ -54,6 +55,11 @@ fn told(problems: Problems) -> Error {
     Error::Failed(problems.to_string())
 }
 
+/// The tables as they are written.
+fn items(texts: &Texts) -> Result<Items> {
+    Ok(texts.items().map_err(told)?.into_iter().map(|(name, (_, value))| (name, value)).collect())
+}
+
 /// The kinds that are named; None: all.
 fn kinds(words: &[String]) -> Result<Option<BTreeSet<ItemKind>>> {
     let kind = |word: &String| {
@@ -72,12 +78,12 @@ impl Runs {
         config.files.first().cloned().ok_or_else(|| Error::Failed("this keepd runs without a configuration file".into()))
     }
 
-    fn texts(&self) -> Result<Texts> {
+    pub(super) fn texts(&self) -> Result<Texts> {
         Texts::read(&self.config_path()?).map_err(told)
     }
 
     /// Where the configuration from before the last change is kept.
-    fn previous(&self) -> PathBuf {
+    pub(super) fn previous(&self) -> PathBuf {
         self.config.get().daemon.state_dir.join("previous-config")
     }
 
@@ -148,7 +154,7 @@ impl Runs {
     }
 
     /// Plans an import of `file`, and carries it out where nothing stands against it and `dry_run` does not say otherwise.
-    pub fn import_config(&self, request: &import_config::In, file: File, keys: Vec<File>) -> Result<Imported> {
+    pub fn import_config(&self, request: &import_config::In, file: File, keys: Vec<File>, by: &By) -> Result<Imported> {
         let bytes = read_config(file)?;
         let opened = self.open_config(&bytes, keys)?;
         let envelope = &opened.envelope;
@@ -172,7 +178,9 @@ impl Runs {
         };
         // Until all of it is done: what was planned must be what is changed.
         let _alone = lock(&self.config_changes);
-        let prepared = apply::prepare(self.texts()?, &self.ledger, envelope, &options).map_err(Error::Failed)?;
+        let texts = self.texts()?;
+        let before = items(&texts)?;
+        let prepared = apply::prepare(texts, &self.ledger, envelope, &options).map_err(Error::Failed)?;
         let mut plan = prepared.plan().clone();
         plan.base = shown_as(&plan.base, &bytes, request)?;
         if let Some(base) = request.base.as_ref().filter(|base| **base != plan.base) {
@@ -183,7 +191,13 @@ impl Runs {
         }
         let is_applied = !request.dry_run && !request.validate && plan.problems.is_empty() && plan.needs.is_empty();
         if is_applied {
+            // It may have waited, and what is in the file was not known before.
+            by.ask_again()?;
+            wanted_by_change(by, Right::ConfigImport, &before, &items(prepared.after())?)?;
             prepared.apply(&self.previous(), &self.ledger).map_err(|e| Error::Failed(format!("nothing was imported: {e}")))?;
+        } else if by.may(&[Need::new(Right::ConfigExport, Of::Whole, "")]).is_err() {
+            // What stands here is shown beside what would be: as much of it as may be changed.
+            wanted_by_change(by, Right::ConfigImport, &before, &items(prepared.after())?)?;
         }
         Ok(Imported { file: info, plan, is_applied })
     }
@@ -205,7 +219,7 @@ impl Runs {
     }
 
     /// Goes back to the configuration from before the last change.
-    pub fn undo_config(&self, dry_run: bool, base: Option<&str>) -> Result<Undone> {
+    pub fn undo_config(&self, dry_run: bool, base: Option<&str>, by: &By) -> Result<Undone> {
         let _alone = lock(&self.config_changes);
         let (main, previous) = (self.config_path()?, self.previous());
         let now = self.texts()?.digest();
@@ -225,6 +239,8 @@ impl Runs {
                 errors.join("; ")
             )));
         }
+        by.ask_again()?;
+        wanted_by_change(by, Right::ConfigImport, &items(draft.before())?, &items(draft.after())?)?;
         // Known before: nothing may fail once it counts.
         let base = draft.after().digest();
         draft.commit(&previous).map_err(Error::Failed)?;

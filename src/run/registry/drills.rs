@@ -8,6 +8,7 @@ use keepd_protocol::model::{Backup, BackupType, Outcome, RunKind};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Result, Runs, Work, job_named, lock};
+use crate::access::By;
 use crate::config::Job;
 use crate::crypto::{self, Lent};
 use crate::run::backup::short;
@@ -26,7 +27,7 @@ pub struct DrillStarted {
 
 impl Runs {
     /// Queues a drill of a backup, or of the newest good one of a job; without either, of the only job there is. Blocks.
-    pub fn start_drill(self: &Arc<Self>, backup: Option<&str>, job: Option<&str>, lent: Lent, by: &str) -> Result<DrillStarted> {
+    pub fn start_drill(self: &Arc<Self>, backup: Option<&str>, job: Option<&str>, lent: Lent, by: &By) -> Result<DrillStarted> {
         let config = self.config.get();
         let only = || match config.jobs.keys().collect::<Vec<_>>().as_slice() {
             [one] => Ok((*one).clone()),
@@ -47,7 +48,7 @@ impl Runs {
     }
 
     /// Queues a drill. `calendar`: how many the job's calendar had before this one.
-    fn drill(self: &Arc<Self>, found: Backup, lent: Lent, by: &str, calendar: Option<u64>) -> Result<DrillStarted> {
+    fn drill(self: &Arc<Self>, found: Backup, lent: Lent, by: &By, calendar: Option<u64>) -> Result<DrillStarted> {
         let env = self.environment_with(lent);
         let job = job_named(&env.config, &found.job)
             .map_err(|_| {
@@ -66,7 +67,7 @@ impl Runs {
             job: Some(job.name.clone()),
             destinations: found.destinations.iter().take(1).map(|p| p.name.clone()).collect(),
             backup: Some(found.id.clone()),
-            by: by.into(),
+            by: by.clone(),
             attempt: 1,
             // One at a time, and beside nobody who works on a server that is used.
             alone: std::iter::once("drill".to_owned()).chain(planned.iter().filter_map(|p| p.lock())).collect(),
@@ -116,7 +117,7 @@ impl Runs {
             if config.are_write_only(backup.destinations.iter().map(|p| p.name.as_str())) {
                 continue;
             }
-            match self.drill(backup, Lent::default(), "schedule", Some(count)) {
+            match self.drill(backup, Lent::default(), &By::schedule(), Some(count)) {
                 Ok(started) => tracing::info!(job = %job.name, run = %started.run, "a drill was started by the schedule"),
                 Err(Error::Busy(_)) => {}
                 Err(Error::ShuttingDown) => return Ok(()),

@@ -9,6 +9,7 @@ use keepd_protocol::model::{Import, ImportState, RunKind};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Result, Runs, Work, job_named, lock};
+use crate::access::By;
 use crate::config::is_name;
 use crate::crypto::{Key, PrivateKey};
 use crate::run::import::{self, Done, Given, is_source_name};
@@ -53,7 +54,7 @@ fn unfit(what: &str, text: impl std::fmt::Display) -> Error {
 
 impl Runs {
     /// Begins an import for a user. Blocks.
-    pub fn initiate_import(self: &Arc<Self>, request: initiate_import::In, by: &str, uid: u32) -> Result<Import> {
+    pub fn initiate_import(self: &Arc<Self>, request: initiate_import::In, by: &By) -> Result<Import> {
         let config = self.config.get();
         self.destination(&config, &request.destination)?;
         if request.timeout_seconds.is_some_and(|s| !(1..=MAX_TIMEOUT).contains(&s)) {
@@ -86,7 +87,7 @@ impl Runs {
         if request.labels.len() > MAX_LABELS || labels.into_iter().any(|t| t.len() > MAX_TEXT) {
             return Err(unfit("name, description, labels", format!("at most {MAX_LABELS} labels, and texts of {MAX_TEXT} bytes")));
         }
-        let import = self.imports.initiate(self.next_id()?, request, by.to_owned(), uid)?;
+        let import = self.imports.initiate(self.next_id()?, request, by.name().to_owned(), by.uid().unwrap_or(0))?;
         self.deadlines.notify_one();
         Ok(import)
     }
@@ -108,7 +109,7 @@ impl Runs {
     }
 
     /// Queues the run of an import whose archive was given.
-    pub fn start_import(self: &Arc<Self>, import: &str, by: &str) -> Result<String> {
+    pub fn start_import(self: &Arc<Self>, import: &str, by: &By) -> Result<String> {
         let env = self.environment();
         let known = self.imports.get(import)?;
         self.destination(&env.config, &known.destination)?;
@@ -127,13 +128,19 @@ impl Runs {
         Ok(run)
     }
 
+    /// Whose an import is, and the job that it is for where one was named.
+    pub fn import_owner(&self, import: &str) -> Option<(u32, Option<String>)> {
+        self.imports.owner(import)
+    }
+
     pub fn import(&self, import: &str) -> Result<Import> {
         Ok(self.with_run(self.imports.get(import)?))
     }
 
-    pub fn list_imports(&self) -> Vec<Import> {
+    /// Of one user, or of all.
+    pub fn list_imports(&self, of: Option<u32>) -> Vec<Import> {
         self.imports.expire();
-        self.imports.list().into_iter().map(|import| self.with_run(import)).collect()
+        self.imports.list(of).into_iter().map(|import| self.with_run(import)).collect()
     }
 
     /// With what its run says of it.

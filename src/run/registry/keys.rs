@@ -7,6 +7,7 @@ use std::sync::Arc;
 use keepd_protocol::model::{DestinationKeys, KeyProfile, KeyStep, Level, RunKind};
 
 use super::{Error, Result, Runs, Work};
+use crate::access::By;
 use crate::config::{Config, Destination, Encryption};
 use crate::crypto::{Key, PrivateKey, Profile, ProfileKey, key_file};
 use crate::profile;
@@ -69,7 +70,7 @@ impl Runs {
         destination: &str,
         profile: Option<&str>,
         given: Option<(String, Key)>,
-        by: &str,
+        by: &By,
     ) -> Result<(String, Option<String>)> {
         let env = self.environment();
         let target = self.destination(&env.config, destination)?.clone();
@@ -84,7 +85,7 @@ impl Runs {
     }
 
     /// Queues a run that removes a key slot of a destination, of which the start of the id is given; the run, and the whole id.
-    pub fn start_key_remove(self: &Arc<Self>, destination: &str, slot: &str, by: &str) -> Result<(String, String)> {
+    pub fn start_key_remove(self: &Arc<Self>, destination: &str, slot: &str, by: &By) -> Result<(String, String)> {
         let env = self.environment();
         let target = self.destination(&env.config, destination)?.clone();
         let absent = |text: String| Error::NotFound { what: "slot", name: slot.to_owned(), text };
@@ -95,7 +96,7 @@ impl Runs {
     }
 
     /// Queues a step of a rotation. `given`: the key as the caller reads it from `file`; the daemon must read the same there.
-    pub fn start_key_rotate(self: &Arc<Self>, name: &str, file: &str, given: Key, step: KeyStep, by: &str) -> Result<RotationStarted> {
+    pub fn start_key_rotate(self: &Arc<Self>, name: &str, file: &str, given: Key, step: KeyStep, by: &By) -> Result<RotationStarted> {
         let env = self.environment();
         let profile = self.profile(&env.config, name)?;
         let fingerprint = given.fingerprint();
@@ -123,7 +124,7 @@ impl Runs {
             job: None,
             destinations: targets.iter().map(|t| t.name.clone()).collect(),
             backup: None,
-            by: by.into(),
+            by: by.clone(),
             attempt: 1,
             alone: vec![format!("encryption profile {name}")],
         };
@@ -152,7 +153,7 @@ impl Runs {
         include_secrets: bool,
         private: Option<PrivateKey>,
         out: OwnedFd,
-        by: &str,
+        by: &By,
     ) -> Result<(String, Option<String>)> {
         let env = self.environment();
         let targets = Self::destinations_of(&env.config, name);
@@ -165,7 +166,7 @@ impl Runs {
             job: None,
             destinations: changed.map(|t| t.name.clone()).collect(),
             backup: None,
-            by: by.into(),
+            by: by.clone(),
             attempt: 1,
             alone: Vec::new(),
         };

@@ -1,15 +1,17 @@
 //! The registry of runs: starts them, knows which live, and keeps them out of each other's way.
 
+pub(super) mod audit;
 mod config_backups;
 mod configuration;
 mod drills;
+mod editing;
 mod imports;
 mod keys;
 mod questions;
 mod starts;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ pub use self::drills::DrillStarted;
 use super::backup::Environment;
 use super::import;
 use super::live::{Failure, Finish, LiveRun};
+use crate::access::{By, Judge, Refusal};
 use crate::config::{self, Config, Destination, Job};
 use crate::crypto::{self, Lent};
 use crate::ledger::Ledger;
@@ -30,6 +33,8 @@ use crate::ledger::Ledger;
 const KEEP_RUNS: u32 = 5000;
 /// Runs that may be queued or running at once, of all kinds.
 const MAX_LIVE: usize = 64;
+/// Of these, for all users but root together: the others stay for root, the schedule and what follows by itself.
+const MAX_OF_USERS: usize = 32;
 
 /// Why a run could not be started, or a question not answered. Each text says what to do.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -41,6 +46,8 @@ pub enum Error {
     Ambiguous(String),
     #[error("{0}")]
     Busy(String),
+    #[error("{}", .0.text)]
+    NotPermitted(Refusal),
     #[error("keepd is stopping and starts nothing new")]
     ShuttingDown,
     #[error("{0}")]
@@ -52,6 +59,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         Error::Failed(failure.to_string())
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Error::NotPermitted(refusal)
     }
 }
 
@@ -69,8 +82,7 @@ pub struct BackupRequest {
     pub name: Option<String>,
     pub description: Option<String>,
     pub labels: BTreeMap<String, String>,
-    /// `schedule`, or a user's name.
-    pub by: String,
+    pub by: By,
     /// 1 for the first, more for a retry.
     pub attempt: u32,
 }
@@ -107,8 +119,13 @@ pub struct Runs {
     imports: import::Desk,
     /// Held while the configuration is changed.
     config_changes: Mutex<()>,
+    judge: Arc<Judge>,
+    /// Who edited it last.
+    last_edit: Mutex<Option<editing::LastEdit>>,
     /// There may be a nearer deadline of an import.
     deadlines: tokio::sync::Notify,
+    /// Runs whose end is not in the audit log yet.
+    unwritten: AtomicUsize,
 }
 
 /// Of one destination: who writes, and who reads what a prune would remove.
@@ -128,7 +145,7 @@ struct Work {
     job: Option<String>,
     destinations: Vec<String>,
     backup: Option<String>,
-    by: String,
+    by: By,
     attempt: u32,
     /// What no other run may work on meanwhile: it waits.
     alone: Vec<String>,
@@ -140,8 +157,10 @@ impl Runs {
         let places = || Arc::new(Semaphore::new(config.get().daemon.max_parallel_runs.max(1)));
         let (places, copy_places) = (places(), places());
         let imports = import::Desk::new(config.get().daemon.state_dir.join("imports"), events.clone());
+        let judge = Judge::new(config.clone());
         Arc::new(Self {
             config,
+            judge,
             ledger,
             events,
             runtime: Handle::current(),
@@ -156,13 +175,20 @@ impl Runs {
             problems: Mutex::default(),
             imports,
             config_changes: Mutex::default(),
+            last_edit: Mutex::default(),
             deadlines: tokio::sync::Notify::new(),
+            unwritten: AtomicUsize::new(0),
         })
     }
 
     /// Who is told of every run that ended (the schedule).
     pub fn set_on_finish(&self, told: impl Fn(&Run) + Send + Sync + 'static) {
         *lock(&self.on_finish) = Some(Box::new(told));
+    }
+
+    /// Who may what.
+    pub fn judge(&self) -> &Arc<Judge> {
+        &self.judge
     }
 
     fn environment(&self) -> Environment {
@@ -240,6 +266,11 @@ impl Runs {
         lock(&self.live).get(run).map(|live| live.follow())
     }
 
+    /// On whose behalf a run is queued or running; None when it is neither.
+    pub fn owner(&self, run: &str) -> Option<By> {
+        lock(&self.live).get(run).map(|live| live.by.clone())
+    }
+
     /// Asks a run to stop at its next safe point; false when no such run is queued or running.
     pub fn cancel(&self, run: &str) -> bool {
         let live = lock(&self.live).get(run).cloned();
@@ -256,7 +287,7 @@ impl Runs {
         self.stopping.store(true, Ordering::Release);
         lock(&self.live).values().for_each(|live| live.cancel.cancel());
         let deadline = tokio::time::Instant::now() + limit;
-        while !lock(&self.live).is_empty() {
+        while !lock(&self.live).is_empty() || self.unwritten.load(Ordering::Acquire) > 0 {
             if tokio::time::Instant::now() >= deadline {
                 return false;
             }
@@ -288,7 +319,7 @@ impl Runs {
             backup: work.backup.clone(),
             queued: Timestamp::now().to_string(),
             attempt: work.attempt,
-            by: work.by.clone(),
+            by: work.by.name().to_owned(),
             ..Run::default()
         };
         let live = {
@@ -309,7 +340,25 @@ impl Runs {
             if all.len() >= MAX_LIVE {
                 return Err(Error::Busy(format!("{MAX_LIVE} runs are queued or running already; try later")));
             }
-            let live = Arc::new(LiveRun::new(run.clone(), self.events.clone()));
+            let is_user = |by: &By| by.uid().is_some_and(|uid| uid != 0);
+            if is_user(&work.by) && all.values().filter(|live| is_user(&live.by)).count() >= MAX_OF_USERS {
+                let text = format!(
+                    "{MAX_OF_USERS} runs of users are queued or running already, as many as keepd takes of all but root; try again when one has ended"
+                );
+                return Err(Error::Busy(text));
+            }
+            let of_user = |uid: u32| all.values().filter(|live| live.by.uid() == Some(uid)).count();
+            let most = self.config.get().access.limits.runs;
+            if let Some(uid) = work.by.uid().filter(|uid| *uid != 0)
+                && of_user(uid) >= most
+            {
+                let text = format!(
+                    "{} has {most} runs queued or running already, as many as access.limits.runs allows; try again when one has ended",
+                    work.by.name()
+                );
+                return Err(Error::Busy(text));
+            }
+            let live = Arc::new(LiveRun::new(run.clone(), self.events.clone()).on_behalf_of(work.by.clone()));
             all.insert(run.id.clone(), live.clone());
             live
         };
@@ -360,17 +409,26 @@ impl Runs {
             held = prepare => Some(held),
             () = live.cancel.cancelled() => None,
         };
-        let result = match &held {
-            None => Err(Failure::Cancelled),
-            Some(_) => {
+        let permitted = match held {
+            Some(_) => still_permitted(&work.by).await,
+            None => Ok(()),
+        };
+        let result = match (&held, permitted) {
+            (None, _) => Err(Failure::Cancelled),
+            (Some(_), Err(refused)) => Err(refused),
+            (Some(_), Ok(())) => {
                 live.begin();
                 let _ = self.save(&live.snapshot()).await;
                 let ticking = self.tick(live.clone());
-                let worker = live.clone();
+                let (worker, runs) = (live.clone(), self.clone());
                 let done = tokio::task::spawn_blocking(move || {
-                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&worker))).unwrap_or_else(|_| {
+                    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&worker))).unwrap_or_else(|_| {
                         Err(Failure::Failed("an internal error (a panic, see the log); nothing was committed by it".into()))
-                    })
+                    });
+                    if result.is_ok() {
+                        runs.publish_heads(&audit::written_to(&work, &worker), &worker);
+                    }
+                    result
                 })
                 .await;
                 ticking.abort();
@@ -383,6 +441,7 @@ impl Runs {
         if let Err(e) = self.save(&run).await {
             tracing::error!(run = %run.id, "the end of the run could not be written down: {e}");
         }
+        self.audit_end(&run);
         lock(&self.live).remove(&run.id);
         self.runtime.spawn_blocking(super::memory::give_back);
         if let Some(told) = lock(&self.on_finish).as_ref() {
@@ -436,6 +495,20 @@ impl Runs {
     }
 }
 
+/// Asks again whether what was queued may be done: it may have waited for long.
+async fn still_permitted(by: &By) -> Result<(), Failure> {
+    if by.uid().is_none() {
+        return Ok(());
+    }
+    let asked = by.clone();
+    let answer = tokio::task::spawn_blocking(move || asked.ask_again()).await;
+    let refused = |text: String| Failure::Failed(format!("the right to it was taken away before it began, and nothing was done: {text}"));
+    match answer {
+        Ok(answer) => answer.map_err(|refusal| refused(refusal.text)),
+        Err(e) => Err(Failure::Failed(format!("whether it is permitted could not be found out: {e}"))),
+    }
+}
+
 fn job_named<'c>(config: &'c Config, name: &str) -> Result<&'c Job> {
     config.jobs.get(name).ok_or_else(|| {
         let known = config.jobs.keys().cloned().collect::<Vec<_>>().join(", ");
@@ -444,7 +517,7 @@ fn job_named<'c>(config: &'c Config, name: &str) -> Result<&'c Job> {
 }
 
 impl Work {
-    fn on(kind: RunKind, destination: &str, by: &str) -> Self {
-        Self { kind, job: None, destinations: vec![destination.into()], backup: None, by: by.into(), attempt: 1, alone: Vec::new() }
+    fn on(kind: RunKind, destination: &str, by: &By) -> Self {
+        Self { kind, job: None, destinations: vec![destination.into()], backup: None, by: by.clone(), attempt: 1, alone: Vec::new() }
     }
 }

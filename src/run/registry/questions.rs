@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keepd_protocol::model::{Backup, BackupDetail, Change, Coverage, CoverageCounts, DestinationStatus, EntryInfo, RetentionPlan};
+use keepd_protocol::model::{
+    Backup, BackupDetail, BackupType, Change, Coverage, CoverageCounts, DestinationStatus, EntryInfo, RetentionPlan,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Result, Runs, lock};
+use crate::access::By;
 use crate::config::{Config, Destination, Job, Retention};
 use crate::profile;
 use crate::run::backup::{Environment, short};
@@ -112,6 +115,37 @@ impl Runs {
         match found.len() {
             0 => Err(absent(format!("there is no backup whose id starts with {backup}; 'keepctl list' shows what there is"))),
             1 => Ok(found.remove(0)),
+            _ => Err(Error::Ambiguous(format!("several backups' ids start with {backup}; give more of it"))),
+        }
+    }
+
+    /// The same among the backups of these jobs; None: there is no such one, or it is of another job.
+    pub fn resolve_among(&self, backup: &str, jobs: &[String]) -> Result<Option<Backup>> {
+        let mut found: Vec<Backup> = Vec::new();
+        let mut none = None;
+        for job in jobs {
+            match self.resolve(backup, Some(job)) {
+                Ok(one) if found.iter().all(|other| other.id != one.id) => found.push(one),
+                Ok(_) => {}
+                Err(e @ Error::NotFound { .. }) => none = Some(e),
+                Err(e) => return Err(e),
+            }
+        }
+        if backup == "latest" {
+            // As the ledger has it: an imported one where there is no other.
+            let time = |b: &Backup| b.time.parse::<Timestamp>().ok();
+            let newest = found.into_iter().max_by_key(|b| (b.r#type != BackupType::Imported, time(b)));
+            return match (newest, none) {
+                (None, Some(none)) if jobs.len() == 1 => Err(none),
+                (None, _) => {
+                    let text = format!("there is no good backup of {} yet", jobs.join(", "));
+                    Err(Error::NotFound { what: "backup", name: backup.to_owned(), text })
+                }
+                (newest, _) => Ok(newest),
+            };
+        }
+        match found.len() {
+            0 | 1 => Ok(found.pop()),
             _ => Err(Error::Ambiguous(format!("several backups' ids start with {backup}; give more of it"))),
         }
     }
@@ -265,7 +299,8 @@ impl Runs {
     }
 
     /// Says of gaps of the last scan that they are meant, or takes that back; none named means all. Returns how many changed.
-    pub fn acknowledge_coverage(&self, named: &[String], undo: bool, by: &str) -> Result<u64> {
+    pub fn acknowledge_coverage(&self, named: &[String], undo: bool, by: &By) -> Result<u64> {
+        by.ask_again()?;
         let changed = coverage::acknowledge(&self.ledger, named, undo).map_err(|unknown| match unknown {
             coverage::Unknown::NoScan => no_scan(),
             coverage::Unknown::Item(name) => {
@@ -275,7 +310,7 @@ impl Runs {
             }
             coverage::Unknown::Failed(e) => e.into(),
         })?;
-        tracing::info!(by, changed, undo, "gaps of the coverage were acknowledged");
+        tracing::info!(by = by.name(), changed, undo, "gaps of the coverage were acknowledged");
         Ok(changed)
     }
 }

@@ -10,6 +10,7 @@ use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, R
 use tokio_util::sync::CancellationToken;
 
 use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named, lock};
+use crate::access::By;
 use crate::config::{Destination, Job};
 use crate::crypto::Lent;
 use crate::repository::{self, Entry, Manifest, Repository};
@@ -45,14 +46,14 @@ impl Runs {
             let writing = |name: &str| runs.wait_to_write(name, live);
             let work = || backup::backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing).map(|(finish, _)| finish);
             let finish = hooks::around_backup(&job, request.r#type.as_str(), live, work)?;
-            let copies = runs.start_missing_copies(&job.name, &request.by);
+            let copies = runs.start_missing_copies(&job.name, &request.by.following());
             live.update(|run| run.copies = copies);
             Ok(finish)
         })
     }
 
     /// Queues a run for each destination of a job that lacks backups; returns the runs. What cannot be started is logged.
-    pub fn start_missing_copies(self: &Arc<Self>, job: &str, by: &str) -> Vec<String> {
+    pub fn start_missing_copies(self: &Arc<Self>, job: &str, by: &By) -> Vec<String> {
         let config = self.config.get();
         let Some(job) = config.jobs.get(job) else { return Vec::new() };
         let mut started = Vec::new();
@@ -72,14 +73,14 @@ impl Runs {
     }
 
     /// Queues copies of all that a destination lacks, for all jobs.
-    pub fn start_all_missing_copies(self: &Arc<Self>, by: &str) {
+    pub fn start_all_missing_copies(self: &Arc<Self>, by: &By) {
         for job in self.config.get().jobs.keys() {
             self.start_missing_copies(job, by);
         }
     }
 
     /// Queues a run that copies to a destination what it lacks of a job.
-    fn start_copies(self: &Arc<Self>, job: &str, destination: &str, by: &str, attempt: u32) -> Result<String> {
+    fn start_copies(self: &Arc<Self>, job: &str, destination: &str, by: &By, attempt: u32) -> Result<String> {
         let env = self.environment();
         let job = job_named(&env.config, job)?.clone();
         let target = self.destination(&env.config, destination)?.clone();
@@ -97,7 +98,7 @@ impl Runs {
     }
 
     /// Queues a run that copies one backup to a destination, which need not be one of its job's.
-    pub fn start_copy(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: &str, lent: Lent, by: &str) -> Result<String> {
+    pub fn start_copy(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: &str, lent: Lent, by: &By) -> Result<String> {
         let env = self.environment_with(lent);
         let found = self.resolve(backup, job)?;
         let target = self.destination(&env.config, destination)?.clone();
@@ -119,7 +120,7 @@ impl Runs {
         let (runs, job, destination) = (self.clone(), job.name.clone(), destination.to_owned());
         self.runtime.spawn(async move {
             tokio::time::sleep(pause).await;
-            match runs.start_copies(&job, &destination, "schedule", attempt + 1) {
+            match runs.start_copies(&job, &destination, &By::schedule(), attempt + 1) {
                 Ok(_) | Err(Error::Busy(_) | Error::ShuttingDown | Error::NotFound { .. }) => {}
                 Err(e) => tracing::warn!(job, destination, "its copies could not be tried again: {e}"),
             }
@@ -127,7 +128,7 @@ impl Runs {
     }
 
     /// Queues a check; `read_data` is the percentage of packs to read whole.
-    pub fn start_check(self: &Arc<Self>, destination: &str, read_data: u32, repair: bool, lent: Lent, by: &str) -> Result<String> {
+    pub fn start_check(self: &Arc<Self>, destination: &str, read_data: u32, repair: bool, lent: Lent, by: &By) -> Result<String> {
         let env = self.environment_with(lent);
         let target = self.destination(&env.config, destination)?.clone();
         let runs = self.clone();
@@ -154,13 +155,13 @@ impl Runs {
                 Level::Info,
                 format!("what the sources of {jobs} still have is stored anew by a backup now, and checked after it"),
             );
-            self.read_sources_again(hurt_jobs, target.name.clone(), live.snapshot().by);
+            self.read_sources_again(hurt_jobs, target.name.clone(), live.by.following());
         }
         checked
     }
 
     /// Backs jobs up, whose sources may have what a destination lost, and checks the destination's structure afterwards.
-    fn read_sources_again(self: &Arc<Self>, jobs: BTreeSet<String>, destination: String, by: String) {
+    fn read_sources_again(self: &Arc<Self>, jobs: BTreeSet<String>, destination: String, by: By) {
         let runs = self.clone();
         self.runtime.spawn(async move {
             for job in jobs {
@@ -193,12 +194,12 @@ impl Runs {
             return Err(Error::Busy("the next part is not due yet".into()));
         }
         let runs = self.clone();
-        self.start(Work::on(RunKind::Check, destination, "schedule"), move |live| {
+        self.start(Work::on(RunKind::Check, destination, &By::schedule()), move |live| {
             runs.check(&env, &target, check::Wanted::Rolling(period), true, live)
         })
     }
 
-    pub fn start_prune(self: &Arc<Self>, destination: &str, dry_run: bool, lent: Lent, by: &str) -> Result<String> {
+    pub fn start_prune(self: &Arc<Self>, destination: &str, dry_run: bool, lent: Lent, by: &By) -> Result<String> {
         let env = self.environment_with(lent);
         let target = self.destination(&env.config, destination)?.clone();
         let runs = self.clone();
@@ -208,7 +209,7 @@ impl Runs {
     }
 
     /// Queues a re-encryption: a new master key, and everything sealed with it.
-    pub fn start_reencrypt(self: &Arc<Self>, destination: &str, drop_slots: bool, lent: Lent, by: &str) -> Result<String> {
+    pub fn start_reencrypt(self: &Arc<Self>, destination: &str, drop_slots: bool, lent: Lent, by: &By) -> Result<String> {
         let env = self.environment_with(lent);
         let target = self.destination(&env.config, destination)?.clone();
         let text =
@@ -252,7 +253,7 @@ impl Runs {
             });
             let started = match unfinished {
                 Ok(None) => continue,
-                Ok(Some(drop_slots)) => self.start_reencrypt(name, drop_slots, Lent::default(), "schedule").map(drop),
+                Ok(Some(drop_slots)) => self.start_reencrypt(name, drop_slots, Lent::default(), &By::schedule()).map(drop),
                 Err(e) => Err(e.into()),
             };
             match started {
@@ -262,7 +263,7 @@ impl Runs {
         }
     }
 
-    pub fn start_delete(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: Option<&str>, by: &str) -> Result<String> {
+    pub fn start_delete(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: Option<&str>, by: &By) -> Result<String> {
         let env = self.environment();
         let found = self.resolve(backup, job)?;
         let mut targets = Vec::new();
@@ -286,7 +287,7 @@ impl Runs {
             job: None,
             destinations: targets.iter().map(|t| t.name.clone()).collect(),
             backup: Some(found.id.clone()),
-            by: by.into(),
+            by: by.clone(),
             attempt: 1,
             alone: Vec::new(),
         };
@@ -300,7 +301,7 @@ impl Runs {
     }
 
     /// Says something of a backup on every destination that has it. Blocks until it is durable there.
-    pub fn mark(&self, backup: &str, job: Option<&str>, mark: Mark, by: &str) -> Result<Backup> {
+    pub fn mark(&self, backup: &str, job: Option<&str>, mark: Mark, by: &By) -> Result<Backup> {
         let env = self.environment();
         let found = self.resolve(backup, job)?;
         let short = short(&found.id);
@@ -312,7 +313,9 @@ impl Runs {
         for place in &found.destinations {
             let written = self.destination(&env.config, &place.name).map_err(|e| Failure::Failed(e.to_string())).and_then(|target| {
                 let _reading = self.keep_readable(&target.name);
-                let said = |object| repository::Mark::new(object, mark.as_str(), time.clone(), by.to_owned());
+                // It may have waited.
+                by.ask_again().map_err(|refusal| Failure::Failed(refusal.text))?;
+                let said = |object| repository::Mark::new(object, mark.as_str(), time.clone(), by.name().to_owned());
                 catalogue::say(&env, target, &found.id, said)
             });
             match written {
@@ -324,7 +327,7 @@ impl Runs {
             let where_done = if done.is_empty() { "nowhere".to_owned() } else { format!("only at {}", done.join(", ")) };
             return Err(Error::Failed(format!("{mark} of backup {short} is done {where_done}: {}; try again", errors.join("; "))));
         }
-        tracing::info!(backup = %found.id, by, "{mark}");
+        tracing::info!(backup = %found.id, by = by.name(), "{mark}");
         self.resolve(&found.id, None)
     }
 
@@ -346,17 +349,18 @@ impl Runs {
     }
 
     /// Makes this machine the writer of a destination's repository; says who it was before. Blocks.
-    pub fn take_over(&self, destination: &str, by: &str) -> Result<String> {
+    pub fn take_over(&self, destination: &str, by: &By) -> Result<String> {
         let env = self.environment();
         let target = self.destination(&env.config, destination)?;
+        by.ask_again()?;
         let message = check::take_over(&env, target)?;
         config_backup::accept_emptied(&env.ledger, target)?;
-        tracing::warn!(destination, by, "{message}");
+        tracing::warn!(destination, by = by.name(), "{message}");
         Ok(message)
     }
 
     /// Queues a run that confirms the job's retention and removes what it removes.
-    pub fn start_retention(self: &Arc<Self>, job: &str, destination: Option<&str>, by: &str) -> Result<String> {
+    pub fn start_retention(self: &Arc<Self>, job: &str, destination: Option<&str>, by: &By) -> Result<String> {
         self.start_cleanup(job, destination, by, true)
     }
 
@@ -369,14 +373,14 @@ impl Runs {
             }
             for target in self.job_at(&env.config, name, None)?.1 {
                 if retain::has_work(&env.ledger, job, target)? {
-                    self.start_cleanup(name, Some(&target.name), "schedule", false)?;
+                    self.start_cleanup(name, Some(&target.name), &By::schedule(), false)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn start_cleanup(self: &Arc<Self>, job: &str, destination: Option<&str>, by: &str, is_confirmed: bool) -> Result<String> {
+    fn start_cleanup(self: &Arc<Self>, job: &str, destination: Option<&str>, by: &By, is_confirmed: bool) -> Result<String> {
         let env = self.environment();
         let (job, targets) = self.job_at(&env.config, job, destination)?;
         let (job, targets): (Job, Vec<Destination>) = (job.clone(), targets.into_iter().cloned().collect());
@@ -385,7 +389,7 @@ impl Runs {
             job: Some(job.name.clone()),
             destinations: targets.iter().map(|t| t.name.clone()).collect(),
             backup: None,
-            by: by.into(),
+            by: by.clone(),
             attempt: 1,
             alone: Vec::new(),
         };
@@ -418,7 +422,7 @@ impl Runs {
         paths: Vec<Vec<u8>>,
         out: OwnedFd,
         lent: Lent,
-        by: &str,
+        by: &By,
     ) -> Result<RestoreStarted> {
         let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
@@ -447,7 +451,7 @@ impl Runs {
         job: Option<&str>,
         request: LoadRequest,
         lent: Lent,
-        by: &str,
+        by: &By,
     ) -> Result<String> {
         let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
@@ -482,7 +486,7 @@ impl Runs {
         job: Option<&str>,
         request: in_place::Request,
         lent: Lent,
-        by: &str,
+        by: &By,
     ) -> Result<String> {
         let env = self.environment_with(lent);
         let found = self.resolve(backup, job)?;
@@ -496,11 +500,11 @@ impl Runs {
             job: Some(job.name.clone()),
             destinations: found.destinations.iter().map(|d| d.name.clone()).collect(),
             backup: Some(found.id.clone()),
-            by: by.to_owned(),
+            by: by.clone(),
             attempt: 1,
             alone: locks.collect(),
         };
-        let (runs, by) = (self.clone(), by.to_owned());
+        let (runs, by) = (self.clone(), by.clone());
         self.start(work, move |live| {
             // Of the safety backup nothing is known to be needed yet.
             let reading = |id: &str| if id == found.id { Reading::Contents(request.selected()) } else { Reading::Entries };
@@ -530,7 +534,7 @@ impl Runs {
     }
 
     /// Queues a restore in place of what an earlier one replaced; the run, and the backup that is restored.
-    pub fn start_undo(self: &Arc<Self>, run: &str, dry_run: bool, lent: Lent, by: &str) -> Result<(String, String)> {
+    pub fn start_undo(self: &Arc<Self>, run: &str, dry_run: bool, lent: Lent, by: &By) -> Result<(String, String)> {
         let absent = |text: String| Error::NotFound { what: "run", name: run.to_owned(), text };
         let done = self.ledger.run(run)?.ok_or_else(|| absent(format!("there is no run '{run}'; 'keepctl run list' shows them")))?;
         let plan = done.plan.ok_or_else(|| Error::Failed(format!("run {run} is no restore in place, so there is nothing to undo")))?;
@@ -645,7 +649,7 @@ impl Runs {
         path: Vec<u8>,
         out: OwnedFd,
         lent: Lent,
-        by: &str,
+        by: &By,
     ) -> Result<(String, u64)> {
         let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
@@ -673,7 +677,7 @@ impl Runs {
         request: ExportRequest,
         out: OwnedFd,
         lent: Lent,
-        by: &str,
+        by: &By,
     ) -> Result<(String, String, u64)> {
         let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
@@ -706,7 +710,7 @@ impl Runs {
         request: CompareRequest,
         out: OwnedFd,
         lent: Lent,
-        by: &str,
+        by: &By,
     ) -> Result<(String, String)> {
         let env = Arc::new(self.environment_with(lent));
         let found = self.resolve(backup, job)?;
@@ -743,12 +747,12 @@ impl Runs {
                 }
             }
             runs.resume_reencryptions();
-            runs.start_all_missing_copies("schedule");
+            runs.start_all_missing_copies(&By::schedule());
         });
     }
 
     /// Queues a look for what on this machine is in no job; one at a time.
-    pub fn start_coverage(self: &Arc<Self>, all: bool, by: &str) -> Result<String> {
+    pub fn start_coverage(self: &Arc<Self>, all: bool, by: &By) -> Result<String> {
         if let Some(run) = self.active().iter().find(|run| run.kind == RunKind::Coverage) {
             return Err(Error::Busy(format!("such a scan is {} already (run {})", run.state, run.id)));
         }
@@ -758,7 +762,7 @@ impl Runs {
             job: None,
             destinations: Vec::new(),
             backup: None,
-            by: by.into(),
+            by: by.clone(),
             attempt: 1,
             alone: vec!["coverage".into()],
         };
