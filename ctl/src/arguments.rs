@@ -6,19 +6,30 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::access::AccessCommand;
+use crate::audit::AuditCommand;
 use crate::config::ConfigCommand;
+use crate::destination::DestinationCommand;
 use crate::export::ExportArguments;
+use crate::job::JobCommand;
 use crate::keys::KeyArguments;
+use crate::remote::RemoteArguments;
 
 #[derive(Parser)]
-#[command(name = "keepctl", version, about = "Talks to keepd, the backup daemon, over its local socket")]
+#[command(
+    name = "keepctl",
+    version,
+    about = "Talks to keepd, the backup daemon, over its local socket, or through ssh to another machine's"
+)]
 #[command(
     after_help = "Exit: 0 good, 1 failed, 2 usage, 3 partly done or suspect, 4 daemon unreachable, 5 not permitted, 6 overdue (status).\nBACKUP is an id as 'keepctl list' shows it, a unique start of one, or 'latest' (with --job for one job's)."
 )]
 pub struct Arguments {
-    /// The daemon's socket (else $KEEPD_SOCKET, else the default)
+    /// The daemon's socket (else $KEEPD_SOCKET, else the default); with --host the socket there
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub remote: RemoteArguments,
     /// One JSON document on standard output and nothing else
     #[arg(long, global = true)]
     pub json: bool,
@@ -103,7 +114,7 @@ impl Rules {
     }
 }
 
-fn seconds(text: &str) -> Result<u64, String> {
+pub fn seconds(text: &str) -> Result<u64, String> {
     const WANTED: &str = "write a number and one of s, m, h, d, w, such as 36h or 30d";
     let unit = text.chars().last().ok_or(WANTED)?;
     let factor = match unit {
@@ -419,10 +430,10 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// Destinations, and who writes to them
+    /// Destinations: shown, tried, made and changed
     #[command(subcommand)]
     Destination(DestinationCommand),
-    /// Jobs as configured
+    /// Jobs: shown, made, changed, held and planned
     #[command(subcommand)]
     Job(JobCommand),
     /// Runs: history, progress, cancel
@@ -469,21 +480,20 @@ pub enum Command {
     /// The configuration itself: checked, shown, taken along and brought back
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Who may do what
+    #[command(subcommand)]
+    Access(AccessCommand),
+    /// Who did what
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// The manual page, for make install
     #[command(hide = true)]
     Manual,
+    /// What --host starts on the other machine: the daemon's socket over standard input and output
+    #[command(hide = true)]
+    Bridge,
     /// A completion script for a shell
     Completion { shell: clap_complete::Shell },
-}
-
-#[derive(Subcommand)]
-pub enum DestinationCommand {
-    /// All destinations with where they are and how they do
-    List,
-    /// Try what a destination can do; leaves nothing behind
-    Test { destination: String },
-    /// Make this machine the one that writes there: the other is gone, or shall stop
-    TakeOver { destination: String },
 }
 
 #[derive(Subcommand)]
@@ -556,12 +566,6 @@ pub enum KeyCommand {
         #[command(flatten)]
         keys: KeyArguments,
     },
-}
-
-#[derive(Subcommand)]
-pub enum JobCommand {
-    List,
-    Show { job: String },
 }
 
 #[derive(Subcommand)]

@@ -1,4 +1,4 @@
-//! A blocking Varlink client over a Unix socket.
+//! A blocking Varlink client over a Unix socket, the daemon's or one that leads over a bridge to another machine.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -13,7 +13,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde_json::Value;
 
 use crate::keys::Keys;
-use crate::{Exit, Failure};
+use crate::render::lines;
+use crate::{Exit, Failure, remote};
 
 /// A reply longer than this is no reply of keepd.
 const MAX_REPLY: usize = 8 << 20;
@@ -22,7 +23,8 @@ const MAX_REPLY: usize = 8 << 20;
 pub struct Client {
     stream: UnixStream,
     buffer: Vec<u8>,
-    socket: PathBuf,
+    /// For messages.
+    place: String,
 }
 
 /// `--socket`, `$KEEPD_SOCKET`, or where the daemon of this user listens.
@@ -43,21 +45,34 @@ pub fn socket(given: Option<&Path>) -> PathBuf {
     own.into_iter().flatten().find(|p| p.exists()).unwrap_or(system)
 }
 
+/// Connects to the daemon of this machine.
+pub fn local(socket: &Path) -> Result<UnixStream, Failure> {
+    UnixStream::connect(socket).map_err(|e| {
+        let advice = match e.kind() {
+            io::ErrorKind::PermissionDenied => "you may not connect to it; its group may (mostly keepd), or try with sudo",
+            _ => "is keepd running? ('systemctl status keepd', or name its socket with --socket)",
+        };
+        let exit = if e.kind() == io::ErrorKind::PermissionDenied { Exit::NotPermitted } else { Exit::Unreachable };
+        Failure::new(exit, format!("cannot reach keepd at {}: {e}; {advice}", socket.display()))
+    })
+}
+
 impl Client {
+    /// To the daemon of this machine, or of that which `--host` names.
     pub fn connect(socket: &Path) -> Result<Self, Failure> {
-        let stream = UnixStream::connect(socket).map_err(|e| {
-            let advice = match e.kind() {
-                io::ErrorKind::PermissionDenied => "you may not connect to it; try with sudo, or as the user keepd runs as",
-                _ => "is keepd running? ('systemctl status keepd', or name its socket with --socket)",
-            };
-            let exit = if e.kind() == io::ErrorKind::PermissionDenied { Exit::NotPermitted } else { Exit::Unreachable };
-            Failure::new(exit, format!("cannot reach keepd at {}: {e}; {advice}", socket.display()))
-        })?;
-        Ok(Self { stream, buffer: Vec::new(), socket: socket.to_owned() })
+        match remote::connect() {
+            None => Ok(Self { stream: local(socket)?, buffer: Vec::new(), place: socket.display().to_string() }),
+            Some(stream) => Ok(Self { stream: stream?, buffer: Vec::new(), place: remote::host().unwrap_or_default() }),
+        }
     }
 
     fn lost(&self, e: io::Error) -> Failure {
-        Failure::new(Exit::Unreachable, format!("the connection to keepd at {} was lost: {e}", self.socket.display()))
+        // The thread that notices it may be a little later than we.
+        if remote::host().is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let text = remote::broken().unwrap_or_else(|| format!("the connection to keepd at {} was lost: {e}", self.place));
+        Failure::new(Exit::Unreachable, text)
     }
 
     fn send(&mut self, method: &str, parameters: Value, more: bool, descriptors: &[BorrowedFd<'_>]) -> Result<(), Failure> {
@@ -166,5 +181,5 @@ fn failure(error: &str, parameters: Value) -> Failure {
         }
         _ => text("message").unwrap_or_else(|| error.to_owned()),
     };
-    Failure::new(exit, message)
+    Failure::new(exit, lines(&message))
 }

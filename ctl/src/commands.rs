@@ -16,17 +16,21 @@ use keepd_protocol::model::{
 };
 use serde::Serialize;
 
-use crate::arguments::{Arguments, BackupArgument, Command, DestinationCommand, JobCommand, RestoreTarget, RunCommand};
+use crate::arguments::{Arguments, BackupArgument, Command, RestoreTarget, RunCommand};
 use crate::client::{Client, socket};
 use crate::keys::Keys;
-use crate::render::{bytes, entry, lines, pairs, path, short, sign, sizes, table, time, time_or};
-use crate::{Exit, Failure, compare, config, coverage, drill, export, follow, import, in_place, key};
+use crate::render::{bytes, entry, escaped, lines, pairs, path, short, sign, sizes, table, time, time_or};
+use crate::{Exit, Failure, compare, config, coverage, drill, export, follow, import, in_place, key, remote};
 use keepd_protocol::model::escape;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
 /// Carries the command out.
 pub fn run(arguments: &Arguments) -> Result<Exit> {
+    let is_bridge = matches!(arguments.command, Command::Bridge);
+    if !is_bridge {
+        remote::choose(&arguments.remote, arguments.socket.as_deref())?;
+    }
     let socket = socket(arguments.socket.as_deref());
     let context = Context { arguments, socket: &socket };
     match &arguments.command {
@@ -38,6 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             clap_mangen::Man::new(Arguments::command()).render(&mut io::stdout())?;
             Ok(Exit::Good)
         }
+        Command::Bridge => remote::far::run(arguments.socket.as_deref()),
         Command::Status { job } => context.status(job.clone()),
         Command::Backup { job, r#type, label, name, description, detach } => {
             let call = start_backup::In {
@@ -139,6 +144,8 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         }
         Command::Key(command) => key::run(&context, command),
         Command::Config(command) => config::run(&context, command),
+        Command::Access(command) => crate::access::run(&context, command),
+        Command::Audit(command) => crate::audit::run(&context, command),
         Command::Accept(of) => context.mark(of, Mark::Accept),
         Command::Pin(of) => context.mark(of, Mark::Pin),
         Command::Unpin(of) => context.mark(of, Mark::Unpin),
@@ -147,14 +154,8 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
             if *apply { context.retention_apply(call, *yes) } else { context.retention(call) }
         }
         Command::Delete { of, destination, yes } => context.delete(of, destination.clone(), *yes),
-        Command::Job(JobCommand::List) => context.job_list(),
-        Command::Job(JobCommand::Show { job }) => context.job_show(job),
-        Command::Destination(DestinationCommand::List) => context.destination_list(),
-        Command::Destination(DestinationCommand::Test { destination }) => context.destination_test(destination.clone()),
-        Command::Destination(DestinationCommand::TakeOver { destination }) => {
-            let out = context.client()?.call::<TakeOver>(&take_over::In { destination: destination.clone() })?;
-            context.done(&out, &escape(&out.message))
-        }
+        Command::Job(command) => crate::job::run(&context, command),
+        Command::Destination(command) => crate::destination::run(&context, command),
         Command::Run(RunCommand::List { job, limit }) => context.run_list(job.clone(), *limit),
         Command::Run(RunCommand::Show { run }) => context.run_show(run),
         Command::Run(RunCommand::Follow { run }) => context.work(run, true),
@@ -173,7 +174,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         Command::Drill { backup, job, detach, keys } => {
             let started = drill::start(&mut context.client()?, backup.clone(), job.clone(), &keys.open()?)?;
             match detach {
-                true => context.done(&started, &format!("run {}", started.run)),
+                true => context.done(&started, &format!("run {}", escape(&started.run))),
                 false => context.work(&started.run, true),
             }
         }
@@ -219,7 +220,7 @@ impl Context<'_> {
         if self.json() {
             print_json(value)?;
         } else if !self.arguments.quiet {
-            writeln!(io::stdout(), "{text}")?;
+            writeln!(io::stdout(), "{}", escaped(text))?;
         }
         Ok(Exit::Good)
     }
@@ -256,7 +257,7 @@ impl Context<'_> {
         self.work(&run, true)
     }
 
-    fn destination_test(&self, destination: String) -> Result<Exit> {
+    pub fn destination_test(&self, destination: String) -> Result<Exit> {
         let findings = self.client()?.call::<TestDestination>(&test_destination::In { destination })?.findings;
         let failed = findings.iter().any(|f| f.verdict == "failed");
         if self.json() {
@@ -304,10 +305,11 @@ impl Context<'_> {
             print_json(&status)?;
             return Ok(exit);
         }
-        let state = |j: &keepd_protocol::model::JobStatus| match (j.overdue, j.enabled) {
-            (true, _) => "OVERDUE".to_owned(),
-            (false, false) => "disabled".to_owned(),
-            (false, true) => j.last_outcome.map_or_else(|| "never ran".to_owned(), |o| o.to_string()),
+        let state = |j: &keepd_protocol::model::JobStatus| match (j.overdue, j.enabled, &j.paused_until) {
+            (true, _, _) => "OVERDUE".to_owned(),
+            (false, false, _) => "disabled".to_owned(),
+            (false, true, Some(until)) => format!("paused until {}", time(until)),
+            (false, true, None) => j.last_outcome.map_or_else(|| "never ran".to_owned(), |o| o.to_string()),
         };
         let rows = status.jobs.iter().map(|j| {
             let schedule = if j.schedule.is_empty() { "by hand".into() } else { escape(&j.schedule) };
@@ -341,7 +343,7 @@ impl Context<'_> {
     fn backup(&self, call: start_backup::In, detach: bool) -> Result<Exit> {
         let started = self.client()?.call::<StartBackup>(&call)?;
         if detach {
-            return self.done(&started, &format!("run {}", started.run));
+            return self.done(&started, &format!("run {}", escape(&started.run)));
         }
         self.work(&started.run, true)
     }
@@ -353,7 +355,7 @@ impl Context<'_> {
         }
         let started = self.client()?.call_lending::<StartLoad>(&call, keys)?;
         if detach {
-            return self.done(&started, &format!("run {}", started.run));
+            return self.done(&started, &format!("run {}", escape(&started.run)));
         }
         self.work(&started.run, true)
     }
@@ -387,7 +389,7 @@ impl Context<'_> {
                 .collect::<Vec<_>>()
                 .join(" ");
             vec![
-                short(&b.id).to_owned(),
+                short(&b.id),
                 escape(&b.job),
                 time(&b.time),
                 b.r#type.to_string(),
@@ -494,11 +496,12 @@ impl Context<'_> {
         let started = self.client()?.call_writing::<StartCat>(&call, writer.as_fd(), keys)?;
         drop(writer);
         let guard = follow::interrupt(self.socket, &started.run)?;
-        let copied = io::copy(&mut reader, &mut io::stdout().lock());
+        let copied = to_stdout(&mut reader);
         drop(reader);
         let copied = copied?;
         drop(guard);
         let run = quiet_end(self.socket, &started.run)?;
+        remote::settle()?;
         if run.state == RunState::Good && copied != started.bytes {
             return Err(Failure::failed(format!("{copied} of {} bytes came", started.bytes)));
         }
@@ -545,22 +548,26 @@ impl Context<'_> {
         let written = keepd_writer::write(reader, to, options, &|_, done| bar.set_position(done));
         drop(guard);
         bar.finish_and_clear();
-        let run = quiet_end(self.socket, &started.run)?;
+        let run = quiet_end(self.socket, &started.run);
+        // What lies in the directory comes first, also where the daemon cannot be asked any more.
         let outcome = match written {
             Ok(outcome) => outcome,
             Err(keepd_writer::RestoreError(text)) => {
-                if self.json() {
-                    print_json(&run)?;
+                if let (true, Ok(run)) = (self.json(), &run) {
+                    print_json(run)?;
                 }
-                let cause = run
-                    .error
-                    .as_ref()
-                    .filter(|e| !text.contains(e.as_str()) && !e.contains("client went away"))
-                    .map(|e| format!(" ({})", escape(e)))
-                    .unwrap_or_default();
-                return Err(Failure::failed(format!("the restore to {} is not complete: {}{cause}", to.display(), escape(&text))));
+                let (exit, cause) = match &run {
+                    Ok(run) => (Exit::Failed, run.error.as_ref().filter(|e| !e.contains("client went away"))),
+                    Err(failure) => (failure.exit, Some(&failure.text)),
+                };
+                let cause = cause.filter(|e| !text.contains(e.as_str())).map(|e| format!(" ({})", escape(e))).unwrap_or_default();
+                return Err(Failure::new(exit, format!("the restore to {} is not complete: {}{cause}", to.display(), escape(&text))));
             }
         };
+        let run = run.map_err(|failure| {
+            let text = format!("everything was restored to {}, but how the run ended is not known: {}", to.display(), failure.text);
+            Failure::new(failure.exit, text)
+        })?;
         for message in run.messages.iter().filter(|m| m.level != keepd_protocol::model::Level::Info) {
             eprintln!("{}: {}", message.level, lines(&message.text));
         }
@@ -655,27 +662,25 @@ impl Context<'_> {
         self.work(&started.run, true)
     }
 
-    fn job_list(&self) -> Result<Exit> {
+    pub fn job_list(&self) -> Result<Exit> {
         let jobs = self.client()?.call::<ListJobs>(&list_jobs::In {})?.jobs;
         if self.json() {
             print_json(&jobs)?;
             return Ok(Exit::Good);
         }
         let rows = jobs.iter().map(|j| {
-            let enabled = if j.enabled { "yes" } else { "no" };
-            vec![
-                escape(&j.name),
-                enabled.into(),
-                escape(&j.schedule),
-                time_or(j.next.as_ref(), "-"),
-                time_or(j.last_start.as_ref(), "never"),
-            ]
+            let enabled = match (j.enabled, &j.paused_until) {
+                (false, _) => "no".to_owned(),
+                (true, Some(until)) => format!("paused until {}", time(until)),
+                (true, None) => "yes".to_owned(),
+            };
+            vec![escape(&j.name), enabled, escape(&j.schedule), time_or(j.next.as_ref(), "-"), time_or(j.last_start.as_ref(), "never")]
         });
         table(&["JOB", "ENABLED", "SCHEDULE", "NEXT", "LAST START"], rows.collect())?;
         Ok(Exit::Good)
     }
 
-    fn job_show(&self, job: &str) -> Result<Exit> {
+    pub fn job_show(&self, job: &str) -> Result<Exit> {
         let j = self.client()?.call::<ShowJob>(&show_job::In { job: job.to_owned() })?.job;
         if self.json() {
             print_json(&j)?;
@@ -687,7 +692,9 @@ impl Context<'_> {
             ("enabled", if j.status.enabled { "yes" } else { "no" }.into()),
             ("schedule", escape(&j.status.schedule)),
             ("timezone", j.timezone.as_deref().map(escape).unwrap_or_default()),
+            ("paused until", time_or(j.status.paused_until.as_ref(), "")),
             ("next", time_or(j.status.next.as_ref(), "-")),
+            ("once", j.status.once.iter().map(|at| time(at)).collect::<Vec<_>>().join(", ")),
             ("last good", time_or(j.status.last_good.as_ref(), "never")),
             ("last proven", time_or(j.status.last_proven.as_ref(), "never")),
             ("recovery takes", j.status.recovery_seconds.map(drill::duration).unwrap_or_default()),
@@ -702,13 +709,40 @@ impl Context<'_> {
         Ok(Exit::Good)
     }
 
-    fn destination_list(&self) -> Result<Exit> {
+    pub fn destination_list(&self) -> Result<Exit> {
         let found = self.client()?.call::<GetStatus>(&get_status::In::default())?.status.destinations;
         if self.json() {
             print_json(&found)?;
         } else {
             destinations(&found)?;
         }
+        Ok(Exit::Good)
+    }
+
+    pub fn destination_show(&self, name: &str) -> Result<Exit> {
+        let found = self.client()?.call::<GetStatus>(&get_status::In::default())?.status.destinations;
+        let Some(d) = found.iter().find(|d| d.name == name) else {
+            let known = found.iter().map(|d| escape(&d.name)).collect::<Vec<_>>().join(", ");
+            return Err(Failure::failed(format!("there is no destination '{}'; configured are: {known}", escape(name))));
+        };
+        if self.json() {
+            print_json(d)?;
+            return Ok(Exit::Good);
+        }
+        let missing = d.missing.iter().map(|(job, n)| format!("{n} of {}", escape(job))).collect::<Vec<_>>().join(", ");
+        pairs(&[
+            ("destination", escape(&d.name)),
+            ("service", escape(&d.service)),
+            ("where", escape(&d.location)),
+            ("encryption", escape(&d.encryption)),
+            ("key", d.fingerprint.as_deref().map(escape).unwrap_or_default()),
+            ("compression", escape(&d.compression)),
+            ("backups", d.backups.to_string()),
+            ("last good", time_or(d.last_good.as_ref(), "never")),
+            ("not copied yet", missing),
+            ("overdue", d.overdue.iter().map(|job| escape(job)).collect::<Vec<_>>().join(", ")),
+            ("problem", d.error.as_deref().map(lines).unwrap_or_default()),
+        ])?;
         Ok(Exit::Good)
     }
 
@@ -741,7 +775,7 @@ impl Context<'_> {
             return Ok(follow::exit(run.state));
         }
         pairs(&[
-            ("run", run.id.clone()),
+            ("run", escape(&run.id)),
             ("kind", run.kind.to_string()),
             ("state", run.state.to_string()),
             ("job", run.job.as_deref().map(escape).unwrap_or_default()),
@@ -826,7 +860,7 @@ fn print_plan(plan: &RetentionPlan) -> Result<()> {
             false => "now".into(),
         };
         let outcome = if v.proven.is_some() { format!("{}, proven", v.outcome) } else { v.outcome.to_string() };
-        vec![short(&v.id).to_owned(), time(&v.time), outcome, what.into(), falls, escape(&v.reasons.join("; "))]
+        vec![short(&v.id), time(&v.time), outcome, what.into(), falls, escape(&v.reasons.join("; "))]
     });
     table(&["BACKUP", "TIME", "OUTCOME", "", "FALLS", "WHY"], rows.collect())?;
     if plan.removes > 0 {
@@ -847,6 +881,14 @@ pub fn pipe() -> Result<(File, std::os::fd::OwnedFd)> {
     let (reader, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Failure::failed(format!("no pipe can be made: {e}")))?;
     Ok((File::from(reader), writer))
+}
+
+/// Copies all of it to standard output, where it is when this returns.
+pub fn to_stdout(from: &mut impl io::Read) -> io::Result<u64> {
+    let mut out = io::stdout().lock();
+    let copied = io::copy(from, &mut out)?;
+    out.flush()?;
+    Ok(copied)
 }
 
 /// Waits for a run whose data came through a pipe to be over.

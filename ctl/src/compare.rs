@@ -1,7 +1,7 @@
 //! `keepctl compare`: what differs now between a backup and what is live.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -14,6 +14,9 @@ use crate::commands::{bytes_path, pipe, quiet_end};
 use crate::keys::Keys;
 use crate::render::{path, short, sign, sizes};
 use crate::{Exit, Failure, follow};
+
+/// A longer line is none of keepd's.
+const MAX_LINE: u64 = 1 << 20;
 
 /// Prints each difference as it comes, then the counts.
 pub fn compare(
@@ -41,10 +44,15 @@ pub fn compare(
     }
     let mut summary: Option<CompareSummary> = None;
     let mut first = true;
-    for line in BufReader::new(reader).lines() {
-        let line = line?;
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
         // The last line of a stream that was cut off may be half of one.
-        match serde_json::from_str(&line) {
+        match serde_json::from_slice(&line) {
             Ok(CompareLine::Difference(difference)) if arguments.json => {
                 write!(out, "{}\n  ", if first { "" } else { "," })?;
                 serde_json::to_writer(&mut out, &difference).map_err(io::Error::from)?;
@@ -55,13 +63,14 @@ pub fn compare(
             Err(_) => break,
         }
     }
+    drop(reader);
     drop(guard);
     let run = quiet_end(socket, &started.run)?;
     if arguments.json {
         let (summary, run) = (serde_json::to_string(&summary), serde_json::to_string(&run));
         writeln!(out, "\n], \"summary\": {}, \"run\": {}}}", summary.map_err(io::Error::from)?, run.map_err(io::Error::from)?)?;
     } else if let Some(summary) = summary.as_ref().filter(|_| !arguments.quiet) {
-        writeln!(out, "{}", told(summary, short(&started.backup)))?;
+        writeln!(out, "{}", told(summary, &short(&started.backup)))?;
     }
     out.flush()?;
     drop(out);

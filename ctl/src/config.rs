@@ -15,10 +15,10 @@ use keepd_protocol::configuration::{Allow, ConfigItem, ConfigPlan, FieldChange, 
 use keepd_protocol::methods::*;
 use keepd_protocol::model::{ArchiveCompression, escape};
 
-use crate::commands::{Context, pipe, print_json};
+use crate::commands::{Context, pipe, print_json, to_stdout};
 use crate::new_file::NewFile;
 use crate::render::{bytes, lines, table, time};
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, remote};
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -52,7 +52,7 @@ pub enum ConfigCommand {
     },
     /// Bring an exported configuration in: shows what it changes, asks, and changes all of it at once
     Import(ConfigImportArguments),
-    /// Bring back the configuration from before the last import; once more brings the import back
+    /// Bring back the configuration from before the last change made through keepd (an import, 'job edit' and the like); once more brings that change back
     Undo {
         /// Only show what would be changed
         #[arg(long)]
@@ -348,13 +348,17 @@ fn write<T>(output: &Path, context: &Context<'_>, call: impl FnOnce(BorrowedFd<'
         return Err(Failure::new(Exit::Usage, "this is nothing for a terminal; give -o FILE, or send it through a pipe"));
     }
     let (mut reader, writer) = pipe()?;
-    let copying = std::thread::spawn(move || io::copy(&mut reader, &mut io::stdout().lock()));
+    let copying = std::thread::spawn(move || to_stdout(&mut reader));
     let out = call(writer.as_fd());
     drop(writer);
     let copied = copying.join().map_err(|_| Failure::failed("standard output could not be written"))?;
-    let out = out?;
-    copied?;
-    Ok(out)
+    let (out, size) = out?;
+    let copied = copied?;
+    remote::settle()?;
+    match copied == size {
+        true => Ok((out, size)),
+        false => Err(Failure::failed(format!("{copied} of {size} bytes came: what was written is not whole"))),
+    }
 }
 
 fn told_written(context: &Context<'_>, out: &impl serde::Serialize, output: &Path, text: &str) -> Result<Exit> {

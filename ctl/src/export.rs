@@ -10,11 +10,11 @@ use keepd_protocol::methods::*;
 use keepd_protocol::model::{ArchiveCompression, RunState, escape};
 
 use crate::arguments::BackupArgument;
-use crate::commands::{Context, bytes_path, pipe, print_json, quiet_end};
+use crate::commands::{Context, bytes_path, pipe, print_json, quiet_end, to_stdout};
 use crate::keys::{KeyArguments, Keys};
 use crate::new_file::NewFile;
 use crate::render::{bytes, short};
-use crate::{Exit, Failure, follow};
+use crate::{Exit, Failure, follow, remote};
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -148,7 +148,7 @@ fn to_output(context: &Context<'_>, arguments: &ExportArguments, how: How, keys:
     let started = start(context, arguments, &how, (writer.as_fd(), key.as_ref()), keys)?;
     drop(writer);
     let guard = follow::interrupt(context.socket, &started.run)?;
-    let copied = io::copy(&mut reader, &mut io::stdout().lock());
+    let copied = to_stdout(&mut reader);
     drop(reader);
     drop(guard);
     let run = quiet_end(context.socket, &started.run)?;
@@ -158,6 +158,7 @@ fn to_output(context: &Context<'_>, arguments: &ExportArguments, how: How, keys:
         }
         other => drop(other?),
     }
+    remote::settle()?;
     if run.state == RunState::Good
         && let Some(key) = key
     {
@@ -174,6 +175,7 @@ fn to_file(context: &Context<'_>, arguments: &ExportArguments, how: How, keys: &
     if run.state != RunState::Good {
         return context.ended(&run, true);
     }
+    remote::settle()?;
     // The key first: an archive without its key would be none.
     let key_path = key.as_ref().map(|key| key.path.clone());
     key.map(NewFile::publish).transpose()?;

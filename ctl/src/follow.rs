@@ -13,7 +13,7 @@ use keepd_protocol::model::{Level, Run, RunState};
 use crate::arguments::Arguments;
 use crate::client::Client;
 use crate::render::{bytes, lines};
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, signals};
 use keepd_protocol::model::escape;
 
 /// Messages printed at the end; the run keeps more.
@@ -52,13 +52,13 @@ pub fn conclude(arguments: &Arguments, run: &Run) -> Exit {
         eprintln!("{}: {}", message.level, lines(&message.text));
     }
     if told.len() > MAX_MESSAGES {
-        eprintln!("({} more; 'keepctl run show {}' has them)", told.len() - MAX_MESSAGES, run.id);
+        eprintln!("({} more; 'keepctl run show {}' has them)", told.len() - MAX_MESSAGES, escape(&run.id));
     }
     if let Some(error) = &run.error {
         eprintln!("keepctl: {}", lines(error));
     }
     if run.state == RunState::Cancelled {
-        eprintln!("keepctl: run {} was cancelled", run.id);
+        eprintln!("keepctl: run {} was cancelled", escape(&run.id));
     }
     exit(run.state)
 }
@@ -72,11 +72,14 @@ pub fn exit(state: RunState) -> Exit {
 }
 
 /// Catches Ctrl-C until dropped.
-pub struct Interrupt(Vec<signal_hook::SigId>);
+pub struct Interrupt {
+    ids: Vec<signal_hook::SigId>,
+    _held: signals::Held,
+}
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        for id in self.0.drain(..) {
+        for id in self.ids.drain(..) {
             signal_hook::low_level::unregister(id);
         }
     }
@@ -87,6 +90,7 @@ pub fn interrupt(socket: &Path, run: &str) -> Result<Interrupt, Failure> {
     use signal_hook::consts::SIGINT;
     let count = Arc::new(AtomicUsize::new(0));
     let armed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let held = signals::Held::interrupt();
     // Order matters: the second signal finds the flag set by the first and ends the process.
     let first = signal_hook::flag::register_conditional_shutdown(SIGINT, 130, armed.clone())?;
     let second = signal_hook::flag::register(SIGINT, armed.clone())?;
@@ -102,7 +106,7 @@ pub fn interrupt(socket: &Path, run: &str) -> Result<Interrupt, Failure> {
             }
         }
     });
-    Ok(Interrupt(vec![first, second]))
+    Ok(Interrupt { ids: vec![first, second], _held: held })
 }
 
 impl Shown {

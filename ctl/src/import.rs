@@ -15,7 +15,7 @@ use keepd_protocol::model::{BytesPath, Import, ImportPart, ImportState, OnConfli
 use crate::arguments::{From as Kind, ImportArguments};
 use crate::commands::{Context, bytes_path, labels, print_json};
 use crate::render::{bytes, short, table, time};
-use crate::{Exit, Failure, follow};
+use crate::{Exit, Failure, follow, remote};
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -55,20 +55,23 @@ fn send(context: &Context<'_>, arguments: &ImportArguments, file: &Path) -> Resu
     let mut client = context.client()?;
     let import = client.call::<InitiateImport>(&request)?.import;
     let upload = |part| upload_import::In { import: import.clone(), part, ..upload_import::In::default() };
-    let mut started = || -> Result<(String, Option<Sent>)> {
+    let is_remote = remote::host().is_some();
+    let mut started = || -> Result<(String, Option<Option<Sent>>)> {
         for key in &keys {
             client.call_with::<UploadImport>(&upload(ImportPart::Key), &[key.as_fd()])?;
         }
         let sent = match &archive {
             Some(archive) => {
-                client.call_with::<UploadImport>(&upload(ImportPart::Archive), &[archive.as_fd()])?;
-                None
+                // A line that is lost must not pass for the end of the archive.
+                let call = upload_import::In { confirm: is_remote, ..upload(ImportPart::Archive) };
+                client.call_with::<UploadImport>(&call, &[archive.as_fd()])?;
+                is_remote.then_some(None)
             }
             None => {
                 let (end, sent) = tar(file)?;
                 let call = upload_import::In { confirm: true, ..upload(ImportPart::Archive) };
                 client.call_with::<UploadImport>(&call, &[end.as_fd()])?;
-                Some(sent)
+                Some(Some(sent))
             }
         };
         let run = client.call::<StartImport>(&start_import::In { import: import.clone() })?.run;
@@ -84,10 +87,15 @@ fn send(context: &Context<'_>, arguments: &ImportArguments, file: &Path) -> Resu
     };
     // From here on the daemon alone reads it: whoever writes into the pipe is to learn when it stops.
     drop(archive);
-    let warned = sent.map(|sent| watch(context, sent, &import));
-    if arguments.detach && warned.is_none() {
+    let is_tar = matches!(sent, Some(Some(_)));
+    let mut warned = sent.map(|sent| watch(context, sent, &import));
+    if arguments.detach && !is_tar {
+        // To another machine it goes through us.
+        if let Some((text, true)) = warned.take().map(|thread| thread.join().unwrap_or_default()) {
+            return Err(Failure::failed(text));
+        }
         let value = serde_json::json!({ "import": import, "run": run });
-        return context.done(&value, &format!("import {import}, run {run}"));
+        return context.done(&value, &format!("import {}, run {}", escape(&import), escape(&run)));
     }
     let ended = follow::follow(context.arguments, context.socket, &run)?;
     let (warning, partial) = warned.map(|thread| thread.join().unwrap_or_default()).unwrap_or_default();
@@ -189,15 +197,27 @@ fn tar(directory: &Path) -> Result<(OwnedFd, Sent)> {
 
 /// Waits for tar beside the run: the daemon is told that the archive is whole, or that there will be none. What is to be told in the end, and whether
 /// the archive is less than the directory.
-fn watch(context: &Context<'_>, mut sent: Sent, import: &str) -> std::thread::JoinHandle<(String, bool)> {
+fn watch(context: &Context<'_>, sent: Option<Sent>, import: &str) -> std::thread::JoinHandle<(String, bool)> {
     let (socket, import) = (context.socket.to_owned(), import.to_owned());
     std::thread::spawn(move || {
-        let status = sent.tar.wait();
-        let errors = sent.errors.join().unwrap_or_default();
-        let code = status.as_ref().ok().and_then(std::process::ExitStatus::code);
+        let (code, errors) = match sent {
+            Some(mut sent) => {
+                let status = sent.tar.wait();
+                (status.ok().and_then(|status| status.code()), sent.errors.join().unwrap_or_default())
+            }
+            None => (Some(0), String::new()),
+        };
+        let arrived = remote::settle();
         let client = crate::client::Client::connect(&socket);
         // 1: files changed while they were read, and are as they were then.
         let (said, text) = match code {
+            _ if arrived.is_err() => (
+                false,
+                format!(
+                    "not all of the archive came there, so nothing was imported: {}",
+                    arrived.err().map(|f| f.text).unwrap_or_default()
+                ),
+            ),
             Some(0) if errors.is_empty() => (true, String::new()),
             Some(0) => (true, format!("tar: {errors}")),
             Some(1) => (true, format!("tar: {errors}")),
@@ -212,7 +232,7 @@ fn watch(context: &Context<'_>, mut sent: Sent, import: &str) -> std::thread::Jo
         });
         match told {
             // An import that has ended by itself tells why.
-            Ok(()) | Err(_) => (text, code != Some(0)),
+            Ok(()) | Err(_) => (text, !said || code != Some(0)),
         }
     })
 }
@@ -226,8 +246,8 @@ fn list(context: &Context<'_>) -> Result<Exit> {
     let rows = imports.iter().map(|i| {
         let percent = i.percent.map_or_else(|| "-".to_owned(), |p| format!("{p:.0} %"));
         let what = i.error.as_ref().map_or_else(|| escape(&i.step), |e| escape(e));
-        let backup = i.backup.as_ref().map_or("-", |b| short(b)).to_owned();
-        vec![i.id.clone(), i.state.to_string(), escape(&i.destination), time(&i.deadline), bytes(i.uploaded), percent, backup, what]
+        let backup = i.backup.as_ref().map_or_else(|| "-".to_owned(), |b| short(b));
+        vec![escape(&i.id), i.state.to_string(), escape(&i.destination), time(&i.deadline), bytes(i.uploaded), percent, backup, what]
     });
     table(&["IMPORT", "STATE", "TO", "DEADLINE", "CAME", "DONE", "BACKUP", "WHAT"], rows.collect())?;
     Ok(Exit::Good)
@@ -241,7 +261,7 @@ fn told(import: &Import) -> String {
         ImportState::Completed => format!(": {} files, {}", import.counts.files, bytes(import.counts.bytes)),
         _ => import.error.as_ref().map(|e| format!(": {}", escape(e))).unwrap_or_default(),
     };
-    format!("import {} to {} is {}{step}{percent}{backup}{counts}", import.id, escape(&import.destination), import.state)
+    format!("import {} to {} is {}{step}{percent}{backup}{counts}", escape(&import.id), escape(&import.destination), import.state)
 }
 
 fn exit(import: &Import) -> Exit {

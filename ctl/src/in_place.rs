@@ -46,7 +46,7 @@ fn carry_out(context: &Context<'_>, start: &dyn Fn(bool) -> Result<String>, dry_
     }
     let run = start(false)?;
     if detach {
-        return context.done(&serde_json::json!({ "run": run }), &format!("run {run}"));
+        return context.done(&serde_json::json!({ "run": run }), &format!("run {}", escape(&run)));
     }
     context.work(&run, true)
 }

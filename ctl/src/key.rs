@@ -10,11 +10,11 @@ use keepd_protocol::methods::*;
 use keepd_protocol::model::{DestinationKeys, KeyOpens, KeySlot, KeyStep, RunState, escape};
 
 use crate::arguments::KeyCommand;
-use crate::commands::{Context, pipe, print_json, quiet_end};
+use crate::commands::{Context, pipe, print_json, quiet_end, to_stdout};
 use crate::edit::{self, Change};
 use crate::keys::Keys;
 use crate::render::table;
-use crate::{Exit, Failure, follow};
+use crate::{Exit, Failure, follow, remote};
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -179,6 +179,9 @@ fn tell(context: &Context<'_>, text: &str) {
 }
 
 fn rotate(context: &Context<'_>, profile: &str, to: &Path, keep_old: bool) -> Result<Exit> {
+    remote::refuse(
+        "a key is rotated where its file lies and where the configuration names it, so 'keepctl key rotate' cannot be used with --host",
+    )?;
     let file = key_file(to, true)?;
     // As the configuration names it: without `..`, and with links as they are.
     let path = absolute(to)?;
@@ -306,11 +309,13 @@ impl Kit<'_> {
         let started = self.start(context, writer.as_fd())?;
         drop(writer);
         let guard = follow::interrupt(context.socket, &started.run)?;
-        let copied = io::copy(&mut reader, &mut io::stdout().lock());
+        let copied = to_stdout(&mut reader);
         drop(reader);
         drop(guard);
         copied?;
-        Ok(follow::conclude(context.arguments, &quiet_end(context.socket, &started.run)?))
+        let run = quiet_end(context.socket, &started.run)?;
+        remote::settle()?;
+        Ok(follow::conclude(context.arguments, &run))
     }
 
     fn to_file(&self, context: &Context<'_>, path: &Path) -> Result<Exit> {
@@ -329,6 +334,10 @@ impl Kit<'_> {
             let (_, run) = made?;
             return context.ended(&run, true);
         }
+        if let Err(failure) = remote::settle() {
+            let _ = std::fs::remove_file(&path);
+            return Err(failure);
+        }
         file.sync_all()?;
         File::open(directory)?.sync_all()?;
         let (started, run) = made?;
@@ -344,6 +353,10 @@ impl Kit<'_> {
 
     /// A kit beside the backups it opens protects nothing.
     fn is_safe_place(&self, context: &Context<'_>, directory: &Path, path: &Path) -> Result<()> {
+        // The directories of another machine say nothing of those here.
+        if remote::host().is_some() {
+            return Ok(());
+        }
         let destinations = context.client()?.call::<GetStatus>(&get_status::In::default())?.status.destinations;
         let device = std::fs::metadata(directory)?.dev();
         for destination in destinations {

@@ -1,23 +1,31 @@
-//! keepctl: talks to keepd over its local socket. Thin: arguments, progress, tables; the engine is the daemon's.
+//! keepctl: talks to keepd over its local socket, or through ssh over that of another machine. Thin: arguments, progress, tables; the engine is the daemon's.
 
+mod access;
 mod arguments;
+mod audit;
+mod change;
 mod client;
 mod commands;
 mod compare;
 mod config;
 mod coverage;
+mod destination;
 mod drill;
 mod edit;
+mod editor;
 mod export;
 mod follow;
 mod import;
 mod in_place;
+mod job;
 mod key;
 mod keys;
 #[path = "../../src/config/line_ends.rs"]
 mod line_ends;
 mod new_file;
+mod remote;
 mod render;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -25,11 +33,14 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let arguments = arguments::Arguments::parse();
-    match commands::run(&arguments) {
+    let done = commands::run(&arguments);
+    remote::end();
+    match done {
         Ok(code) => code.into(),
         Err(failure) => {
             if !failure.text.is_empty() {
-                eprintln!("keepctl: {}", failure.text);
+                // The daemon's words, names of files: nothing of it is to move the cursor.
+                eprintln!("keepctl: {}", render::escaped(&failure.text));
             }
             failure.exit.into()
         }

@@ -38,6 +38,8 @@ impl NewFile {
 
     /// Gives it its name, durably.
     pub fn publish(self) -> Result<()> {
+        // The daemon of another machine may be ahead of its line.
+        crate::remote::settle()?;
         let failed = |e: io::Error| Failure::failed(format!("cannot make {}: {e}", self.path.display()));
         self.file.as_file().sync_all().map_err(failed)?;
         self.file.persist_noclobber(&self.path).map_err(|e| match e.error.kind() {

@@ -28,6 +28,11 @@ pub fn lines(text: &str) -> String {
     text.lines().map(|line| escape(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n    ")
 }
 
+/// The same without the indent: what is escaped already stays as it is.
+pub fn escaped(text: &str) -> String {
+    text.lines().map(|line| escape(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n")
+}
+
 /// A path as people see it; bytes that are not UTF-8 as \xNN.
 pub fn path(path: &BytesPath) -> String {
     match (&path.base64, path.to_bytes()) {
@@ -69,8 +74,8 @@ pub fn time_or(text: Option<&String>, none: &str) -> String {
     text.map_or_else(|| none.to_owned(), |t| time(t))
 }
 
-pub fn short(id: &str) -> &str {
-    id.get(..12).unwrap_or(id)
+pub fn short(id: &str) -> String {
+    escape(id.get(..12).unwrap_or(id))
 }
 
 /// A plain table: columns under a header, fitted to the terminal.
@@ -150,6 +155,7 @@ mod tests {
         assert_eq!([mode(0o755), mode(0o4711), mode(0o1666)], ["rwxr-xr-x", "rws--x--x", "rw-rw-rwT"]);
         assert_eq!(escape("a\x1b[31mb\nc\u{202e}"), "a\\u{1b}[31mb\\nc\\u{202e}");
         assert_eq!(lines("a\tb\nc\x1bd\n"), "a    b\n    c\\u{1b}d");
+        assert_eq!(escaped("a\x1b[2J\n  b\u{202e}\\u{1b}"), "a\\u{1b}[2J\n  b\\u{202e}\\u{1b}");
         assert_eq!(path(&BytesPath::from_bytes(b"a\xff\nb")), "a\\xff\\nb");
     }
 }
