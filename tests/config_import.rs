@@ -3,10 +3,10 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use common::*;
 use serde_json::{Value, json};
@@ -382,51 +382,6 @@ fn what_is_no_export_is_refused_and_changes_nothing() {
     assert!(keepd.fails(1, &["config", "import", "/nowhere", "--yes"]).contains("/nowhere"));
     assert!(!keepd.log().contains("panic"), "{}", keepd.log());
     keepd.ok(&["status"]);
-}
-
-/// Runs keepctl at a terminal of its own and answers each question that it asks, in order; `meanwhile` happens when the first was asked.
-fn at_a_terminal(keepd: &Keepd, arguments: &[&str], answers: &[(&str, &str)], meanwhile: impl FnOnce()) -> Output {
-    const SCRIPT: &str = r#"
-import json, os, pty, sys
-answers = json.loads(sys.argv[1])
-pid, fd = pty.fork()
-if pid == 0:
-    os.execv(sys.argv[2], sys.argv[2:])
-said, at = b'', 0
-try:
-    while True:
-        more = os.read(fd, 4096)
-        if not more:
-            break
-        said += more
-        while answers and said.find(answers[0][0].encode(), at) >= 0:
-            question, answer = answers.pop(0)
-            at = said.find(question.encode(), at) + len(question)
-            print('asked', file=sys.stderr, flush=True)
-            sys.stdin.readline()
-            os.write(fd, answer.encode() + b'\n')
-except OSError:
-    pass
-sys.stdout.write(said.decode())
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"#;
-    let mut python = Command::new("python3")
-        .args(["-c", SCRIPT, &json!(answers).to_string()])
-        .arg(keepctl_binary())
-        .arg("--socket")
-        .arg(keepd.path("keepd.sock"))
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut asked = [0; 6];
-    python.stderr.as_mut().unwrap().read_exact(&mut asked).unwrap();
-    meanwhile();
-    // It goes on when this is closed.
-    drop(python.stdin.take());
-    python.wait_with_output().unwrap()
 }
 
 #[test]

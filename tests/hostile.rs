@@ -214,6 +214,170 @@ fn who_owns_a_directory_cannot_lead_a_restore_into_it_elsewhere() {
     }
 }
 
+fn is_root() -> bool {
+    let is = rustix::process::geteuid().is_root();
+    if !is {
+        println!("SKIPPED: root is needed to be somebody else");
+    }
+    is
+}
+
+/// Puts a link of this user's in the place of what is there.
+fn link(path: &Path, to: &Path, owner: u32) {
+    let _ = fs::remove_file(path);
+    symlink(to, path).unwrap();
+    std::os::unix::fs::lchown(path, Some(owner), Some(owner)).unwrap();
+}
+
+#[test]
+fn who_owns_the_directory_above_a_source_cannot_lead_it_elsewhere() {
+    if !is_root() {
+        return;
+    }
+    let mut keepd = Keepd::prepared();
+    let (d, victim) = (keepd.dir.path().display().to_string(), victim(&keepd));
+    make_database(&victim.join("other.db"), 30);
+    let (home, files) = (keepd.path("home"), keepd.path("home/files"));
+    fs::create_dir_all(&files).unwrap();
+    fs::write(files.join("note"), "a note").unwrap();
+    make_database(&keepd.path("home/shop.db"), 20);
+    std::os::unix::fs::chown(&home, Some(MALLORY), Some(MALLORY)).unwrap();
+    let toml = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
+    let toml =
+        toml.replace(&format!("{d}/shop.db"), &format!("{d}/home/shop.db")).replace(&format!("{d}/files"), &format!("{d}/home/files"));
+    fs::write(keepd.path("keepd.toml"), toml).unwrap();
+    keepd.start();
+    keepd.ok(&["backup", "shop"]);
+    let good = keepd.backups().remove(0);
+    let in_place = |source: &str| keepd.ctl(&["restore", &good, "--in-place", "--source", source, "--no-safety-backup", "--yes"]);
+
+    // Each source, led to what is another's; a link of root's is what the machine's owner wants.
+    let before = picture(&victim);
+    fs::rename(&files, keepd.path("home/kept")).unwrap();
+    fs::rename(keepd.path("home/shop.db"), keepd.path("home/kept.db")).unwrap();
+    for (source, path, to) in [("files", &files, victim.clone()), ("db", &keepd.path("home/shop.db"), victim.join("other.db"))] {
+        let other = if source == "files" { keepd.path("home/shop.db") } else { files.clone() };
+        link(&other, &keepd.path(if source == "files" { "home/kept.db" } else { "home/kept" }), 0);
+        link(path, &to, MALLORY);
+        let said = keepd.fails(1, &["backup", "shop"]);
+        assert!(said.contains("a link made by") && said.contains(&path.display().to_string()), "{said}");
+        let out = in_place(source);
+        assert!(out.status.code() == Some(1) && text(&out).contains("a link made by"), "{}", text(&out));
+        assert_eq!(picture(&victim), before);
+        fs::remove_file(path).unwrap();
+    }
+    link(&files, &keepd.path("home/kept"), 0);
+    link(&keepd.path("home/shop.db"), &keepd.path("home/kept.db"), 0);
+    keepd.ok(&["backup", "shop"]);
+    keepd.ok(&["restore", &good, "--in-place", "--no-safety-backup", "--yes"]);
+
+    // Not even root's lead into what keepd knows of itself.
+    for (path, to) in [
+        (&files, keepd.path("state")),
+        (&files, keepd.path("state/work")),
+        (&keepd.path("home/shop.db"), keepd.path("state/ledger.sqlite")),
+    ] {
+        let was = fs::read_link(path).unwrap();
+        link(path, &to, 0);
+        let said = keepd.fails(1, &["backup", "shop"]);
+        assert!(said.contains("keepd's own state directory"), "{said}");
+        let out = in_place(if path == &files { "files" } else { "db" });
+        assert!(out.status.code() == Some(1) && text(&out).contains("keepd's own state directory"), "{}", text(&out));
+        link(path, &was, 0);
+    }
+    keepd.ok(&["audit", "verify"]);
+}
+
+#[test]
+fn the_state_directory_is_in_no_backup_by_whatever_name() {
+    let mut keepd = Keepd::prepared();
+    make_database(&keepd.path("shop.db"), 10);
+    let d = keepd.dir.path().display().to_string();
+    fs::create_dir(keepd.path("above")).unwrap();
+    fs::write(keepd.path("above/note"), "a note").unwrap();
+    symlink("above", keepd.path("way")).unwrap();
+    let toml = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
+    let toml = toml.replace(&format!("{d}/state"), &format!("{d}/above/state")).replace(&format!("{d}/files"), &format!("{d}/way"));
+    fs::write(keepd.path("keepd.toml"), toml).unwrap();
+    keepd.start();
+    keepd.ok(&["backup", "shop"]);
+    let listed = keepd.ok(&["ls", "latest", "files", "-R", "--job", "shop"]);
+    assert!(listed.contains("note") && !listed.contains("state") && !listed.contains("ledger"), "{listed}");
+    fs::write(keepd.path("above/note"), "changed").unwrap();
+    keepd.ok(&["restore", "latest", "--job", "shop", "--in-place", "--source", "files", "--yes"]);
+    assert_eq!(fs::read_to_string(keepd.path("above/note")).unwrap(), "a note");
+    keepd.ok(&["audit", "verify"]);
+}
+
+/// keepctl as somebody who may edit jobs and restore in place, and is no administrator.
+fn as_mallory(keepd: &Keepd, arguments: &[&str]) -> std::process::Output {
+    use std::os::unix::process::CommandExt;
+    fs::set_permissions(keepd.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(keepd.path("keepd.sock"), fs::Permissions::from_mode(0o666)).unwrap();
+    let program = keepd.path("keepctl");
+    if !program.exists() {
+        fs::copy(keepctl_binary(), &program).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = std::process::Command::new(program);
+    command.arg("--socket").arg(keepd.path("keepd.sock")).args(arguments).uid(MALLORY).gid(MALLORY).current_dir("/");
+    command.stdin(std::process::Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn whoever_edits_jobs_and_restores_in_place_does_not_become_an_administrator() {
+    if !is_root() {
+        return;
+    }
+    let mut keepd = Keepd::prepared();
+    make_database(&keepd.path("shop.db"), 10);
+    let (conf, d) = (keepd.path("conf.d"), keepd.dir.path().display().to_string());
+    fs::create_dir(&conf).unwrap();
+    let rights = "\"view\", \"browse\", \"backup\", \"restore_in_place\", \"job_edit\"";
+    let access = format!("[access.role.ops]\nmembers = [{MALLORY}]\nrights = [{rights}]\n");
+    fs::write(conf.join("access.toml"), &access).unwrap();
+    fs::write(keepd.path("files/access.toml"), format!("[access]\nadmin = [{MALLORY}]\n")).unwrap();
+    keepd.start();
+    keepd.ok(&["backup", "shop"]);
+    let good = keepd.backups().remove(0);
+    let in_place = ["restore", &good, "--in-place", "--source", "files", "--yes"];
+    // In its own place it may.
+    fs::write(keepd.path("files/more"), "x").unwrap();
+    let out = as_mallory(&keepd, &in_place);
+    assert!(out.status.success() && !keepd.path("files/more").exists(), "{}", text(&out));
+
+    // Where the job has it since: the configuration, or any other place.
+    let toml = fs::read_to_string(keepd.path("keepd.toml")).unwrap();
+    fs::create_dir(keepd.path("other")).unwrap();
+    for (place, why) in [("conf.d", "keepd's own"), ("other", "is restored to")] {
+        fs::write(keepd.path("keepd.toml"), toml.replace(&format!("{d}/files"), &format!("{d}/{place}"))).unwrap();
+        keepd.ok(&["reload"]);
+        let before = picture(&keepd.path(place));
+        for dry in [&["--dry-run"][..], &[]] {
+            let out = as_mallory(&keepd, &[&in_place[..], dry].concat());
+            let said = text(&out);
+            assert!(out.status.code() == Some(1) && said.contains("takes the role admin") && said.contains(why), "{place}: {said}");
+        }
+        assert_eq!(picture(&keepd.path(place)), before, "{place}");
+    }
+    keepd.ok(&in_place);
+    assert!(keepd.path("other/access.toml").exists());
+
+    // Nor what was captured there itself.
+    fs::write(keepd.path("keepd.toml"), toml.replace(&format!("{d}/files"), &format!("{d}/conf.d"))).unwrap();
+    keepd.ok(&["reload"]);
+    keepd.ok(&["backup", "shop"]);
+    fs::write(conf.join("access.toml"), format!("{access}\n# changed\n")).unwrap();
+    keepd.ok(&["reload"]);
+    let newest = keepd.backups().into_iter().find(|id| *id != good).unwrap();
+    let again = ["restore", "latest", "--job", "shop", "--in-place", "--source", "files", "--no-safety-backup", "--yes"];
+    let out = as_mallory(&keepd, &again);
+    assert!(out.status.code() == Some(1) && text(&out).contains("keepd's own"), "{newest}: {}", text(&out));
+    assert!(fs::read_to_string(conf.join("access.toml")).unwrap().contains("# changed"));
+    keepd.ok(&again);
+    assert!(!fs::read_to_string(conf.join("access.toml")).unwrap().contains("# changed"));
+}
+
 fn connect(keepd: &Keepd) -> UnixStream {
     let stream = UnixStream::connect(keepd.path("keepd.sock")).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

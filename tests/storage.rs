@@ -579,7 +579,9 @@ print(json.dumps(found))";
     keepd.ok(&["reload"]);
     keepd.ok(&["backup", "shop"]);
     for (name, lock) in locks().as_object().unwrap().iter().filter(|(name, _)| *name != "pre/writer.json") {
-        assert!(lock[0] == "COMPLIANCE" && (59.9..60.1).contains(&days(lock)), "{name}: {lock}");
+        // A head of the audit log that was published before keeps the lock that it got.
+        let is_old = name.starts_with("pre/audit/") && first.get(name).is_some();
+        assert!(is_old || lock[0] == "COMPLIANCE" && (59.9..60.1).contains(&days(lock)), "{name}: {lock}");
     }
     // What nothing needs any more is condemned, and stays until its lock has ended.
     fs::write(keepd.path("files/big"), noise(1 << 20, 6)).unwrap();

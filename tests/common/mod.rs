@@ -186,6 +186,63 @@ impl Drop for Keepd {
     }
 }
 
+/// Runs keepctl at a terminal of its own and answers each question that it asks, in order; `meanwhile` happens when the first was asked.
+pub fn at_a_terminal(keepd: &Keepd, arguments: &[&str], answers: &[(&str, &str)], meanwhile: impl FnOnce()) -> Output {
+    at_a_terminal_with(keepd, &[], arguments, answers, meanwhile)
+}
+
+/// The same with variables in its environment.
+pub fn at_a_terminal_with(
+    keepd: &Keepd,
+    environment: &[(&str, &str)],
+    arguments: &[&str],
+    answers: &[(&str, &str)],
+    meanwhile: impl FnOnce(),
+) -> Output {
+    const SCRIPT: &str = r#"
+import json, os, pty, sys
+answers = json.loads(sys.argv[1])
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[2], sys.argv[2:])
+said, at = b'', 0
+try:
+    while True:
+        more = os.read(fd, 4096)
+        if not more:
+            break
+        said += more
+        while answers and said.find(answers[0][0].encode(), at) >= 0:
+            question, answer = answers.pop(0)
+            at = said.find(question.encode(), at) + len(question)
+            print('asked', file=sys.stderr, flush=True)
+            sys.stdin.readline()
+            os.write(fd, answer.encode() + b'\n')
+except OSError:
+    pass
+sys.stdout.write(said.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+    let mut python = Command::new("python3")
+        .args(["-c", SCRIPT, &serde_json::json!(answers).to_string()])
+        .arg(keepctl_binary())
+        .arg("--socket")
+        .arg(keepd.path("keepd.sock"))
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut asked = [0; 6];
+    std::io::Read::read_exact(python.stderr.as_mut().unwrap(), &mut asked).unwrap();
+    meanwhile();
+    // It goes on when this is closed.
+    drop(python.stdin.take());
+    python.wait_with_output().unwrap()
+}
+
 pub fn text(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }

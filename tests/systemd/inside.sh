@@ -18,6 +18,10 @@ until_true() { # until_true SECONDS COMMAND…
 }
 status_has() { [[ "$(property StatusText)" == *"$1"* ]]; }
 log_has() { job_log | grep -qF -- "$1"; }
+audited_command() { # refused, and written down with what was called
+    chmod 0666 /run/keepd/keepd.sock; as_shop keepctl backup shop --description "by the shop" 2>/dev/null; chmod 0660 /run/keepd/keepd.sock
+    keepctl audit list --refused --jsonl | grep -F '"user":"shop"' | grep -qF 'by the shop'
+}
 is() { [ "$(property "$1")" = "$2" ] || { echo "$1 is '$(property "$1")', not '$2'"; return 1; }; }
 
 configure() { # configure JOB
@@ -82,6 +86,7 @@ check "the status says what is next" until_true 10 status_has "next: shop at"
 started=$(( $(property ActiveEnterTimestampMonotonic) - $(property ExecMainStartTimestampMonotonic) ))
 check "READY came soon ($((started / 1000)) ms)" test $started -gt 0 -a $started -lt 2000000
 check "the watchdog is armed" is WatchdogUSec 2min
+check "the audit log has the command line of another user" audited_command
 check "the state directory is root's alone" test "$(stat -c %a /var/lib/keepd)" = 700
 pid=$(property MainPID)
 check "one capability" grep -qx "CapEff:.0000000000000004" /proc/$pid/status
