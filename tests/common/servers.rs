@@ -185,10 +185,11 @@ impl Server {
     /// Runs Python with a client of the S3 interface; gives what it printed.
     pub fn python(&self, program: &str) -> String {
         let client = format!(
-            "import boto3\nclient = boto3.client('s3', endpoint_url='http://127.0.0.1:{}', region_name='us-east-1', aws_access_key_id='{USER}', aws_secret_access_key='{SECRET}')\n",
+            "import boto3, os\nclient = boto3.client('s3', endpoint_url='http://127.0.0.1:{}', region_name='us-east-1', aws_access_key_id='{USER}', aws_secret_access_key=os.environ['SECRET'])\n",
             self.port
         );
-        let out = Command::new(super::python()).args(["-c", &format!("{client}{program}")]).output().unwrap();
+        // Not as an argument: other tests look for the secret in those of all processes.
+        let out = Command::new(super::python()).args(["-c", &format!("{client}{program}")]).env("SECRET", SECRET).output().unwrap();
         assert!(out.status.success(), "{}", super::text(&out));
         String::from_utf8(out.stdout).unwrap()
     }
