@@ -116,7 +116,7 @@ impl Connection {
 fn ctl(keepd: &Keepd, uid: u32, arguments: &[&str]) -> Output {
     let copy = keepd.path("keepctl");
     if !copy.exists() {
-        fs::copy(keepctl_binary(), &copy).unwrap();
+        copy_program(&keepctl_binary(), &copy);
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let mut command = Command::new(copy);

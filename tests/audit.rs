@@ -59,7 +59,7 @@ fn ctl_as(keepd: &Keepd, uid: u32, arguments: &[&str]) -> std::process::Output {
     // Where the binaries lie may be closed to others.
     let program = keepd.path("keepctl");
     if !program.exists() {
-        fs::copy(keepctl_binary(), &program).unwrap();
+        copy_program(&keepctl_binary(), &program);
     }
     Command::new(program).arg("--socket").arg(keepd.path("keepd.sock")).args(arguments).uid(uid).gid(uid).current_dir("/").output().unwrap()
 }

@@ -271,7 +271,7 @@ fn others_are_refused() {
     std::fs::set_permissions(keepd.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let copy = tempfile::tempdir().unwrap();
     std::fs::set_permissions(copy.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    std::fs::copy(keepctl_binary(), copy.path().join("keepctl")).unwrap();
+    copy_program(&keepctl_binary(), &copy.path().join("keepctl"));
     let status = |mode: u32| {
         std::fs::set_permissions(keepd.path("keepd.sock"), std::fs::Permissions::from_mode(mode)).unwrap();
         let mut command = Command::new(copy.path().join("keepctl"));

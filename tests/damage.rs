@@ -175,7 +175,7 @@ fn unreadable_things_make_the_run_partial() {
     assert!(Command::new("chown").arg("0").arg(keepd.path("files/closed")).status().unwrap().success());
     let copy = tempfile::tempdir().unwrap();
     fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::copy(keepd_binary(), copy.path().join("keepd")).unwrap();
+    copy_program(&keepd_binary(), &copy.path().join("keepd"));
     let mut command = Command::new(copy.path().join("keepd"));
     std::os::unix::process::CommandExt::uid(&mut command, 65534);
     let mut child = command.arg("--config").arg(keepd.path("keepd.toml")).current_dir("/").spawn().unwrap();

@@ -47,8 +47,7 @@ fn files(keepd: &Keepd) -> Vec<(String, Vec<u8>)> {
 /// An editor: a script that gets the file as $1.
 fn script(keepd: &Keepd, name: &str, lines: &str) -> String {
     let path = keepd.path(name);
-    fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, &format!("#!/bin/sh\n{lines}\n"));
     path.to_str().unwrap().to_owned()
 }
 
@@ -687,7 +686,7 @@ fn who_may_change_jobs_is_no_admin() {
     for (path, mode) in [("", 0o755), ("keepd.sock", 0o666)] {
         fs::set_permissions(keepd.path(path), fs::Permissions::from_mode(mode)).unwrap();
     }
-    fs::copy(keepctl_binary(), keepd.path("keepctl")).unwrap();
+    copy_program(&keepctl_binary(), &keepd.path("keepctl"));
     let ctl = |uid: u32, arguments: &[&str]| {
         let mut command = Command::new(keepd.path("keepctl"));
         as_user(command.arg("--socket").arg(keepd.path("keepd.sock")).args(arguments).stdin(Stdio::null()), uid)

@@ -316,7 +316,7 @@ fn as_mallory(keepd: &Keepd, arguments: &[&str]) -> std::process::Output {
     fs::set_permissions(keepd.path("keepd.sock"), fs::Permissions::from_mode(0o666)).unwrap();
     let program = keepd.path("keepctl");
     if !program.exists() {
-        fs::copy(keepctl_binary(), &program).unwrap();
+        copy_program(&keepctl_binary(), &program);
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let mut command = std::process::Command::new(program);

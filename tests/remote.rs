@@ -416,8 +416,7 @@ fn what_a_terminal_sends_while_an_editor_is_open_is_the_editors() {
     // The whole foreground gets it, keepctl and ssh with it.
     let lines = "#!/bin/sh\ntrap : INT QUIT\nkill -INT 0\nkill -QUIT 0\nsleep 1\n\
                  sed -i 's/^destinations = .*/&\\ntimezone = \"Europe\\/Berlin\"/' \"$1\"\n";
-    fs::write(&editor, lines).unwrap();
-    fs::set_permissions(&editor, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(editor.as_ref(), lines);
     let edit = |mut command: Command| {
         command.env("VISUAL", "").env("EDITOR", &editor).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0).spawn().unwrap().wait_with_output().unwrap()
@@ -434,7 +433,7 @@ fn what_a_terminal_sends_while_an_editor_is_open_is_the_editors() {
     assert_eq!(world.keepd.json(&["job", "show", "shop"])["timezone"], "Europe/Berlin");
 
     // Afterwards it ends keepctl, as ever: here at the question.
-    fs::write(&editor, "#!/bin/sh\nsed -i '/^timezone/d' \"$1\"\n").unwrap();
+    write_program(editor.as_ref(), "#!/bin/sh\nsed -i '/^timezone/d' \"$1\"\n");
     for signal in ["\u{3}", "\u{1c}"] {
         let environment = [("VISUAL", ""), ("EDITOR", editor.as_str())];
         let out = at_a_terminal_with(&world.keepd, &environment, &["job", "edit", "shop"], &[("so?", signal)], || ());
@@ -539,13 +538,13 @@ fn another_user_has_the_rights_of_that_user() {
     let there = world.ssh.path().join("as-nobody");
     // The copy is where anybody can run it.
     let keepctl = world.ssh.path().join("keepctl");
-    fs::copy(keepctl_binary(), &keepctl).unwrap();
+    copy_program(&keepctl_binary(), &keepctl);
     let script = format!(
         "#!/bin/sh\nexec setpriv --reuid=65534 --regid=65534 --clear-groups {} --socket {} bridge\n",
         keepctl.display(),
         world.path("keepd.sock")
     );
-    fs::write(&there, script).unwrap();
+    write_program(&there, &script);
     for (path, mode) in [(there.as_path(), 0o755), (keepctl.as_path(), 0o755), (world.ssh.path(), 0o755)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }

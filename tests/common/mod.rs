@@ -338,3 +338,15 @@ pub fn assert_same(a: &Path, b: &Path) {
         }
     }
 }
+
+/// Copies a program. Another process does: what this one has open for writing, a child that another test starts at that moment has too, and a program
+/// that anybody has open for writing does not start ("Text file busy").
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
+}
+
+/// Writes a script that can be started, likewise.
+pub fn write_program(path: &Path, text: &str) {
+    let written = Command::new("sh").args(["-c", "printf '%s' \"$2\" > \"$1\" && chmod 755 \"$1\"", "sh"]).arg(path).arg(text).status();
+    assert!(written.unwrap().success());
+}
