@@ -385,27 +385,37 @@ impl<'t> Beneath<'t> {
     pub fn take_back(&self, change: &Change) -> Result<Option<String>, String> {
         let lost = change.path().and_then(|path| Some((path, self.parent(path).err().filter(|e| is_elsewhere(*e))?)));
         match (lost, change) {
-            (None, _) => self.take_back_there(change).map(|()| None),
-            (Some((path, e)), Change::Aside { number, .. }) => {
+            (None, Change::Aside { path, number }) => {
                 let kept = self.kept(*number);
-                let place = format!("{}.{number}", self.tree.stage.trim_start_matches('.')).into_bytes();
-                let keep = || if self.kind(&kept)?.is_some() { self.rename(&kept, &place).map(|()| true) } else { Ok(false) };
-                match keep().map_err(|e| self.failed("put back", path, e))? {
-                    true => Ok(Some(format!("{}, so what was there is kept as {}", self.failed("put back", path, e), self.shown(&place)))),
-                    false => Ok(None),
+                let back = || if self.kind(&kept)?.is_some() { self.rename(&kept, path) } else { Ok(()) };
+                match back() {
+                    Ok(()) => Ok(None),
+                    // A directory that somebody put there, or put something into, since.
+                    Err(e @ (Errno::ISDIR | Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST)) => self.keep_beside(path, *number, e),
+                    Err(e) => Err(self.failed("put back", path, e)),
                 }
             }
+            (None, _) => self.take_back_there(change).map(|()| None),
+            (Some((path, e)), Change::Aside { number, .. }) => self.keep_beside(path, *number, e),
             (Some((path, e)), _) => Ok(Some(format!("{}, so it is left as it is", self.failed("go back to", path, e)))),
+        }
+    }
+
+    /// What cannot go back to its place is kept in the root, under the name of the stage.
+    fn keep_beside(&self, path: &[u8], number: u64, why: Errno) -> Result<Option<String>, String> {
+        let kept = self.kept(number);
+        let place = format!("{}.{number}", self.tree.stage.trim_start_matches('.')).into_bytes();
+        let keep = || if self.kind(&kept)?.is_some() { self.rename(&kept, &place).map(|()| true) } else { Ok(false) };
+        match keep().map_err(|e| self.failed("put back", path, e))? {
+            true => Ok(Some(format!("{}, so what was there is kept as {}", self.failed("put back", path, why), self.shown(&place)))),
+            false => Ok(None),
         }
     }
 
     fn take_back_there(&self, change: &Change) -> Result<(), String> {
         match change {
-            Change::Aside { path, number } => {
-                let kept = self.kept(*number);
-                let back = || if self.kind(&kept)?.is_some() { self.rename(&kept, path) } else { Ok(()) };
-                back().map_err(|e| self.failed("put back", path, e))
-            }
+            // Where it goes is looked at before.
+            Change::Aside { .. } => Ok(()),
             Change::RemoveDirectory { path, was } => {
                 let made = self.parent(path).and_then(|parent| rustix::fs::mkdirat(parent, split(path).1, Mode::RWXU));
                 match made {
