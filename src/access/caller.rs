@@ -52,6 +52,16 @@ fn ask(socket: BorrowedFd<'_>, groups: &mut [u32]) -> Result<usize, (io::Error, 
     if done == 0 { Ok(count.min(groups.len())) } else { Err((io::Error::last_os_error(), count)) }
 }
 
+/// Root, and the user that keepd runs as.
+pub fn is_owner(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
+/// The user's name, or `uid 1000`. May block on the directory of users.
+pub fn user_name(uid: u32) -> String {
+    uzers::get_user_by_uid(uid).map_or_else(|| format!("uid {uid}"), |user| user.name().to_string_lossy().into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,8 @@ use super::Right;
 pub enum Audited {
     /// Nothing, when it is allowed.
     No,
+    /// It shows something and leaves nothing behind: one entry, when it ended, and no more than so many of a user.
+    Looks,
     /// It reveals contents, names of files, keys, the configuration or other users' doings.
     Reveals,
     /// It changes something.
@@ -88,10 +90,10 @@ deeds! {
     ShowBackup: Some(Right::View), Backup, No;
     ShowRetention: Some(Right::View), Job, No;
     Watch: Some(Right::View), List, No;
-    GetCoverage: Some(Right::Browse), Whole, Reveals;
+    GetCoverage: Some(Right::Browse), Whole, Looks;
     ListKeys: Some(Right::View), Whole, No;
-    ListEntries: Some(Right::Browse), Backup, Reveals;
-    DiffBackups: Some(Right::Browse), TwoBackups, Reveals;
+    ListEntries: Some(Right::Browse), Backup, Looks;
+    DiffBackups: Some(Right::Browse), TwoBackups, Looks;
     StartCompare: Some(Right::Browse), Backup, Reveals;
     StartBackup: Some(Right::Backup), Job, Changes;
     StartCopy: Some(Right::Backup), Copy, Changes;
@@ -119,12 +121,12 @@ deeds! {
     TakeOver: Some(Right::JobEdit), Whole, Changes;
     AcknowledgeCoverage: Some(Right::JobEdit), Whole, Changes;
     Reload: Some(Right::JobEdit), Whole, Changes;
-    ShowItemText: Some(Right::JobEdit), Item, Reveals;
+    ShowItemText: Some(Right::JobEdit), Item, Looks;
     EditConfig: Some(Right::JobEdit), Edits, Changes;
     ScheduleOnce: Some(Right::JobEdit), Job, Changes;
-    ShowConfig: Some(Right::ConfigExport), Whole, Reveals;
-    CheckConfig: Some(Right::ConfigExport), Whole, Reveals;
-    PreviewConfig: Some(Right::ConfigExport), Whole, Reveals;
+    ShowConfig: Some(Right::ConfigExport), Whole, Looks;
+    CheckConfig: Some(Right::ConfigExport), Whole, Looks;
+    PreviewConfig: Some(Right::ConfigExport), Whole, Looks;
     ExportConfig: Some(Right::ConfigExport), Whole, Reveals;
     StartConfigBackup: Some(Right::ConfigExport), Whole, Changes;
     ListConfigBackups: Some(Right::ConfigExport), Whole, No;
@@ -136,8 +138,8 @@ deeds! {
     StartKeyRotate: Some(Right::KeyManage), Whole, Changes;
     StartReEncrypt: Some(Right::KeyManage), Whole, Changes;
     MakeKit: Some(Right::KeyManage), Whole, Reveals;
-    ListAudit: Some(Right::AuditRead), Whole, Reveals;
-    VerifyAudit: Some(Right::AuditRead), Whole, Reveals;
+    ListAudit: Some(Right::AuditRead), Whole, Looks;
+    VerifyAudit: Some(Right::AuditRead), Whole, Looks;
 }
 
 /// What a method is; None for one that there is not.

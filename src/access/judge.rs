@@ -15,7 +15,7 @@ use keepd_protocol::model::escape;
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
-use super::{By, Caller, Need, Of, Refusal};
+use super::{By, Caller, Need, Of, Refusal, is_owner, user_name};
 use crate::config::{self, Access, Member};
 
 /// How long the system's answers hold.
@@ -385,16 +385,6 @@ fn in_pace(pace: &Pace, uid: u32) -> Result<(), Duration> {
         pace.retain_recent();
     }
     pace.check_key(&uid).map_err(|not_yet| not_yet.wait_time_from(DefaultClock::default().now()))
-}
-
-/// Root, and the user that keepd runs as.
-fn is_owner(uid: u32) -> bool {
-    uid == 0 || uid == rustix::process::geteuid().as_raw()
-}
-
-/// The user's name, or `uid 1000`. May block on the directory of users.
-fn user_name(uid: u32) -> String {
-    uzers::get_user_by_uid(uid).map_or_else(|| format!("uid {uid}"), |user| user.name().to_string_lossy().into_owned())
 }
 
 /// The roles with their members; those that are named by name only where the system `is_asked`.

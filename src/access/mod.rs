@@ -11,7 +11,7 @@ pub mod deed;
 mod judge;
 
 pub use by::{By, Need, Of, Refusal};
-pub use caller::{Caller, groups_of};
+pub use caller::{Caller, groups_of, is_owner, user_name};
 pub use change::wanted as wanted_by_change;
 pub use judge::{BUILTIN, Jobs, Judge, KnownRole, Standing};
 pub use keepd_protocol::access::Right;

@@ -86,6 +86,11 @@ impl Texts {
         if problems.is_empty() { Ok(items) } else { Err(Problems(problems)) }
     }
 
+    /// The same without the files.
+    pub fn values(&self) -> Result<BTreeMap<ItemName, serde_json::Value>, Problems> {
+        Ok(self.items()?.into_iter().map(|(item, (_, value))| (item, value)).collect())
+    }
+
     /// Over the names of the files below the main one's directory, and their texts; SHA-256 in hexadecimal digits.
     pub fn digest(&self) -> String {
         let mut hash = Sha256::new();

@@ -14,6 +14,7 @@ use keepd_protocol::model::escape;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::access::user_name;
 use crate::ledger::audit::bounded;
 
 const MAX_COMMAND: usize = 1 << 10;
@@ -41,11 +42,6 @@ pub struct Process {
     /// Who logged in, where that is another one than the process runs as.
     pub login: Option<String>,
     pub origin: Option<String>,
-}
-
-/// A user's name; `uid 1234` for one that has none.
-pub fn user_name(uid: u32) -> String {
-    uzers::get_user_by_uid(uid).map_or_else(|| format!("uid {uid}"), |u| u.name().to_string_lossy().into_owned())
 }
 
 /// The same for whoever cannot wait: the number where the directory of users does not answer in time, or is asked too much already.

@@ -7,7 +7,8 @@ use keepd_protocol::audit::{AuditEntry, AuditResult};
 use serde_json::json;
 
 use super::signals::Signal;
-use crate::control::origin::{Process, user_name};
+use crate::access::user_name;
+use crate::control::origin::Process;
 use crate::ledger::Ledger;
 use crate::ledger::audit::{by_keepd, on};
 

@@ -15,8 +15,8 @@ use tempfile::TempDir;
 
 use super::report::{Report, Seen};
 use super::{Given, is_sample, prepare};
+use crate::access::user_name;
 use crate::config::{Config, Destination};
-use crate::control::origin::user_name;
 use crate::daemon::state_dir;
 use crate::ledger::Ledger;
 use crate::ledger::audit::by_keepd;

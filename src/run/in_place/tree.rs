@@ -383,39 +383,39 @@ impl<'t> Beneath<'t> {
     /// Takes a change back, whether it was made or not. Where somebody has put another thing in the place of a directory above meanwhile, there is
     /// nothing to take it back to: then it is told what became of it, for nobody's waiting would mend that.
     pub fn take_back(&self, change: &Change) -> Result<Option<String>, String> {
-        let lost = change.path().and_then(|path| Some((path, self.parent(path).err().filter(|e| is_elsewhere(*e))?)));
-        match (lost, change) {
-            (None, Change::Aside { path, number }) => {
-                let kept = self.kept(*number);
-                let back = || if self.kind(&kept)?.is_some() { self.rename(&kept, path) } else { Ok(()) };
-                match back() {
-                    Ok(()) => Ok(None),
-                    // A directory that somebody put there, or put something into, since.
-                    Err(e @ (Errno::ISDIR | Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST)) => self.keep_beside(path, *number, e),
-                    Err(e) => Err(self.failed("put back", path, e)),
-                }
-            }
-            (None, _) => self.take_back_there(change).map(|()| None),
-            (Some((path, e)), Change::Aside { number, .. }) => self.keep_beside(path, *number, e),
-            (Some((path, e)), _) => Ok(Some(format!("{}, so it is left as it is", self.failed("go back to", path, e)))),
+        let elsewhere = |path: &[u8]| self.parent(path).err().filter(|e| is_elsewhere(*e));
+        if let Change::Aside { path, number } = change {
+            return self.put_back(path, *number, elsewhere(path));
+        }
+        match change.path().and_then(|path| Some((path, elsewhere(path)?))) {
+            Some((path, e)) => Ok(Some(format!("{}, so it is left as it is", self.failed("go back to", path, e)))),
+            None => self.take_back_there(change).map(|()| None),
         }
     }
 
-    /// What cannot go back to its place is kept in the root, under the name of the stage.
-    fn keep_beside(&self, path: &[u8], number: u64, why: Errno) -> Result<Option<String>, String> {
+    /// Puts what was moved aside back, or keeps it in the root under the name of the stage where it cannot go back.
+    fn put_back(&self, path: &[u8], number: u64, elsewhere: Option<Errno>) -> Result<Option<String>, String> {
+        let failed = |e| self.failed("put back", path, e);
         let kept = self.kept(number);
-        let place = format!("{}.{number}", self.tree.stage.trim_start_matches('.')).into_bytes();
-        let keep = || if self.kind(&kept)?.is_some() { self.rename(&kept, &place).map(|()| true) } else { Ok(false) };
-        match keep().map_err(|e| self.failed("put back", path, e))? {
-            true => Ok(Some(format!("{}, so what was there is kept as {}", self.failed("put back", path, why), self.shown(&place)))),
-            false => Ok(None),
+        if self.kind(&kept).map_err(failed)?.is_none() {
+            return Ok(None);
         }
+        let why = match elsewhere.map_or_else(|| self.rename(&kept, path), Err) {
+            Ok(()) => return Ok(None),
+            // A directory that somebody put there, or put something into, since.
+            Err(e @ (Errno::ISDIR | Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST)) => e,
+            Err(e) if is_elsewhere(e) && elsewhere.is_some() => e,
+            Err(e) => return Err(failed(e)),
+        };
+        let place = format!("{}.{number}", self.tree.stage.trim_start_matches('.')).into_bytes();
+        self.rename(&kept, &place).map_err(failed)?;
+        Ok(Some(format!("{}, so what was there is kept as {}", failed(why), self.shown(&place))))
     }
 
     fn take_back_there(&self, change: &Change) -> Result<(), String> {
         match change {
-            // Where it goes is looked at before.
-            Change::Aside { .. } => Ok(()),
+            // Put back before it comes here.
+            Change::Aside { .. } | Change::Sync => Ok(()),
             Change::RemoveDirectory { path, was } => {
                 let made = self.parent(path).and_then(|parent| rustix::fs::mkdirat(parent, split(path).1, Mode::RWXU));
                 match made {
@@ -423,7 +423,6 @@ impl<'t> Beneath<'t> {
                     other => other.map_err(|e| self.failed("make again the directory", path, e)).and_then(|()| self.describe(path, was)),
                 }
             }
-            Change::Sync => Ok(()),
             Change::MakeDirectory { path } => {
                 let removed = self.parent(path).and_then(|parent| rustix::fs::unlinkat(parent, split(path).1, AtFlags::REMOVEDIR));
                 match removed {

@@ -57,7 +57,7 @@ fn told(problems: Problems) -> Error {
 
 /// The tables as they are written.
 fn items(texts: &Texts) -> Result<Items> {
-    Ok(texts.items().map_err(told)?.into_iter().map(|(name, (_, value))| (name, value)).collect())
+    texts.values().map_err(told)
 }
 
 /// The kinds that are named; None: all.

@@ -15,7 +15,7 @@ use super::{Error, Result, Runs, Work, lock};
 use crate::access::{By, Right, wanted_by_change};
 use crate::config::{self, Config, Destination, Draft, ItemKind, ItemName, Problem, Texts};
 use crate::machine;
-use crate::meta::plan::references;
+use crate::meta::plan::{Items, references};
 use crate::run::check;
 use crate::run::live::{Failure, Finish, LiveRun};
 
@@ -24,8 +24,6 @@ const MOST_EDITS: usize = 1000;
 /// What a unit that may not write there is to be given.
 const READ_ONLY: &str =
     "; keepd's unit may not write there: give it a drop-in with [Service] ReadWritePaths=/etc/keepd (see docs/editing.md)";
-
-type Items = BTreeMap<ItemName, Value>;
 
 /// An item that an edit changes: as it is, and as it becomes. None: it is not there.
 struct ChangedItem<'a> {
@@ -346,10 +344,9 @@ fn refused(problems: &str) -> Error {
 }
 
 fn items(texts: &Texts) -> Result<Items> {
-    let all = texts.items().map_err(|problems| {
-        Error::Failed(format!("nothing was changed: the configuration as it stands cannot be made out:\n{problems}"))
-    })?;
-    Ok(all.into_iter().map(|(name, (_, value))| (name, value)).collect())
+    texts
+        .values()
+        .map_err(|problems| Error::Failed(format!("nothing was changed: the configuration as it stands cannot be made out:\n{problems}")))
 }
 
 fn apply(draft: &mut Draft, edit: &ConfigEdit) -> Result<()> {
