@@ -5,10 +5,14 @@
 
 pub mod access;
 pub mod archive;
+#[doc(hidden)]
+pub mod attack;
+pub mod believed;
 pub mod config;
 pub mod control;
 pub mod crypto;
 pub mod daemon;
+pub mod durable;
 pub mod kit;
 pub mod ledger;
 pub mod machine;
@@ -23,4 +27,5 @@ pub mod run;
 pub mod schedule;
 pub mod secret;
 pub mod source;
+pub mod sqlite_error;
 pub mod storage;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use crate::config::{Config, Encryption, KeySource, Problem, Severity, TokenSource};
+use crate::config::{Config, Encryption, KeySource, Problem, SecretSource, Severity, TokenSource};
 use crate::crypto::token::TokenKey;
 use crate::crypto::{Profile, ProfileKey, key_file};
 use crate::secret;
@@ -36,11 +36,21 @@ pub fn fingerprint(profile: &Encryption) -> Option<String> {
     key.fingerprint().ok().flatten().map(|f| f.to_string())
 }
 
-/// What is wrong with the keys of the profiles.
+/// What is wrong with the keys of the profiles, as far as this process can tell: the check of `systemctl reload` has no credentials, the daemon that it
+/// speaks for has, and refuses a configuration that wants others.
 pub fn check(config: &Config) -> Vec<Problem> {
     let wrong =
         |p: &Encryption| load(p).err().map(|(key, text)| Problem::of_key(Severity::Error, format!("encryption.{}.{key}", p.name), text));
-    config.encryption.values().filter_map(wrong).collect()
+    let beside = secret::is_beside_service();
+    config.encryption.values().filter(|p| !(beside && takes_credential(p))).filter_map(wrong).collect()
+}
+
+fn takes_credential(profile: &Encryption) -> bool {
+    match &profile.key {
+        KeySource::Credential(_) | KeySource::Passphrase(SecretSource::Credential(_)) => true,
+        KeySource::Token(source) => matches!(source.pin, Some(SecretSource::Credential(_))),
+        KeySource::File(_) | KeySource::Passphrase(_) => false,
+    }
 }
 
 fn file(key: key_file::Key) -> ProfileKey {
@@ -48,7 +58,7 @@ fn file(key: key_file::Key) -> ProfileKey {
 }
 
 fn credential(name: &str) -> Result<ProfileKey, String> {
-    let text = Zeroizing::new(secret::read(&crate::config::SecretSource::Credential(name.to_owned()))?);
+    let text = Zeroizing::new(secret::read(&SecretSource::Credential(name.to_owned()))?);
     key_file::from_text(Path::new(&format!("credential {name}")), &text).map(file).map_err(|e| e.to_string())
 }
 

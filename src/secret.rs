@@ -23,6 +23,12 @@ pub fn read(source: &SecretSource) -> Result<String, String> {
     }
 }
 
+/// Whether the service manager runs this process beside its service and not as it (`ExecReload=`): such a one is told the service's process, and is not given
+/// its credentials, so nothing can be said of them here.
+pub fn is_beside_service() -> bool {
+    std::env::var_os("MAINPID").is_some() && std::env::var_os("CREDENTIALS_DIRECTORY").is_none()
+}
+
 /// A file whose contents are a secret as they are, to the last line feed: a private key of ssh.
 pub fn read_whole(path: &Path) -> Result<String, String> {
     use std::io::Read;

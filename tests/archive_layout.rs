@@ -678,3 +678,31 @@ fn a_full_place_is_left_for_the_next_one() {
     assert!(Command::new("umount").arg(&small).status().unwrap().success());
     assert_eq!(made, 1, "{}", text(&out));
 }
+
+/// A repository cuts a database that grew otherwise than an archive has it: what one began the other cannot go on with.
+#[test]
+fn a_restore_that_began_elsewhere_goes_on_only_with_the_same() {
+    let keepd = prepared();
+    let destinations = [repository(&keepd, "first"), archives(&keepd, "second", SEALED)];
+    let keepd = started(&destinations, keepd, "", "");
+    keepd.ok(&["backup", "shop"]);
+    let db = rusqlite::Connection::open(keepd.path("shop.db")).unwrap();
+    db.execute_batch("UPDATE account SET note = note || 'x' WHERE id % 7 = 0").unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let newest = keepd.backups()[0].clone();
+    wait_for("the copy", &keepd, || objects(&keepd.path("second")).len() == 2);
+    let pack = files_below(&keepd.path("first/packs")).into_iter().max_by_key(|p| fs::metadata(p).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    let half = bytes.len() / 2;
+    bytes[half] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let to = keepd.path("out");
+    let out = keepd.ctl(&["restore", &newest, "--to", to.to_str().unwrap()]);
+    let said = text(&out);
+    if out.status.success() {
+        assert!(said.contains("going on with the copy at second"), "{said}");
+        assert_same(&keepd.path("files"), &to.join("files"));
+    } else {
+        assert!(said.contains("laid out in another way"), "{said}");
+    }
+}

@@ -449,6 +449,12 @@ fn a_single_run_at_a_time() {
     std::thread::sleep(Duration::from_secs(4));
     keepd.start();
     wait_for(&keepd, 1);
+    // One that the end of keepd stopped would be begun anew.
+    let since = Instant::now();
+    while keepd.json(&["status"])["running"].as_array().is_some_and(|running| !running.is_empty()) {
+        assert!(since.elapsed() < Duration::from_secs(60), "{}", keepd.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
     keepd.stop();
     keepd.start();
     std::thread::sleep(Duration::from_secs(2));

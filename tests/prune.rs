@@ -321,3 +321,41 @@ fn a_rolling_check_reads_every_pack_in_its_time_and_finds_damage_by_itself() {
     std::thread::sleep(Duration::from_secs(3));
     assert!(!keepd.json(&["destination", "list"])[0]["error"].is_null(), "{}", keepd.log());
 }
+
+#[test]
+fn a_destination_that_is_away_keeps_nobody_from_deleting_at_the_others() {
+    let keepd = Keepd::started();
+    let d = keepd.dir.path().display().to_string();
+    for name in ["away", "zip"] {
+        keepd.ok(&["destination", "add", name, "--service", "fs", "--root", &format!("{d}/{name}"), "--encryption", "main", "--yes"]);
+    }
+    keepd.ok(&["backup", "shop"]);
+    keepd.ok(&["backup", "shop"]);
+    let ids = keepd.backups();
+    for id in &ids {
+        keepd.ok(&["copy", id, "--to", "away"]);
+        keepd.ok(&["copy", id, "--to", "zip"]);
+    }
+    let on = |id: &str| -> Vec<String> {
+        let list = keepd.json(&["list"]);
+        let line = list.as_array().unwrap().iter().find(|b| b["id"] == id).cloned().unwrap_or_default();
+        line["destinations"].as_array().into_iter().flatten().map(|d| d["name"].as_str().unwrap().to_owned()).collect()
+    };
+    // Not mounted.
+    fs::rename(keepd.path("away"), keepd.path("unmounted")).unwrap();
+    let told = keepd.fails(1, &["delete", &ids[0], "--yes"]);
+    assert!(told.contains("not removed everywhere: away: destination away"), "{told}");
+    assert_eq!(on(&ids[0]), ["away"]);
+    fs::rename(keepd.path("unmounted"), keepd.path("away")).unwrap();
+    keepd.ok(&["delete", &ids[0], "--yes"]);
+    assert!(on(&ids[0]).is_empty());
+    // No longer configured: it can be pinned where it is known, and deleted there.
+    keepd.ok(&["destination", "remove", "away", "--yes"]);
+    keepd.ok(&["pin", &ids[1]]);
+    keepd.ok(&["unpin", &ids[1]]);
+    let told = keepd.fails(3, &["delete", &ids[1], "--yes"]);
+    assert!(told.contains("stays at away, which is no longer configured"), "{told}");
+    assert_eq!(on(&ids[1]), ["away"]);
+    let told = keepd.fails(1, &["delete", &ids[1], "--yes"]);
+    assert!(told.contains("there is no destination 'away'"), "{told}");
+}

@@ -263,6 +263,9 @@ fn a_credential_of_the_service_manager_is_a_key() {
     configure_key(&keepd, "credential = \"main.key\"");
     let out = keepd.command().arg("--check").env_remove("CREDENTIALS_DIRECTORY").output().unwrap();
     assert!(!out.status.success() && text(&out).contains("LoadCredential=main.key"), "{}", text(&out));
+    // The check of `systemctl reload`: systemd tells it the service's process and hides the credentials from it. The daemon sees to those.
+    let out = keepd.command().arg("--check").env_remove("CREDENTIALS_DIRECTORY").env("MAINPID", "1").output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
     keepd.environment.push(("CREDENTIALS_DIRECTORY".into(), credentials.display().to_string()));
     keepd.start();
     goes_and_comes_back(&mut keepd);

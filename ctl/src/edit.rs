@@ -1,6 +1,6 @@
 //! Changing keepd's configuration: as a text with its comments, replaced at once and only as long as nobody else changed it.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,8 @@ use crate::line_ends::with_line_ends;
 
 /// No configuration file is longer, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
+/// What is written and not in its place yet begins so, as keepd's own changes do: when one is cut off, keepd removes it at its next start.
+const TEMPORARY: &str = ".keepd-change-";
 
 /// A file of the configuration as it was read.
 pub struct ConfigFile {
@@ -43,8 +45,13 @@ impl ConfigFile {
             return Err(io::Error::other("somebody changed it just now; look at it and try again"));
         }
         let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let held = File::open(directory)?;
+        // keepd holds it while it makes a change or tidies up. Where a file system has no locks, nothing but the look above keeps two apart.
+        if let Err(TryLockError::WouldBlock) = held.try_lock() {
+            return Err(io::Error::other("another change of it is being made just now; try again"));
+        }
         let found = std::fs::metadata(&self.path)?;
-        let mut new = tempfile::Builder::new().prefix(".keepd-").suffix(".tmp").tempfile_in(directory)?;
+        let mut new = tempfile::Builder::new().prefix(TEMPORARY).suffix(".tmp").tempfile_in(directory)?;
         new.write_all(text.as_bytes())?;
         let own = new.as_file().metadata()?;
         if (own.uid(), own.gid()) != (found.uid(), found.gid()) {
@@ -54,7 +61,7 @@ impl ConfigFile {
         new.as_file().set_permissions(std::fs::Permissions::from_mode(found.mode() & 0o7777))?;
         new.as_file().sync_all()?;
         new.persist(&self.path).map_err(|e| e.error)?;
-        File::open(directory)?.sync_all()?;
+        held.sync_all()?;
         self.text = text;
         Ok(())
     }

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::codec::Decoder;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::frames::NulFrames;
 use super::origin::{self, Process};
@@ -35,6 +36,8 @@ const MAX_CONNECTIONS: usize = 1024;
 const FOR_ROOT: usize = 64;
 /// No user but root gets more than half of them, whatever is configured.
 const MOST_PER_USER: usize = MAX_CONNECTIONS / 2;
+/// A caller that was let in before the end is still answered, when its call is here, and done, so soon after.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 /// Whoever is refused is told why; of so many at a time, and for so long.
 const FAREWELLS: usize = 32;
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -105,7 +108,8 @@ pub trait Service: Send + Sync + 'static {
     fn is_logged(&self, uid: u32) -> bool;
 }
 
-/// Accepts until cancelled.
+/// Accepts until cancelled, and answers those that were let in until then: with a socket of the service manager's the others wait for the next daemon, so that
+/// nobody sees a restart as a connection that broke. Returns when all are gone, [`LAST_CALLS`] later at the most.
 pub async fn serve<S: Service>(listener: std::os::unix::net::UnixListener, service: Arc<S>, cancel: CancellationToken) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
@@ -113,10 +117,11 @@ pub async fn serve<S: Service>(listener: std::os::unix::net::UnixListener, servi
     let others = Arc::new(Semaphore::new(MAX_CONNECTIONS - FOR_ROOT));
     let farewells = Arc::new(Semaphore::new(FAREWELLS));
     let users: Arc<Mutex<HashMap<u32, usize>>> = Arc::default();
+    let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = cancel.cancelled() => return Ok(()),
+            () = cancel.cancelled() => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -150,20 +155,24 @@ pub async fn serve<S: Service>(listener: std::os::unix::net::UnixListener, servi
             }
         };
         let (service, cancel) = (service.clone(), cancel.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let _held = (place, user);
             let (held, uid, pid) = (origin::hold(&stream), peer.uid, peer.pid);
             let process = tokio::task::spawn_blocking(move || Process::of(pid, uid, held.as_ref())).await.unwrap_or_default();
             let peer = Peer { process: Arc::new(process), ..peer };
             let connection = Connection::new(&stream);
             tokio::select! {
-                ended = connection.run(&*service, &peer) => if let Err(e) = ended {
+                ended = connection.run(&*service, &peer, &cancel) => if let Err(e) = ended {
                     tracing::debug!(uid = peer.uid, "a control connection was cut: {e}");
                 },
-                () = cancel.cancelled() => {}
+                () = async { cancel.cancelled().await; sleep(LAST_CALLS).await } => {}
             }
         });
     }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+    Ok(())
 }
 
 /// Tells why a connection is not served, and closes it. What the caller sent meanwhile is read, so that it sees the reply and not an error.
@@ -249,9 +258,16 @@ impl<'s> Connection<'s> {
         }
     }
 
-    async fn run<S: Service>(mut self, service: &S, peer: &Peer) -> io::Result<()> {
+    /// Answers its calls; once `ending` is cancelled no more than one.
+    async fn run<S: Service>(mut self, service: &S, peer: &Peer, ending: &CancellationToken) -> io::Result<()> {
+        let mut is_answered = false;
         loop {
-            let frame = match self.next_frame().await {
+            let frame = tokio::select! {
+                biased;
+                () = ending.cancelled(), if is_answered => return Ok(()),
+                frame = self.next_frame() => frame,
+            };
+            let frame = match frame {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(()),
                 Err(e) => {
@@ -278,6 +294,7 @@ impl<'s> Connection<'s> {
             if !oneway {
                 self.reply(result).await?;
             }
+            is_answered = true;
         }
     }
 

@@ -59,7 +59,7 @@ fn names_stream(variable: &str, dev: u64, ino: u64) -> bool {
 
 fn text() -> Boxed {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false).boxed()
+    fmt::layer().log_internal_errors(false).with_writer(std::io::stderr).with_ansi(colours).with_target(false).boxed()
 }
 
 /// The filter, and what is wrong with `RUST_LOG`.

@@ -88,6 +88,7 @@ fn start(config: Config, config_path: PathBuf) -> Result<Exit, String> {
     state_dir::clear_work(state_dir).map_err(|e| e.to_string())?;
     let ledger = Arc::new(Ledger::open(state_dir).map_err(|e| e.to_string())?);
     crate::run::memory::few_pools();
+    can_make_threads().map_err(|e| format!("cannot start threads: {e}; raise the limits on memory and tasks"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         // More than all runs, so that permits, the audit log and the questions of others always find one.
@@ -101,6 +102,21 @@ fn start(config: Config, config_path: PathBuf) -> Result<Exit, String> {
     // What still blocks now was asked to stop long ago.
     runtime.shutdown_timeout(GOODBYE);
     exit
+}
+
+/// tokio panics where it cannot make a thread, and then waits for ever for those that it made: that is asked before.
+fn can_make_threads() -> std::io::Result<()> {
+    let gate = Arc::new(std::sync::Mutex::new(()));
+    let closed = gate.lock();
+    let made: std::io::Result<Vec<std::thread::JoinHandle<()>>> = (0..4)
+        .map(|_| {
+            let gate = gate.clone();
+            std::thread::Builder::new().stack_size(1 << 20).spawn(move || drop(gate.lock()))
+        })
+        .collect();
+    drop(closed);
+    made?.into_iter().for_each(|thread| drop(thread.join()));
+    Ok(())
 }
 
 /// A task whose end, before it was asked for, is the daemon's end.
@@ -130,12 +146,17 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
             started,
         )
         .map_err(|e| format!("the runs that an earlier keepd left unfinished could not be closed: {e}"))?;
+    if let Err(e) = crate::believed::now(&ledger) {
+        tracing::warn!("what was seen of the clock is not known: {e}");
+    }
     // Without it nothing is lost but the log: whoever may go on without is told by the calls.
     let _ = ledger.audit(journal::started());
     let runs = Runs::new(current.clone(), ledger.clone(), events.clone());
     let scheduler = Scheduler::new(current.clone(), ledger.clone(), Arc::new(runs.clone()), Arc::new(SystemClock));
     let told = scheduler.clone();
     runs.set_on_finish(move |run| told.job_finished(run));
+    let told = scheduler.clone();
+    runs.set_on_stopped(move |run| told.job_stopped(run));
     for run in &interrupted {
         let what = run.job.as_deref().or(run.destination.as_deref()).unwrap_or("a backup");
         tracing::warn!(run = run.id, job = run.job, "{} of {what} was interrupted by the end of keepd", run.kind);

@@ -19,13 +19,13 @@ pub enum StateDirError {
     Owner { path: String, owner: u32, own: u32 },
 }
 
+/// How the names of files begin that take another's place when they are whole.
+const HALF_WRITTEN: [&str; 3] = ["pagemap-", "pieces-new-", ".audit-head-"];
+
 /// Makes the directory with mode 0700 where it is missing, and takes away what others may do there.
 pub fn prepare(dir: &Path) -> Result<(), StateDirError> {
     let path = dir.display().to_string();
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
+    crate::durable::making(dir, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
         .or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
         .map_err(|source| StateDirError::Make { path: path.clone(), source })?;
     // Follows a symlink: systemd makes one where the service has a user of its own.
@@ -51,12 +51,48 @@ pub fn clear_work(dir: &Path) -> Result<(), StateDirError> {
     for problem in crate::run::clear_dead_drills(dir, None) {
         tracing::warn!("{problem}");
     }
-    crate::run::remove_tree(&work).map_err(|source| StateDirError::Clear { path: work.display().to_string(), source })
+    clear_half_written(dir);
+    let removed = match crate::run::remove_tree(&work) {
+        // A file system of its own is mounted there.
+        Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy && std::fs::read_dir(&work).is_ok_and(|mut left| left.next().is_none()) => {
+            Ok(())
+        }
+        removed => removed,
+    };
+    removed.map_err(|source| StateDirError::Clear { path: work.display().to_string(), source })
+}
+
+/// Removes what was to take the place of a source's cache, or of the note of the audit's head, and was not finished: nobody else ever looks at it. Best effort.
+fn clear_half_written(dir: &Path) {
+    let below = |dir: std::path::PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let sources = below(dir.join("repositories")).flat_map(|r| below(r.join("sources"))).flat_map(below).flat_map(below);
+    for file in sources.chain(below(dir.to_owned())) {
+        let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+        if HALF_WRITTEN.iter().any(|prefix| name.starts_with(prefix.as_bytes())) {
+            let _ = std::fs::remove_file(&file);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_half_written_goes_and_what_it_was_to_replace_stays() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let cache = temp.path().join("repositories/0a/sources/shop/db");
+        std::fs::create_dir_all(&cache).expect("made");
+        let (kept, gone) = (["pagemap", "pieces"], ["pagemap-Ab1", "pieces-new-Ab1"]);
+        for name in kept.iter().chain(&gone) {
+            std::fs::write(cache.join(name), "").expect("written");
+        }
+        std::fs::write(temp.path().join(".audit-head-Ab1"), "").expect("written");
+        std::fs::write(temp.path().join("audit-head"), "").expect("written");
+        clear_work(temp.path()).expect("cleared");
+        assert!(kept.iter().all(|n| cache.join(n).exists()) && temp.path().join("audit-head").exists());
+        assert!(!gone.iter().any(|n| cache.join(n).exists()) && !temp.path().join(".audit-head-Ab1").exists());
+    }
 
     fn mode(path: &Path) -> u32 {
         std::fs::metadata(path).expect("exists").mode() & 0o7777

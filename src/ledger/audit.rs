@@ -521,12 +521,15 @@ impl Ledger {
     }
 
     fn walk(&self, base: Head, until: Head) -> Result<Proof> {
-        let mut proof = Proof { first: base.seq + 1, last: base.seq, head: HEXLOWER.encode(&base.hash), ..Proof::default() };
+        let mut proof = Proof { first: base.seq.saturating_add(1), last: base.seq, head: HEXLOWER.encode(&base.hash), ..Proof::default() };
         let mut before = base;
         let mut is_bound = base.seq == 0;
         let stray = "SELECT count(*) FROM audit WHERE seq <= ?1";
         if self.run_sql(|db| db.query_row(stray, [signed(base.seq)], |row| row.get::<_, i64>(0)))? > 0 {
-            let why = format!("entries stand before it that were removed, or never were; the first that counts is {}", base.seq + 1);
+            let why = format!(
+                "entries stand before it that were removed, or never were; the first that counts is {}",
+                base.seq.saturating_add(1)
+            );
             proof.broken = Some(BrokenLink { seq: base.seq, why });
         }
         loop {
@@ -546,14 +549,14 @@ impl Ledger {
         }
         if proof.broken.is_none() && before.seq < until.seq {
             let why = format!("the log ends before it; this keepd wrote entries up to {}", until.seq);
-            proof.broken = Some(BrokenLink { seq: before.seq + 1, why });
+            proof.broken = Some(BrokenLink { seq: before.seq.saturating_add(1), why });
         }
         if proof.broken.is_none() && before.seq == until.seq && before.hash != until.hash {
             proof.broken = Some(BrokenLink { seq: before.seq, why: "it is not the entry that this keepd wrote".into() });
         }
         if proof.broken.is_none() && !is_bound {
             let why = format!("no entry says that those up to {} were removed because they were old", base.seq);
-            proof.broken = Some(BrokenLink { seq: base.seq + 1, why });
+            proof.broken = Some(BrokenLink { seq: base.seq.saturating_add(1), why });
         }
         Ok(proof)
     }
@@ -639,7 +642,7 @@ impl Drop for Ledger {
 
 /// What is wrong between an entry and the one before, and the number it is wrong at.
 fn broken(before: &Head, row: &Stored) -> Option<(u64, String)> {
-    let expected = before.seq + 1;
+    let expected = before.seq.saturating_add(1);
     if row.seq > expected {
         let missing = match row.seq - expected {
             1 => "it is missing".to_owned(),

@@ -5,15 +5,18 @@
 
 pub mod audit;
 pub mod lock;
+mod sums;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use keepd_protocol::model::{Backup, BackupDetail, BackupPlace, BackupType, Outcome, Run, RunState};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::sqlite_error;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -45,6 +48,32 @@ pub struct ScheduleState {
     /// When the job runs beside its schedule, once each; in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub once: Vec<Timestamp>,
+    /// A run that is to be tried again, or that was noted as begun and is not written down yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Waiting>,
+    /// The clock went back: so far it had come, and nothing up to then is begun a second time when it comes there again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<Timestamp>,
+    /// The clock leapt ahead: what holds again when it comes back. In order of time.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub leaps: Vec<Leap>,
+}
+
+/// A run that waits to be tried again.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Waiting {
+    pub since: Timestamp,
+    pub at: Timestamp,
+    pub attempt: u32,
+}
+
+/// The clock leapt ahead, or nobody looked at it for a while.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Leap {
+    /// The newest due time that was begun before.
+    pub due: Timestamp,
+    /// What the clock said then.
+    pub to: Timestamp,
 }
 
 /// A mark of a repository, as the ledger knows it. All are text: ids in hexadecimal, the time in RFC 3339.
@@ -63,6 +92,8 @@ pub struct KnownMark {
 pub struct Ledger {
     db: Mutex<Connection>,
     path: PathBuf,
+    /// The sums of the catalogue's rows were looked at since it was opened.
+    are_sums_seen: AtomicBool,
     audit: Mutex<audit::Chain>,
     audited_calls: AtomicUsize,
     /// The last entry of the audit log could not be written.
@@ -92,20 +123,25 @@ impl Ledger {
                 path.display()
             ))
         };
-        let mut db = Connection::open(&path).map_err(|e| failed(&e))?;
+        // A file that could be opened tomorrow is not to be moved away.
+        let at_fault = |e: &rusqlite::Error| match sqlite_error::words(e, &path) {
+            (text, true) => LedgerError::Failed(format!("cannot open the ledger {}: {text}", path.display())),
+            (text, false) => failed(&text),
+        };
+        let mut db = Connection::open(&path).map_err(|e| at_fault(&e))?;
         let prepare = |db: &Connection| -> rusqlite::Result<i64> {
             db.execute_batch(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; PRAGMA cache_size = -2048;",
             )?;
             db.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0)).and_then(|text| match text.as_str() {
                 "ok" => db.query_row("PRAGMA user_version", [], |r| r.get(0)),
-                _ => Err(rusqlite::Error::InvalidColumnName(text)),
+                _ => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(text))),
             })
         };
-        match prepare(&db).map_err(|e| failed(&e))? {
+        match prepare(&db).map_err(|e| at_fault(&e))? {
             0 => {
-                let tx = db.transaction().map_err(|e| failed(&e))?;
-                tx.execute_batch(SCHEMA).and_then(|()| tx.commit()).map_err(|e| failed(&e))?;
+                let tx = db.transaction().map_err(|e| at_fault(&e))?;
+                tx.execute_batch(SCHEMA).and_then(|()| tx.commit()).map_err(|e| at_fault(&e))?;
             }
             VERSION => {}
             newer => {
@@ -119,18 +155,20 @@ impl Ledger {
              CREATE INDEX IF NOT EXISTS mark_backup ON mark (backup);
              CREATE TABLE IF NOT EXISTS removed (destination TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;",
         )
-        .map_err(|e| failed(&e))?;
-        db.execute_batch(audit::SCHEMA).map_err(|e| failed(&e))?;
-        for column in ["seconds INTEGER", "text TEXT"] {
+        .map_err(|e| at_fault(&e))?;
+        db.execute_batch(audit::SCHEMA).map_err(|e| at_fault(&e))?;
+        for (table, column) in [("mark", "seconds INTEGER"), ("mark", "text TEXT")] {
             let name = column.split(' ').next().unwrap_or_default();
-            if !db.column_exists(None, "mark", name).map_err(|e| failed(&e))? {
-                db.execute_batch(&format!("ALTER TABLE mark ADD COLUMN {column}")).map_err(|e| failed(&e))?;
+            if !db.column_exists(None, table, name).map_err(|e| at_fault(&e))? {
+                db.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column}")).map_err(|e| at_fault(&e))?;
             }
         }
+        sums::add(&mut db).map_err(|e| at_fault(&e))?;
         db.set_prepared_statement_cache_capacity(32);
         Ok(Self {
             db: Mutex::new(db),
             path,
+            are_sums_seen: AtomicBool::new(false),
             audit: Mutex::default(),
             audited_calls: AtomicUsize::new(0),
             audit_misses: AtomicBool::new(false),
@@ -142,7 +180,11 @@ impl Ledger {
     }
 
     fn run_sql<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T> {
-        work(&mut self.db()).map_err(|e| LedgerError::Failed(format!("the ledger {}: {e}", self.path.display())))
+        work(&mut self.db()).map_err(|e| self.failed(&e))
+    }
+
+    fn failed(&self, error: &rusqlite::Error) -> LedgerError {
+        LedgerError::Failed(format!("the ledger {}: {}", self.path.display(), sqlite_error::words(error, &self.path).0))
     }
 
     /// Proves that the ledger answers (for the watchdog).
@@ -221,7 +263,7 @@ impl Ledger {
     /// Changes a job's schedule state, which nobody else does meanwhile. Returns what it was and what it is.
     pub fn change_schedule_state(&self, job: &str, change: impl FnOnce(&mut ScheduleState)) -> Result<(ScheduleState, ScheduleState)> {
         let mut db = self.db();
-        let failed = |e: rusqlite::Error| LedgerError::Failed(format!("the ledger {}: {e}", self.path.display()));
+        let failed = |e: rusqlite::Error| self.failed(&e);
         let read = |db: &mut Connection| db.prepare_cached("SELECT json FROM schedule WHERE job = ?1")?.query_row([job], text).optional();
         let old: ScheduleState = read(&mut db).map_err(failed)?.map(|json| from_json(&json)).transpose()?.unwrap_or_default();
         let mut new = old.clone();
@@ -273,12 +315,11 @@ impl Ledger {
         let b = &detail.backup;
         let time: Timestamp = b.time.parse().map_err(|e| LedgerError::Failed(format!("backup {}: its time does not parse: {e}", b.id)))?;
         let json = to_json(detail)?;
-        let sql = "INSERT OR REPLACE INTO backup (destination, id, job, time, outcome, type, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-        self.run_sql(|db| {
-            db.prepare_cached(sql)?
-                .execute(params![destination, b.id, b.job, time.as_microsecond(), b.outcome.as_str(), b.r#type.as_str(), json])
-                .map(drop)
-        })
+        let (time, outcome, kind) = (time.as_microsecond(), b.outcome.as_str(), b.r#type.as_str());
+        let sum = sums::of(&[destination, &b.id, &b.job, &time.to_string(), outcome, kind, &json]);
+        let sql =
+            "INSERT OR REPLACE INTO backup (destination, id, job, time, outcome, type, json, sum) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        self.run_sql(|db| db.prepare_cached(sql)?.execute(params![destination, b.id, b.job, time, outcome, kind, json, sum]).map(drop))
     }
 
     pub fn remove_backup(&self, destination: &str, id: &str) -> Result<()> {
@@ -290,10 +331,15 @@ impl Ledger {
 
     /// Notes a mark of a destination.
     pub fn put_mark(&self, destination: &str, mark: &KnownMark) -> Result<()> {
-        let sql = "INSERT OR REPLACE INTO mark (destination, id, backup, time, kind, seconds, text) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        let sql =
+            "INSERT OR REPLACE INTO mark (destination, id, backup, time, kind, seconds, text, sum) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
         let seconds = mark.seconds.map(|s| i64::try_from(s).unwrap_or(i64::MAX));
+        let (ran, said) = (seconds.map(|s| s.to_string()).unwrap_or_default(), mark.text.as_deref().unwrap_or_default());
+        let sum = sums::of(&[destination, &mark.id, &mark.backup, &mark.time, &mark.kind, &ran, said]);
         self.run_sql(|db| {
-            db.prepare_cached(sql)?.execute(params![destination, mark.id, mark.backup, mark.time, mark.kind, seconds, mark.text]).map(drop)
+            db.prepare_cached(sql)?
+                .execute(params![destination, mark.id, mark.backup, mark.time, mark.kind, seconds, mark.text, sum])
+                .map(drop)
         })
     }
 
@@ -322,26 +368,61 @@ impl Ledger {
         json.map(|j| from_json(&j)).transpose()
     }
 
-    /// A job's backups as a destination's catalogue has them, newest first.
+    /// A job's backups as a destination's catalogue has them, newest first. By these retention decides: where one of them is damaged there are none, and
+    /// the next look at the destination makes its list anew.
     pub fn backups_at(&self, job: &str, destination: &str) -> Result<Vec<Backup>> {
-        let sql = "SELECT json FROM backup WHERE job = ?1 AND destination = ?2 ORDER BY time DESC, id";
-        let rows = self.run_sql(|db| db.prepare_cached(sql)?.query_map([job, destination], text)?.collect::<rusqlite::Result<Vec<_>>>())?;
+        let sql = format!("SELECT {} FROM backup WHERE job = ?1 AND destination = ?2 ORDER BY time DESC, id", sums::BACKUP);
+        let rows = self.run_sql(|db| {
+            let rows = db
+                .prepare_cached(&sql)?
+                .query_map([job, destination], |row| sums::fits(row).then(|| row.get::<_, String>("json")).transpose())?
+                .collect::<rusqlite::Result<Option<Vec<String>>>>()?;
+            match rows {
+                Some(rows) => Ok(rows),
+                None => sums::forget_damaged(db).map(|()| Vec::new()),
+            }
+        })?;
         rows.iter().map(|json| Ok(from_json::<BackupDetail>(json)?.backup)).collect()
     }
 
     /// The newest good backups of a job at a destination, newest first, with their facts; imported ones say nothing of how the job does.
     pub fn newest_good(&self, job: &str, destination: &str, limit: u32) -> Result<Vec<BackupDetail>> {
-        let sql = "SELECT json FROM backup WHERE job = ?1 AND destination = ?2 AND outcome = 'good' AND type != 'imported' ORDER BY time DESC, id LIMIT ?3";
-        let rows = self.run_sql(|db| {
-            db.prepare_cached(sql)?.query_map(params![job, destination, limit], text)?.collect::<rusqlite::Result<Vec<_>>>()
-        })?;
+        let rows = self.newest("json", "outcome = 'good' AND type != 'imported'", job, destination, limit)?;
         rows.iter().map(|json| from_json(json)).collect()
+    }
+
+    /// A column of a job's newest backups at a destination, newest first; those from more than a day in the future (a clock was wrong) after all others.
+    fn newest(&self, column: &str, which: &str, job: &str, destination: &str, limit: u32) -> Result<Vec<String>> {
+        self.run_sql(|db| {
+            let mut found: Vec<String> = Vec::new();
+            // Each of both is found by the index on the time; a single order of both would read and sort all rows.
+            for from in ["<=", ">"] {
+                let left = limit.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
+                if left > 0 {
+                    let sql = format!(
+                        "SELECT {column} FROM backup WHERE job = ?1 AND destination = ?2 AND {which}
+                         AND time {from} (unixepoch() + 86400) * 1000000 ORDER BY time DESC, id LIMIT ?3"
+                    );
+                    let mut statement = db.prepare_cached(&sql)?;
+                    let rows = statement.query_map(params![job, destination, left], text)?;
+                    found.extend(rows.collect::<rusqlite::Result<Vec<_>>>()?);
+                }
+            }
+            Ok(found)
+        })
     }
 
     /// The backups that a destination's catalogue holds: the id that the repository knows each by, and the backup's own.
     pub fn objects(&self, destination: &str) -> Result<BTreeMap<String, String>> {
         let sql = "SELECT coalesce(json ->> 'object', id), id FROM backup WHERE destination = ?1";
-        self.run_sql(|db| db.prepare_cached(sql)?.query_map([destination], |r| Ok((r.get(0)?, r.get(1)?)))?.collect())
+        self.run_sql(|db| {
+            // Whoever asks this is about to compare it with what is there, and reads anew what is missing here.
+            if !self.are_sums_seen.load(Ordering::Acquire) {
+                sums::forget_damaged(db)?;
+                self.are_sums_seen.store(true, Ordering::Release);
+            }
+            db.prepare_cached(sql)?.query_map([destination], |r| Ok((r.get(0)?, r.get(1)?)))?.collect()
+        })
     }
 
     /// The id of the backup that a destination's repository knows by `object`.
@@ -357,10 +438,9 @@ impl Ledger {
         json.map(|j| from_json(&j)).transpose()
     }
 
-    /// What the destination's repository knows the job's newest backup by that was not imported.
+    /// What the destination's repository knows the job's newest backup by that was not imported, nor made by a clock that was ahead.
     pub fn newest_of_job(&self, job: &str, destination: &str) -> Result<Option<String>> {
-        let sql = "SELECT coalesce(json ->> 'object', id) FROM backup WHERE job = ?1 AND destination = ?2 AND type != 'imported' ORDER BY time DESC, id LIMIT 1";
-        self.run_sql(|db| db.prepare_cached(sql)?.query_row([job, destination], text).optional())
+        Ok(self.newest("coalesce(json ->> 'object', id)", "type != 'imported'", job, destination, 1)?.pop())
     }
 
     /// Whether a job has backups elsewhere that a destination has not, those that were removed there on purpose not counted.
@@ -399,14 +479,16 @@ impl Ledger {
     }
 
     /// When the newest good backup of a job, or of a destination, was begun; None for any. Safety copies (type pre-restore) do not count, nor imported
-    /// ones: they say nothing of what the job saves.
+    /// ones: they say nothing of what the job saves; nor those from the future, which would look fresh for years.
     pub fn last_good(&self, job: Option<&str>, destination: Option<&str>) -> Result<Option<Timestamp>> {
         let sql = match (job, destination) {
             (Some(_), _) => {
-                "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported') AND (?2 IS NULL OR destination = ?2) ORDER BY time DESC LIMIT 1"
+                "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported') AND (?2 IS NULL OR destination = ?2)
+                 AND time <= (unixepoch() + 86400) * 1000000 ORDER BY time DESC LIMIT 1"
             }
             _ => {
-                "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported') AND (?2 IS NULL OR destination = ?2)"
+                "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported') AND (?2 IS NULL OR destination = ?2)
+                 AND time <= (unixepoch() + 86400) * 1000000"
             }
         };
         let micros =
@@ -439,12 +521,13 @@ impl Ledger {
         Ok(found)
     }
 
-    /// The newest good backup, safety copies (type pre-restore) not counted; an imported one where there is no other.
+    /// The newest good backup, safety copies (type pre-restore) not counted; an imported one where there is no other. One from more than a day in the
+    /// future was made by a clock that was wrong: whatever is not is newer.
     pub fn latest(&self, job: Option<&str>) -> Result<Option<Backup>> {
         let found = self.assemble(
             "SELECT id, destination, json FROM backup WHERE id = (SELECT id FROM backup WHERE (?1 IS NULL OR job = ?1) AND outcome = 'good'
              AND type != 'pre-restore' AND NOT EXISTS (SELECT 1 FROM backup o WHERE o.id = backup.id AND o.outcome = 'suspect')
-             ORDER BY type = 'imported', time DESC, id LIMIT 1) ORDER BY time DESC, id, destination",
+             ORDER BY type = 'imported', time > (unixepoch() + 86400) * 1000000, time DESC, id LIMIT 1) ORDER BY time DESC, id, destination",
             params![job],
         )?;
         Ok(found.into_iter().next())
@@ -502,6 +585,18 @@ impl Ledger {
 
     pub fn set_note(&self, key: &str, value: &str) -> Result<()> {
         self.run_sql(|db| db.prepare_cached("INSERT OR REPLACE INTO note (name, value) VALUES (?1, ?2)")?.execute([key, value]).map(drop))
+    }
+
+    /// Looks at a note and writes it, which nobody else does meanwhile. `change` gives what comes of it and what is to be written, None for what is there.
+    pub(crate) fn change_note<T>(&self, key: &str, change: impl FnOnce(Option<&str>) -> (T, Option<String>)) -> Result<T> {
+        self.run_sql(|db| {
+            let old = db.prepare_cached("SELECT value FROM note WHERE name = ?1")?.query_row([key], text).optional()?;
+            let (answer, new) = change(old.as_deref());
+            if let Some(new) = new {
+                db.prepare_cached("INSERT OR REPLACE INTO note (name, value) VALUES (?1, ?2)")?.execute([key, &new])?;
+            }
+            Ok(answer)
+        })
     }
 }
 
@@ -563,6 +658,24 @@ mod tests {
         }
         assert_eq!(ledger.latest(Some("shop")).unwrap().unwrap().id, "cc44", "better than none");
         assert!(!ledger.has_backups("shop").unwrap() && !ledger.lacks_any("shop", "a").unwrap());
+    }
+
+    #[test]
+    fn a_backup_from_the_future_is_not_the_newest_and_makes_no_job_fresh() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        let ahead = Timestamp::now().checked_add(jiff::SignedDuration::from_hours(24 * 3653)).unwrap().to_string();
+        ledger.put_backup("a", &detail("ff00", "shop", &ahead, Outcome::Good)).unwrap();
+        assert_eq!(ledger.last_good(Some("shop"), None).unwrap(), None);
+        assert_eq!(ledger.last_good(None, Some("a")).unwrap(), None);
+        assert_eq!(ledger.latest(None).unwrap().unwrap().id, "ff00", "better than none");
+        ledger.put_backup("a", &detail("aa11", "shop", "2026-01-01T00:00:00Z", Outcome::Good)).unwrap();
+        assert_eq!(ledger.latest(Some("shop")).unwrap().unwrap().id, "aa11");
+        assert_eq!(ledger.newest_of_job("shop", "a").unwrap().as_deref(), Some("aa11"));
+        let newest = ledger.newest_good("shop", "a", 2).unwrap();
+        assert_eq!(newest.iter().map(|detail| detail.backup.id.as_str()).collect::<Vec<_>>(), ["aa11", "ff00"]);
+        assert_eq!(ledger.newest_good("shop", "a", 1).unwrap().len(), 1);
+        assert_eq!(ledger.last_good(Some("shop"), None).unwrap().unwrap().to_string(), "2026-01-01T00:00:00Z");
     }
 
     #[test]

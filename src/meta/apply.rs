@@ -115,8 +115,8 @@ impl Prepared {
         let own = ledger.schedule_states().map_err(|e| nothing(e.to_string()))?;
         let mut schedule = self.schedule;
         for (job, state) in &mut schedule {
-            // What this machine was asked to do once, it does.
-            state.once = own.get(job).map(|own| own.once.clone()).unwrap_or_default();
+            // What this machine was asked to do once, it does, and what failed here is tried again.
+            (state.once, state.retry) = own.get(job).map(|own| (own.once.clone(), own.retry.clone())).unwrap_or_default();
         }
         let new: Vec<(&str, Option<&ScheduleState>)> = schedule.iter().map(|(job, state)| (job.as_str(), Some(state))).collect();
         let old = ledger.replace_schedule_states(&new).map_err(|e| nothing(e.to_string()))?;

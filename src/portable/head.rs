@@ -164,9 +164,10 @@ impl Totals {
 
     pub fn plus(self, other: &Self) -> Self {
         Self {
-            entries: self.entries + other.entries,
-            files: self.files + other.files,
-            directories: self.directories + other.directories,
+            // Whoever made the archive can say any number.
+            entries: self.entries.saturating_add(other.entries),
+            files: self.files.saturating_add(other.files),
+            directories: self.directories.saturating_add(other.directories),
             bytes: self.bytes.saturating_add(other.bytes),
         }
     }

@@ -46,9 +46,9 @@ const MAX_PATHS: usize = 20;
 pub enum Reading {
     /// So many percent of them (0 to 100), by chance, and the whole structure.
     Percent(u32),
-    /// The next ones of a rolling check: of those not read since `before` (seconds since 1970) at most this share of all packs. The
-    /// structure is looked at only when something is wrong.
-    Next { before: i64, share: f64 },
+    /// The next ones of a rolling check: of those not read since `before` at most this share of all packs (seconds since 1970, and `now` too).
+    /// The structure is looked at only when something is wrong.
+    Next { before: i64, now: i64, share: f64 },
 }
 
 /// Checks the structure, and packs byte by byte.
@@ -58,7 +58,7 @@ pub fn check(repository: &Arc<Repository>, reading: Reading, progress: Progress<
     report.packs = packs.len() as u64;
     let sample = match reading {
         Reading::Percent(percent) => chosen(&packs, percent)?,
-        Reading::Next { before, share } => repository.local.unread(before, (packs.len() as f64 * share).ceil() as usize)?,
+        Reading::Next { before, now, share } => repository.local.unread(before, now, (packs.len() as f64 * share).ceil() as usize)?,
     };
     let bad = read_packs(repository, &sample, progress, cancel, &mut report)?;
     if matches!(reading, Reading::Next { .. }) && bad.is_empty() && report.problems.is_empty() {
@@ -155,7 +155,13 @@ fn read_packs(
                     if cancel.is_cancelled() || failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
                         return;
                     }
-                    match read_pack(repository, id, &mut tools) {
+                    let mut read = read_pack(repository, id, &mut tools);
+                    if matches!(read, Ok((Err(_), _))) && repository.storage.is_remote() {
+                        // What came damaged, or was not found, may lie there whole.
+                        repository.forget_cipher(id);
+                        read = read_pack(repository, id, &mut tools);
+                    }
+                    match read {
                         Ok((verdict, is_closed)) => {
                             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                             match verdict {
@@ -187,7 +193,7 @@ fn read_packs(
     repository.local.mark_read(&good, jiff::Timestamp::now().as_second())?;
     for pack in good {
         if repository.local.unmark_lost(&pack)? {
-            let whole = repository.whole_pack(&pack)?;
+            let whole = repository.pack_from_footer(&pack, None)?;
             repository.local.add_unindexed(&whole)?;
         }
     }
@@ -328,7 +334,9 @@ impl Walker<'_> {
             };
             let chunks = chunks_of(&entry.content.segments);
             let kinds = self.repository.local.kinds(&chunks)?;
-            let lost = chunks.iter().zip(kinds).any(|(chunk, kind)| kind.is_none() || self.bad.contains(chunk));
+            // What the local index lacks may be in the repository all the same.
+            let is_there = |chunk: &ChunkId| self.repository.locate(chunk).is_ok();
+            let lost = chunks.iter().zip(kinds).any(|(chunk, kind)| self.bad.contains(chunk) || kind.is_none() && !is_there(chunk));
             if lost {
                 hurt.push(path);
             }

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 
 use data_encoding::HEXLOWER;
-use jiff::Timestamp;
 use minicbor::bytes::ByteArray;
 use minicbor::{CborLen, Decode, Encode};
 
@@ -17,6 +16,35 @@ use crate::crypto::{CryptoError, ObjectKind};
 const MAX_LIST_BYTES: u64 = 64 << 20;
 /// Packs of one list, about 34 bytes each.
 const MAX_PACKS: usize = 1 << 20;
+
+/// What time it is, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// As far as the clock is believed: one that leaps ahead must not end a grace period. Where a clock that is right is not believed yet, this lags.
+    pub believed: i64,
+    pub clock: i64,
+}
+
+impl Now {
+    /// By the machine's clock, of which `believed` is believed.
+    pub fn believing(believed: i64) -> Self {
+        Self { believed, clock: jiff::Timestamp::now().as_second() }
+    }
+
+    /// Whether a grace period that began at `since` is over. A time far in the future was written by a clock that was wrong; it must not
+    /// keep anything forever, and nothing is deleted that is needed at the time of deleting. What is the future is told by the clock: to a
+    /// belief that lags every time that was written rightly lies there.
+    pub fn is_over(self, since: i64, grace: std::time::Duration) -> bool {
+        let over = |span: i64| u64::try_from(span).is_ok_and(|span| span >= grace.as_secs());
+        grace.is_zero() || over(self.believed.saturating_sub(since)) || over(since.saturating_sub(self.clock))
+    }
+
+    /// The time to write into a new list: where the belief lags, others would take a grace period for over that has just begun, so it is
+    /// no earlier than that of the newest list that is not in the future.
+    pub(super) fn to_condemn(self, lists: &[CondemnedList]) -> i64 {
+        lists.iter().map(|list| list.time).filter(|time| *time <= self.clock).max().map_or(self.believed, |time| time.max(self.believed))
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Encode, Decode, CborLen)]
 #[cbor(map)]
@@ -84,10 +112,10 @@ impl Repository {
         Ok(self.local.condemned()?.values().min().copied())
     }
 
-    /// Whether packs are condemned for longer than the grace period, so that a prune would delete them. As the local index knows it.
-    pub fn has_expired(&self, grace: std::time::Duration) -> Result<bool> {
-        let now = Timestamp::now().as_second();
-        Ok(self.local.condemned()?.values().any(|since| is_over(*since, now, grace)))
+    /// Whether packs are condemned for longer than the grace period, so that a prune would delete them; `believed` is the time that is
+    /// believed, in seconds since 1970. As the local index knows it.
+    pub fn has_expired(&self, grace: std::time::Duration, believed: i64) -> Result<bool> {
+        Ok(self.local.condemned()?.values().any(|since| is_over(*since, believed, grace)))
     }
 }
 
@@ -102,13 +130,43 @@ pub(super) fn since(lists: &[CondemnedList]) -> BTreeMap<[u8; 32], i64> {
     since
 }
 
-/// A time far in the future was written by a clock that was wrong; it must not keep anything forever, and nothing is deleted that is
-/// needed at the time of deleting.
-pub fn is_over(since: i64, now: i64, grace: std::time::Duration) -> bool {
-    now.abs_diff(since) >= grace.as_secs()
+/// As [`Now::is_over`], by the machine's clock.
+pub fn is_over(since: i64, believed: i64, grace: std::time::Duration) -> bool {
+    Now::believing(believed).is_over(since, grace)
 }
 
 /// `condemned/<id>`
 fn name(id: &[u8; 32]) -> String {
     format!("condemned/{}", HEXLOWER.encode(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400;
+    const GRACE: std::time::Duration = std::time::Duration::from_secs(DAY as u64);
+
+    #[test]
+    fn a_belief_that_lags_ends_no_grace_and_neither_does_a_clock_that_leaps() {
+        let right = Now { believed: 100 * DAY, clock: 100 * DAY };
+        let lags = Now { believed: 90 * DAY, clock: 100 * DAY };
+        let leapt = Now { believed: 100 * DAY, clock: 4000 * DAY };
+        for now in [right, lags, leapt] {
+            assert!(!now.is_over(100 * DAY - 60, GRACE), "{now:?}: a minute ago");
+            assert!(now.is_over(100 * DAY - 60, std::time::Duration::ZERO), "{now:?}: without any");
+            assert!(now.is_over(80 * DAY, GRACE) && now.is_over(9000 * DAY, GRACE), "{now:?}");
+        }
+        assert!(right.is_over(99 * DAY, GRACE) && leapt.is_over(99 * DAY, GRACE));
+        assert!(right.is_over(101 * DAY, GRACE), "it must not keep anything forever");
+    }
+
+    #[test]
+    fn a_grace_that_begins_does_not_look_over_to_others() {
+        let list = |time| CondemnedList { id: [0; 32], time, packs: Vec::new() };
+        let lags = Now { believed: 90 * DAY, clock: 100 * DAY };
+        assert_eq!(lags.to_condemn(&[]), 90 * DAY);
+        assert_eq!(lags.to_condemn(&[list(80 * DAY), list(99 * DAY), list(4000 * DAY)]), 99 * DAY);
+        assert_eq!(lags.to_condemn(&[list(80 * DAY)]), 90 * DAY);
+    }
 }

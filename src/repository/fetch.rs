@@ -14,7 +14,7 @@ use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::error::{RepositoryError, Result};
 use super::local::Location;
 use super::lock;
-use super::open::{Repository, pack_name};
+use super::open::{Repository, may_be_elsewhere, pack_name};
 use super::pack::{ChunkOpener, SealedChunk};
 use crate::storage::direct::ReadBuffer;
 
@@ -143,6 +143,15 @@ struct Asked {
     id: ChunkId,
     at: Location,
     as_frame: bool,
+}
+
+impl Drop for Asked {
+    /// Whoever waits for it is told when it was never read: the thread that was to do it panicked, or all of them have ended.
+    fn drop(&mut self) {
+        if matches!(*lock(&self.slot.state), State::Waiting) {
+            self.slot.set(Err(RepositoryError::Other("a chunk was asked for and not read: a thread of keepd ended early".into())));
+        }
+    }
 }
 
 pub struct Fetcher {
@@ -288,7 +297,11 @@ fn work(repository: &Repository, queue: &Receiver<Group>, cancel: &CancellationT
         if let Err(e) = fetched {
             for asked in &group {
                 if matches!(*lock(&asked.slot.state), State::Waiting) {
-                    asked.slot.set(Err(e.clone()));
+                    asked.slot.set(if cancel.is_cancelled() {
+                        Err(RepositoryError::Cancelled)
+                    } else {
+                        elsewhere(repository, asked, e.clone())
+                    });
                 }
             }
         }
@@ -309,7 +322,8 @@ fn fetch_group(
     let cipher = repository.pack_cipher(&first.pack, first.kind)?;
     let len = u64::from(last.offset) + u64::from(last.sealed_len) - u64::from(first.offset);
     repository.storage.range_into(&pack_name(&first.pack), u64::from(first.offset), len, sealed)?;
-    for Asked { slot, id, at, as_frame } in group {
+    for asked in group {
+        let Asked { slot, id, at, as_frame } = asked;
         let start = (at.offset - first.offset) as usize;
         let section = sealed.get(start..start + at.sealed_len as usize).unwrap_or_default();
         let section = SealedChunk { ordinal: u64::from(at.ordinal), id: *id, len: at.len, bytes: section };
@@ -325,7 +339,24 @@ fn fetch_group(
         raw.clear();
         raw.reserve_exact(at.len as usize);
         let opened = opener.open_into(&cipher, &repository.chunk_key, &section, &mut raw);
-        slot.set(opened.map(|()| State::Ready(Arc::new(raw))).map_err(|e| repository.pack_error(&at.pack, e)));
+        let opened = match opened {
+            Ok(()) => Ok(State::Ready(Arc::new(raw))),
+            // What came damaged may lie there whole.
+            Err(_) if repository.storage.is_remote() => {
+                repository.forget_cipher(&at.pack);
+                repository.read_chunk(id).map(|raw| State::Ready(Arc::new(raw)))
+            }
+            Err(e) => elsewhere(repository, asked, repository.pack_error(&at.pack, e)),
+        };
+        slot.set(opened);
     }
     Ok(())
+}
+
+/// A chunk that is not where the local index has it, from where the repository has it; else why it cannot be had.
+fn elsewhere(repository: &Repository, asked: &Asked, error: RepositoryError) -> Result<State> {
+    match may_be_elsewhere(&error).then(|| repository.second_look(&asked.id, Some(&asked.at))).flatten() {
+        Some(at) => Ok(State::Ready(Arc::new(repository.read_chunk_at(&asked.id, &at)?))),
+        None => Err(error),
+    }
 }

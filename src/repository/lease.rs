@@ -26,6 +26,8 @@ const NAME: &str = "writer.json";
 const MAX_BYTES: u64 = 16 << 10;
 /// Between looks at somebody else's lease.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// So often it may be there and not be there.
+const CONTRADICTIONS: usize = 4;
 
 /// Who writes, for messages and to know one's own leftovers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,15 +88,28 @@ impl Lease {
     pub fn acquire(repository: &Arc<Repository>, holder: &Holder, run: &str, term: Duration, cancel: &CancellationToken) -> Result<Self> {
         let mut record = fresh(holder, run, term);
         let mut seen: Option<(Record, Instant)> = None;
+        let mut contradicted = 0;
         loop {
             let Some(found) = read(repository)? else {
                 match repository.storage.put_new(NAME, encode(&record)?) {
                     Ok(()) => break,
-                    Err(StorageError::Exists { .. }) => continue,
+                    // Somebody was quicker, or the storage says both.
+                    Err(e @ StorageError::Exists { .. }) if contradicted >= CONTRADICTIONS => {
+                        return Err(held(repository, format!("the storage says that {NAME} is not there, and that it is ({e})")));
+                    }
+                    Err(StorageError::Exists { .. }) => contradicted += 1,
                     Err(e) => return Err(e.into()),
                 }
+                if cancel.is_cancelled() {
+                    return Err(RepositoryError::Cancelled);
+                }
+                if contradicted > 1 {
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                continue;
             };
-            record.counter = found.counter + 1;
+            // Whoever can write to the storage can write any number.
+            record.counter = found.counter.wrapping_add(1);
             if may_follow(&found, &record)? || is_own_leftover(&found, &record) {
                 repository.storage.put(NAME, encode(&record)?)?;
                 break;
@@ -129,7 +144,7 @@ impl Lease {
     /// Makes this machine the writer, whoever was it; returns who, if anybody. One that is at work stops before it commits.
     pub fn take_over(repository: &Arc<Repository>, holder: &Holder) -> Result<Option<String>> {
         let found = read(repository)?;
-        let counter = found.as_ref().map_or(0, |f| f.counter + 1);
+        let counter = found.as_ref().map_or(0, |f| f.counter.wrapping_add(1));
         let record = Record { counter, released: true, ..fresh(holder, "take-over", TERM) };
         repository.storage.put(NAME, encode(&record)?)?;
         Ok(found.map(|f| f.who()))
@@ -161,7 +176,7 @@ impl Lease {
                     lost2.store(true, Ordering::Release);
                     return;
                 }
-                record.counter += 1;
+                record.counter = record.counter.wrapping_add(1);
                 record.written = jiff::Timestamp::now().to_string();
                 let renewal = found.and_then(|_| encode(&record)).and_then(|bytes| Ok(repository2.storage.put(NAME, bytes)?));
                 if renewal.is_ok() {
@@ -186,6 +201,11 @@ impl Lease {
         let ours = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         match read(&self.repository)? {
             Some(found) if found.is_of(&ours) => Ok(()),
+            Some(found) if found.format == 0 => Err(held(&self.repository, format!("{NAME} is damaged: it does not say who writes here"))),
+            Some(found) if found.holder == ours.holder && found.pid == ours.pid => {
+                let text = format!("{NAME} is not as this run wrote it: the storage lost a write, or shows an older state");
+                Err(held(&self.repository, text))
+            }
             Some(found) => Err(held(&self.repository, format!("{} took the repository over while this keepd was writing", found.who()))),
             None => Err(held(&self.repository, format!("{NAME} was removed while this keepd was writing"))),
         }
@@ -204,7 +224,7 @@ impl Drop for Lease {
         if !self.lost.load(Ordering::Acquire) && still_ours {
             // Left as it is it would only make another start wait for the term.
             record.released = true;
-            record.counter += 1;
+            record.counter = record.counter.wrapping_add(1);
             let _ = encode(&record).map(|bytes| self.repository.storage.put(NAME, bytes));
         }
     }
@@ -345,11 +365,16 @@ mod tests {
         // A dead one of another machine is not followed without a word.
         put(&fresh(&holder("three", "m3", "b3"), "run6", SHORT));
         assert!(acquire(&a, &holder("one", "m1", "now"), "run7").err().unwrap().to_string().contains("take-over"));
+        // Somebody wrote the largest number there is.
+        put(&Record { pid: i32::MAX as u32 - 7, counter: u64::MAX, ..fresh(&holder("one", "m1", "now"), "run8", TERM) });
+        drop(acquire(&a, &holder("one", "m1", "now"), "run8").unwrap());
+        put(&Record { counter: u64::MAX, released: true, ..fresh(&holder("two", "m2", "b2"), "run8", TERM) });
+        assert!(Lease::take_over(&a, &holder("one", "m1", "now")).unwrap().unwrap().contains("host-two"));
         // What does not parse is watched, too.
         a.storage.put(NAME, b"{".to_vec()).unwrap();
         let cancel = CancellationToken::new();
         cancel.cancel();
-        let waiting = Lease::acquire(&a, &holder("one", "m1", "now"), "run8", SHORT, &cancel);
+        let waiting = Lease::acquire(&a, &holder("one", "m1", "now"), "run9", SHORT, &cancel);
         assert!(matches!(waiting, Err(RepositoryError::Cancelled)));
     }
 }

@@ -3,17 +3,18 @@
 //! Whatever is in it can be made again from the repository. Packs that were stored but are in no index object yet (an
 //! interrupted run left them, or the present one) are marked, so that the next run uses them instead of storing again.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::entry::ChunkId;
+use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::error::{RepositoryError, Result};
 use super::index::IndexedPack;
-use super::pack::{PackedChunk, is_tail, is_write_only};
-use crate::crypto::ObjectKind;
+use super::pack::{MAX_PACK_BYTES, PackedChunk, is_tail, is_write_only};
+use crate::crypto::{HEADER_BYTES, ObjectKind};
+use crate::sqlite_error;
 
 /// Where a chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +28,27 @@ pub struct Location {
     pub len: u32,
 }
 
+impl Location {
+    /// Whether a chunk may lie there: within a pack, and no longer than any.
+    fn is_possible(&self) -> bool {
+        let end = u64::from(self.offset) + u64::from(self.sealed_len);
+        self.offset >= HEADER_BYTES as u32 && end <= MAX_PACK_BYTES && self.len as usize <= MAX_CHUNK_BYTES
+    }
+}
+
 pub struct LocalIndex {
     db: Mutex<Connection>,
     location: String,
+    path: PathBuf,
+    /// What packs that stand in no index object yet held when they were put in here, as digests: the cache itself has no sums.
+    added: Mutex<HashMap<[u8; 32], [u8; 32]>>,
 }
 
 /// Of the layout; a cache of another one is thrown away.
 const VERSION: i64 = 4;
-/// `lost`: chunks that do not open any more, and where that was. `listed`: the index object that a pack stands in. `condemned`: nothing needs it, and new backups must not build upon it. `read`: when it was
-/// read whole and found good, in seconds since 1970. `closed`: a write-only pack. `translation`: what chunks of other repositories became here.
+/// `lost`: chunks that do not open any more, and where that was. `listed`: the index object that a pack stands in. `condemned`: nothing needs it,
+/// and new backups must not build upon it. `read`: when it was read whole and found good, in seconds since 1970. `closed`: a write-only pack.
+/// `translation`: what chunks of other repositories became here.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0, closed INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX IF NOT EXISTS pack_closed ON pack (closed) WHERE closed;
@@ -46,8 +59,7 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL, mark INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
     CREATE TABLE IF NOT EXISTS loaded (id BLOB PRIMARY KEY) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS translation (repository BLOB NOT NULL, there BLOB NOT NULL, here BLOB NOT NULL, PRIMARY KEY (repository, there)) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;";
+    CREATE TABLE IF NOT EXISTS translation (repository BLOB NOT NULL, there BLOB NOT NULL, here BLOB NOT NULL, PRIMARY KEY (repository, there)) WITHOUT ROWID;";
 
 impl LocalIndex {
     /// Opens the cache at `path`; a file that is no database of this layout is thrown away, for it can be made again.
@@ -67,6 +79,10 @@ impl LocalIndex {
             Ok(db)
         };
         let db = connect().or_else(|first| {
+            // No space, no descriptors: it is as good as it was, and reading a whole repository again helps nobody.
+            if sqlite_error::words(&first, path).1 {
+                return Err(first);
+            }
             for suffix in ["", "-wal", "-shm"] {
                 let mut name = path.as_os_str().to_owned();
                 name.push(suffix);
@@ -75,9 +91,10 @@ impl LocalIndex {
             connect().map_err(|_| first)
         });
         match db {
-            Ok(db) => Ok(Self { db: Mutex::new(db), location: location.to_owned() }),
+            Ok(db) => Ok(Self { db: Mutex::new(db), location: location.to_owned(), path: path.to_owned(), added: Mutex::default() }),
             Err(e) => {
-                Err(RepositoryError::LocalIndex { location: location.to_owned(), text: format!("cannot open {}: {e}", path.display()) })
+                let text = format!("cannot open {}: {}", path.display(), sqlite_error::words(&e, path).0);
+                Err(RepositoryError::LocalIndex { location: location.to_owned(), text })
             }
         }
     }
@@ -89,8 +106,19 @@ impl LocalIndex {
     fn fail(&self, error: rusqlite::Error) -> RepositoryError {
         RepositoryError::LocalIndex {
             location: self.location.clone(),
-            text: format!("{error}; it is a cache: stop keepd, remove it, start keepd, and it is made anew"),
+            text: match sqlite_error::words(&error, &self.path) {
+                (text, true) => text,
+                (text, false) => {
+                    format!("{text}; it is a cache: stop keepd, remove {}, start keepd, and it is made anew", self.path.display())
+                }
+            },
         }
+    }
+
+    /// Damages the cache, or asks how it is; how many rows that changed.
+    #[cfg(test)]
+    pub fn execute(&self, sql: &str) -> usize {
+        self.db().execute(sql, []).unwrap()
     }
 
     /// The index objects already read into the cache.
@@ -110,7 +138,19 @@ impl LocalIndex {
 
     /// Takes up a pack that stands in no index object yet.
     pub fn add_unindexed(&self, pack: &IndexedPack) -> Result<()> {
-        self.insert(std::slice::from_ref(pack), None)
+        self.insert(std::slice::from_ref(pack), None)?;
+        self.added().insert(pack.id, digest(pack));
+        Ok(())
+    }
+
+    fn added(&self) -> MutexGuard<'_, HashMap<[u8; 32], [u8; 32]>> {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pack that waits to be listed, when it was put in here by this process and is still the same.
+    pub fn pack_as_added(&self, id: &[u8; 32]) -> Result<Option<IndexedPack>> {
+        let Some(added) = self.added().get(id).copied() else { return Ok(None) };
+        Ok(self.pack(id)?.filter(|pack| digest(pack) == added))
     }
 
     /// A chunk that is in two packs is remembered where it was first, unless that pack is condemned and the other is not.
@@ -146,6 +186,7 @@ impl LocalIndex {
         work().map_err(|e| self.fail(e))
     }
 
+    /// Where a chunk lies. A place where no chunk can lie (the cache is damaged) is none.
     pub fn lookup(&self, id: &ChunkId) -> Result<Option<Location>> {
         let db = self.db();
         let mut statement = db
@@ -157,7 +198,35 @@ impl LocalIndex {
             let kind = kind_of(r.get(1)?);
             Ok(Location { pack: r.get(0)?, kind, ordinal: r.get(2)?, offset: r.get(3)?, sealed_len: r.get(4)?, len: r.get(5)? })
         });
-        row.optional().map_err(|e| self.fail(e))
+        Ok(row.optional().map_err(|e| self.fail(e))?.filter(Location::is_possible))
+    }
+
+    /// Puts a chunk where the repository says that it lies, when the cache had it elsewhere or not at all.
+    pub fn correct(&self, id: &ChunkId, at: &Location) -> Result<()> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            let kind = i64::from(at.kind == ObjectKind::MetaPack) + 1;
+            tx.execute("UPDATE pack SET kind = ?2 WHERE id = ?1", params![at.pack, kind])?;
+            tx.execute(
+                "INSERT INTO chunk (id, pack, ordinal, start, sealed, len) SELECT ?1, n, ?3, ?4, ?5, ?6 FROM pack WHERE id = ?2 ON CONFLICT (id) DO UPDATE
+                 SET pack = excluded.pack, ordinal = excluded.ordinal, start = excluded.start, sealed = excluded.sealed, len = excluded.len",
+                params![id.0, at.pack, at.ordinal, at.offset, at.sealed_len, at.len],
+            )?;
+            tx.commit()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Which of the chunks that are marked in this round the cache has in which pack; None for one that is not marked.
+    pub fn marked_in(&self, round: i64, ids: &[ChunkId]) -> Result<Vec<Option<[u8; 32]>>> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<Vec<Option<[u8; 32]>>> {
+            let tx = db.transaction()?;
+            let mut look = tx.prepare_cached("SELECT p.id FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1 AND c.mark = ?2")?;
+            ids.iter().map(|id| look.query_row(params![id.0, round], |r| r.get(0)).optional()).collect()
+        };
+        work().map_err(|e| self.fail(e))
     }
 
     /// The kinds of the packs that chunks lie in, condemned ones too; None for chunks that are not there. All in one transaction.
@@ -282,10 +351,12 @@ impl LocalIndex {
     }
 
     /// Packs that are not condemned and were not read whole since `before` (seconds since 1970), those first that wait longest; at
-    /// most `most`.
-    pub fn unread(&self, before: i64, most: usize) -> Result<Vec<([u8; 32], u64)>> {
-        let sql = "SELECT id, size FROM pack WHERE NOT condemned AND read <= ?1 ORDER BY read, id LIMIT ?2";
-        self.rows(sql, params![before, most as i64], id_and_number)
+    /// most `most`. Those that were read after `now`, by a clock that was wrong, are among them.
+    pub fn unread(&self, before: i64, now: i64, most: usize) -> Result<Vec<([u8; 32], u64)>> {
+        /// A clock that is set right by less is none that was wrong.
+        const AHEAD: i64 = 86_400;
+        let sql = "SELECT id, size FROM pack WHERE NOT condemned AND (read <= ?1 OR read > ?2) ORDER BY read > ?2, read, id LIMIT ?3";
+        self.rows(sql, params![before, now.saturating_add(AHEAD), most as i64], id_and_number)
     }
 
     /// Notes that packs were read whole and found good.
@@ -350,6 +421,11 @@ impl LocalIndex {
         self.rows("SELECT id FROM pack WHERE listed = ?1 ORDER BY n", [index_id], |r| r.get(0))
     }
 
+    /// The index objects that no pack stands in any more.
+    pub fn idle_indexes(&self) -> Result<Vec<[u8; 32]>> {
+        self.rows("SELECT id FROM loaded WHERE NOT EXISTS (SELECT 1 FROM pack WHERE listed = loaded.id) ORDER BY id", [], |r| r.get(0))
+    }
+
     /// The index objects with the number of their chunks.
     pub fn index_sizes(&self) -> Result<BTreeMap<[u8; 32], u64>> {
         let sql = "SELECT l.id, (SELECT count(*) FROM pack p JOIN chunk c ON c.pack = p.n WHERE p.listed = l.id) FROM loaded l";
@@ -372,7 +448,7 @@ impl LocalIndex {
                 Ok((PackedChunk { id: ChunkId(r.get(0)?), offset: r.get(1)?, sealed_len: r.get(2)?, len: r.get(3)? }, r.get::<_, i64>(4)?))
             })?;
             let mut chunks: Vec<PackedChunk> = Vec::new();
-            let mut next = crate::crypto::HEADER_BYTES as u32;
+            let mut next = HEADER_BYTES as u32;
             for row in rows {
                 let (chunk, ordinal) = row?;
                 if ordinal != chunks.len() as i64 || chunk.offset != next {
@@ -399,7 +475,12 @@ impl LocalIndex {
             tx.execute("INSERT OR IGNORE INTO loaded (id) VALUES (?1)", [index_id])?;
             tx.commit()
         };
-        work().map_err(|e| self.fail(e))
+        work().map_err(|e| self.fail(e))?;
+        let mut added = self.added();
+        for id in packs {
+            added.remove(id);
+        }
+        Ok(())
     }
 
     /// Notes that index objects were removed.
@@ -412,10 +493,11 @@ impl LocalIndex {
         Ok(())
     }
 
-    /// Begins marking what is in use: marks of earlier rounds no longer count.
+    /// Begins marking what is in use: marks of earlier rounds no longer count. A round is a number by chance, never 0, so that no damage makes a
+    /// mark of this round of an older one: what counts as looked at already would be taken for needed by nothing.
     pub fn begin_marks(&self) -> Result<i64> {
-        let sql = "INSERT INTO note (name, value) VALUES ('mark', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value";
-        self.db().query_row(sql, [], |r| r.get(0)).map_err(|e| self.fail(e))
+        let random: [u8; 8] = crate::crypto::random().map_err(|e| RepositoryError::Other(e.to_string()))?;
+        Ok(i64::from_le_bytes(random) | 1)
     }
 
     /// Marks chunks as used; returns for each whether it is known and was not marked in this round.
@@ -486,6 +568,16 @@ impl LocalIndex {
         };
         work().map_err(|e| self.fail(e))
     }
+}
+
+/// Of all that an index object would say of a pack.
+fn digest(pack: &IndexedPack) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&pack.size.to_le_bytes()).update(&[u8::from(pack.kind == ObjectKind::MetaPack)]);
+    for c in &pack.chunks {
+        hasher.update(&c.id.0).update(&c.offset.to_le_bytes()).update(&c.sealed_len.to_le_bytes()).update(&c.len.to_le_bytes());
+    }
+    *hasher.finalize().as_bytes()
 }
 
 fn id_and_number(row: &rusqlite::Row<'_>) -> rusqlite::Result<([u8; 32], u64)> {

@@ -8,6 +8,8 @@ pub mod chunker;
 mod closed;
 pub mod condemned;
 pub mod copy;
+#[cfg(test)]
+mod damaged_cache;
 pub mod entry;
 pub mod error;
 pub mod fetch;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,8 +16,9 @@ use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::index::{Index, IndexedPack, MAX_INDEX_BYTES};
 use super::local::{LocalIndex, Location};
+use super::lock;
 use super::manifest::{MAX_MANIFEST_BYTES, Manifest, SealedError, open_object, seal_object};
-use super::pack::{self, BuiltPack, MAX_PACK_BYTES, PackContents, PackError, PackMemory, SealedChunk};
+use super::pack::{self, BuiltPack, MAX_PACK_BYTES, PackContents, PackError, PackMemory, PackedChunk, SealedChunk};
 use super::slots::{self, Patience, Unreadable};
 use crate::config::Compression;
 use crate::crypto::slot::Slot;
@@ -33,7 +34,7 @@ const SETTLE: Duration = Duration::from_millis(250);
 
 /// `keepd.json`: what any reader needs before it has a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct RepositoryConfig {
+pub(crate) struct RepositoryConfig {
     format: u32,
     repository: String,
     created: String,
@@ -95,10 +96,42 @@ pub struct Repository {
     memory: u64,
     /// Ciphers of packs read lately, so that a pack's header is read and its subkey derived once.
     ciphers: Mutex<HashMap<[u8; 32], Arc<ObjectCipher>>>,
+    /// How often the repository may still be asked where a chunk lies that is not where the local index has it.
+    second_looks: AtomicUsize,
+    /// How often its whole index may still be read for that.
+    index_looks: AtomicUsize,
+    register: Mutex<Option<Register>>,
+}
+
+/// In which index objects chunks stand, made once when the local index is not to be believed: 8 bytes a chunk.
+#[derive(Default)]
+struct Register {
+    indexes: Vec<[u8; 32]>,
+    /// The first bytes of a chunk's id and the place of an index object, in order.
+    chunks: Vec<(u32, u32)>,
+    /// The index object that was read last: what lies together is asked for together.
+    last: Option<(u32, Arc<Index>)>,
+}
+
+impl Register {
+    fn key(id: &ChunkId) -> u32 {
+        u32::from_be_bytes(id.0.first_chunk().copied().unwrap_or_default())
+    }
+
+    /// The places of the index objects that may list a chunk.
+    fn places(&self, id: &ChunkId) -> Vec<u32> {
+        let key = Self::key(id);
+        let from = self.chunks.partition_point(|(other, _)| *other < key);
+        self.chunks.iter().skip(from).take_while(|(other, _)| *other == key).map(|(_, place)| *place).collect()
+    }
 }
 
 /// Ciphers remembered at most (about 1 KiB each).
 const MAX_CIPHERS: usize = 512;
+/// Each reads a pack's footer, and an index object or none.
+const SECOND_LOOKS: usize = 1024;
+/// Once is enough, unless the storage does not answer.
+const INDEX_LOOKS: usize = 3;
 
 impl Repository {
     /// Opens the repository of a storage, or makes one.
@@ -134,6 +167,9 @@ impl Repository {
             fresh: AtomicBool::new(fresh),
             memory: options.memory,
             ciphers: Mutex::default(),
+            second_looks: AtomicUsize::new(SECOND_LOOKS),
+            index_looks: AtomicUsize::new(INDEX_LOOKS),
+            register: Mutex::default(),
         }))
     }
 
@@ -227,9 +263,12 @@ impl Repository {
         let mut problems = Vec::new();
         self.sync_condemned(&mut problems)?;
         let condemned = self.local.condemned()?;
-        let listed = self.listed_indexes()?;
+        // What is known comes first: what comes meanwhile cannot be missed in the listing then.
         let mut loaded = self.local.loaded()?;
+        let listed = self.listed_indexes()?;
         if loaded.iter().any(|id| !listed.contains(id)) {
+            let gone = loaded.iter().filter(|id| !listed.contains(*id));
+            self.storage.are_gone("index/", gone.map(|id| format!("index/{}", HEXLOWER.encode(id))))?;
             self.local.clear()?;
             loaded.clear();
         }
@@ -239,10 +278,11 @@ impl Repository {
             let index = match self.read_index(id) {
                 Ok(index) => index,
                 Err(e @ RepositoryError::Storage(_)) => return Err(e),
-                // Its packs say themselves what they hold; they are taken up below and listed anew by the next backup.
+                // Its packs say themselves what they hold; they are taken up below and listed anew by the next backup. It is read again the next time: what
+                // came damaged may lie there whole.
                 Err(e) => {
                     problems.push(e.to_string());
-                    Index::default()
+                    continue;
                 }
             };
             superseded.extend(index.supersedes.iter().copied());
@@ -257,8 +297,9 @@ impl Repository {
             // What an interrupted prune left behind must not count.
             self.local.load(&id, if superseded.contains(&id) { &[] } else { &index.packs })?;
         }
-        let packs = self.listed_packs()?;
         let known: BTreeMap<[u8; 32], u64> = self.local.packs(true)?.into_iter().collect();
+        let packs = self.listed_packs()?;
+        self.storage.are_gone("packs/", known.keys().filter(|id| !packs.contains_key(*id)).map(pack_name))?;
         let mut gone = Vec::new();
         for (id, size) in &known {
             match packs.get(id) {
@@ -299,7 +340,9 @@ impl Repository {
 
     /// The packs of the storage with their sizes; a complete list or an error.
     pub fn listed_packs(&self) -> Result<BTreeMap<[u8; 32], u64>> {
-        Ok(self.storage.list("packs/")?.into_iter().filter_map(|object| Some((id_of(&object.name)?, object.size))).collect())
+        let all = self.storage.list("packs/")?.into_iter();
+        // What does not lie where its name belongs is none of ours: it would be asked for where it is not, and nothing would open any more.
+        Ok(all.filter_map(|object| id_of(&object.name).filter(|id| pack_name(id) == object.name).map(|id| (id, object.size))).collect())
     }
 
     /// Locks every object that is in use for another period; returns how many.
@@ -336,8 +379,13 @@ impl Repository {
 
     /// Reads an object whose name is its SHA-256 and proves that.
     pub(super) fn read_named(&self, name: &str, id: &[u8; 32], limit: u64) -> Result<Bytes> {
-        let object = self.storage.get(name, limit)?;
-        match <[u8; 32]>::from(Sha256::digest(&object)) == *id {
+        let is_it = |object: &Bytes| <[u8; 32]>::from(Sha256::digest(object)) == *id;
+        let mut object = self.storage.get(name, limit)?;
+        if !is_it(&object) && self.storage.is_remote() {
+            // What came damaged may lie there whole.
+            object = self.storage.get(name, limit)?;
+        }
+        match is_it(&object) {
             true => Ok(object),
             false => Err(self.damaged(name, "its SHA-256 is not its name: the bytes are damaged or exchanged".into())),
         }
@@ -414,9 +462,35 @@ impl Repository {
         if let Some(pack) = self.local.pack(id)? {
             return Ok(pack);
         }
-        let size = self.storage.size(&pack_name(id))?;
+        self.pack_from_footer(id, None)
+    }
+
+    /// What a pack says that it holds; its size is asked for where it is not known.
+    pub(super) fn pack_from_footer(&self, id: &[u8; 32], size: Option<u64>) -> Result<IndexedPack> {
+        let size = match size {
+            Some(size) => size,
+            None => self.storage.size(&pack_name(id))?,
+        };
         let contents = self.read_footer(id, size)?;
         Ok(IndexedPack { id: *id, size, kind: contents.header.kind, chunks: contents.chunks })
+    }
+
+    /// A pack that is to be listed in an index object: as this process put it into the local index while that has it so, else from its
+    /// footer. The local index is a cache without sums: were a byte of it wrong, it would be wrong in the repository from now on.
+    pub(super) fn pack_to_list(&self, id: &[u8; 32], size: Option<u64>) -> Result<IndexedPack> {
+        match self.local.pack_as_added(id)? {
+            Some(pack) => Ok(pack),
+            None => self.pack_from_footer(id, size),
+        }
+    }
+
+    /// Whether an index object is there whose bytes are not those it was named by, so that nobody can read it any more.
+    pub(super) fn is_damaged_index(&self, id: &[u8; 32]) -> Result<bool> {
+        match self.read_named(&format!("index/{}", HEXLOWER.encode(id)), id, MAX_INDEX_BYTES) {
+            Ok(_) | Err(RepositoryError::Storage(StorageError::NotFound { .. })) => Ok(false),
+            Err(RepositoryError::Damaged { .. }) => Ok(true),
+            Err(e) => Err(e),
+        }
     }
 
     /// What a chunk of these bytes is called here.
@@ -435,16 +509,113 @@ impl Repository {
 
     /// Where a chunk lies; its absence is damage.
     pub fn locate(&self, id: &ChunkId) -> Result<Location> {
-        self.local.lookup(id)?.ok_or_else(|| self.damaged(&format!("chunk {id}"), "no pack of the repository holds it".into()))
+        match self.local.lookup(id)? {
+            Some(at) => Ok(at),
+            None => {
+                self.second_look(id, None).ok_or_else(|| self.damaged(&format!("chunk {id}"), "no pack of the repository holds it".into()))
+            }
+        }
     }
 
     /// Reads and proves one chunk.
     pub fn read_chunk(&self, id: &ChunkId) -> Result<Vec<u8>> {
         let at = self.locate(id)?;
+        let first = match self.read_chunk_at(id, &at) {
+            // What came damaged may lie there whole.
+            Err(RepositoryError::Damaged { .. }) if self.storage.is_remote() => {
+                self.forget_cipher(&at.pack);
+                self.read_chunk_at(id, &at)
+            }
+            other => other,
+        };
+        first.or_else(|e| match may_be_elsewhere(&e).then(|| self.second_look(id, Some(&at))).flatten() {
+            Some(at) => self.read_chunk_at(id, &at),
+            None => Err(e),
+        })
+    }
+
+    /// The header of its pack may have come damaged, too.
+    pub(super) fn forget_cipher(&self, pack: &[u8; 32]) {
+        self.ciphers.lock().unwrap_or_else(PoisonError::into_inner).remove(pack);
+    }
+
+    pub(super) fn read_chunk_at(&self, id: &ChunkId, at: &Location) -> Result<Vec<u8>> {
         let cipher = self.pack_cipher(&at.pack, at.kind)?;
         let sealed = self.storage.range(&pack_name(&at.pack), u64::from(at.offset), u64::from(at.sealed_len))?;
         let sealed = SealedChunk { ordinal: u64::from(at.ordinal), id: *id, len: at.len, bytes: &sealed };
         pack::open_chunk(&cipher, &self.chunk_key, &sealed).map_err(|e| self.pack_error(&at.pack, e))
+    }
+
+    /// Where the repository itself says that a chunk lies, when it is not (or does not open) where the local index has it: that is a cache,
+    /// and may be what is damaged. None: not elsewhere either, or that was asked too often already. The local index learns it.
+    pub(super) fn second_look(&self, id: &ChunkId, not: Option<&Location>) -> Option<Location> {
+        let may = |left: &AtomicUsize| left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok();
+        if !may(&self.second_looks) {
+            return None;
+        }
+        if let Some(not) = not {
+            match self.pack_from_footer(&not.pack, None).map(|pack| self.opens_in(id, &pack, Some(not))) {
+                Ok(Some(at)) => return Some(at),
+                // It does not answer.
+                Err(RepositoryError::Storage(e)) if !matches!(e, StorageError::NotFound { .. } | StorageError::Short { .. }) => {
+                    return None;
+                }
+                _ => {}
+            }
+        }
+        let places = {
+            let mut register = lock(&self.register);
+            if register.is_none() && may(&self.index_looks) {
+                *register = self.read_register().ok();
+            }
+            register.as_ref()?.places(id)
+        };
+        places
+            .into_iter()
+            .filter_map(|place| self.index_at(place))
+            .find_map(|i| i.packs.iter().find_map(|pack| self.opens_in(id, pack, not)))
+    }
+
+    /// The index object that has this place in the register.
+    fn index_at(&self, place: u32) -> Option<Arc<Index>> {
+        let mut register = lock(&self.register);
+        let register = register.as_mut()?;
+        if let Some((_, index)) = register.last.as_ref().filter(|(last, _)| *last == place) {
+            return Some(index.clone());
+        }
+        let index = Arc::new(self.read_index(register.indexes.get(place as usize)?).ok()?);
+        register.last = Some((place, index.clone()));
+        Some(index)
+    }
+
+    fn read_register(&self) -> Result<Register> {
+        let mut register = Register::default();
+        for id in self.listed_indexes()? {
+            let index = match self.read_index(&id) {
+                Ok(index) => index,
+                Err(e @ RepositoryError::Storage(_)) => return Err(e),
+                Err(_) => continue,
+            };
+            let place = register.indexes.len() as u32;
+            register.indexes.push(id);
+            register.chunks.extend(index.packs.iter().flat_map(|pack| &pack.chunks).map(|c| (Register::key(&c.id), place)));
+        }
+        register.chunks.sort_unstable();
+        register.chunks.dedup();
+        Ok(register)
+    }
+
+    /// Where a chunk lies in a pack that holds this, when it opens there and that is another place than `not`.
+    fn opens_in(&self, id: &ChunkId, pack: &IndexedPack, not: Option<&Location>) -> Option<Location> {
+        let ordinal = pack.chunks.iter().position(|c| c.id == *id)?;
+        let PackedChunk { offset, sealed_len, len, .. } = *pack.chunks.get(ordinal)?;
+        let at = Location { pack: pack.id, kind: pack.kind, ordinal: u32::try_from(ordinal).ok()?, offset, sealed_len, len };
+        if not == Some(&at) || self.read_chunk_at(id, &at).is_err() {
+            return None;
+        }
+        tracing::warn!("the local index of {} was wrong about chunk {id}: it is mended", self.location());
+        let _ = self.local.correct(id, &at);
+        Some(at)
     }
 
     /// The cipher of a pack, from its header.
@@ -470,6 +641,16 @@ impl Repository {
     }
 }
 
+/// Whether a chunk that cannot be had for this reason may lie elsewhere than the local index says.
+pub(super) fn may_be_elsewhere(error: &RepositoryError) -> bool {
+    match error {
+        // One that does not answer says nothing of the local index.
+        RepositoryError::Storage(e) => matches!(e, StorageError::NotFound { .. } | StorageError::Short { .. }),
+        RepositoryError::Cancelled | RepositoryError::Object { source: CryptoError::NeedsPrivateKey(_), .. } => false,
+        _ => true,
+    }
+}
+
 /// The ids objects are named by.
 pub(super) fn ids<T: FromIterator<[u8; 32]>>(names: Vec<String>) -> T {
     names.iter().filter_map(|name| id_of(name)).collect()
@@ -490,7 +671,7 @@ pub fn manifest_name(id: &[u8; 32]) -> String {
     format!("backups/{}", HEXLOWER.encode(id))
 }
 
-fn parse_config(location: &str, bytes: &[u8]) -> Result<RepositoryConfig> {
+pub(crate) fn parse_config(location: &str, bytes: &[u8]) -> Result<RepositoryConfig> {
     let none = |text: String| RepositoryError::NoRepository { location: location.to_owned(), text };
     #[derive(Deserialize)]
     struct Version {
@@ -542,8 +723,9 @@ fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConf
     Ok(config)
 }
 
-/// Where create-if-absent is ignored, what is put last counts, also when it was on its way for long: so each one shows itself by its key slot first, then looks for others. Of
-/// two that see each other the one whose slot comes first goes on. One that was interrupted here earlier holds nobody up for longer than that.
+/// Where create-if-absent is ignored, what is put last counts, also when it was on its way for long: so each one shows itself by its key
+/// slot first, then looks for others. Of two that see each other the one whose slot comes first goes on. One that was interrupted here
+/// earlier holds nobody up for longer than that.
 fn gives_way(storage: &Storage, slot: &str) -> Result<()> {
     let others: Vec<String> = storage.names("keys/")?.into_iter().filter(|name| name != slot).collect();
     if !others.is_empty() {

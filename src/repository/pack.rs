@@ -357,7 +357,7 @@ fn footer_len(chunks: &[PackedChunk]) -> u64 {
     (encode_footer(chunks).len() + TAG_BYTES + 4) as u64
 }
 
-fn encode_footer(chunks: &[PackedChunk]) -> Vec<u8> {
+pub(crate) fn encode_footer(chunks: &[PackedChunk]) -> Vec<u8> {
     let mut out = Vec::with_capacity(16 + chunks.len() * 48);
     let mut e = Encoder::new(&mut out);
     // Writing to a Vec does not fail.
@@ -368,7 +368,7 @@ fn encode_footer(chunks: &[PackedChunk]) -> Vec<u8> {
     out
 }
 
-fn decode_footer(plain: &[u8]) -> Result<Vec<PackedChunk>, minicbor::decode::Error> {
+pub(crate) fn decode_footer(plain: &[u8]) -> Result<Vec<PackedChunk>, minicbor::decode::Error> {
     let mut d = Decoder::new(plain);
     let bad = minicbor::decode::Error::message;
     let count = d.array()?.ok_or_else(|| bad("an array of unknown length"))?;

@@ -25,6 +25,10 @@ const MIN_PAGE_BYTES: usize = 8 << 10;
 const ENTRIES_MASK: u64 = 0xff;
 /// A page is cut when it reaches this length.
 const MAX_PAGE_BYTES: usize = 128 << 10;
+/// A page is cut, too, when the paths of its entries have so many bytes written out …
+const CUT_AT_PATH_BYTES: usize = 16 << 20;
+/// … and one whose paths have more than this is none: a few bytes can share a long path with the entry before, again and again.
+const MAX_PATH_BYTES: usize = 64 << 20;
 /// More segments than this go to lists.
 const INLINE_SEGMENTS: usize = 64;
 /// Segments of one list.
@@ -44,6 +48,8 @@ pub struct PageBuilder {
     table: Table,
     entries: Vec<u8>,
     count: u64,
+    /// Of all paths, written out.
+    path_bytes: usize,
     last_path: Vec<u8>,
     first_path: Vec<u8>,
 }
@@ -85,11 +91,12 @@ impl PageBuilder {
         }
         encode_entry(paged, &self.last_path, &mut self.table, &mut self.entries);
         self.count += 1;
+        self.path_bytes += paged.entry.path.len();
         self.last_path.clear();
         self.last_path.extend_from_slice(&paged.entry.path);
         let len = self.entries.len() + self.table.ids.len() * 34;
         let boundary = len >= MIN_PAGE_BYTES && path_hash(&paged.entry.path) & ENTRIES_MASK == 0;
-        (boundary || len >= MAX_PAGE_BYTES).then(|| self.take())
+        (boundary || len >= MAX_PAGE_BYTES || self.path_bytes >= CUT_AT_PATH_BYTES).then(|| self.take())
     }
 
     /// The last page, if it holds anything.
@@ -151,9 +158,14 @@ pub fn decode_page(bytes: &[u8]) -> Result<Vec<PagedEntry>, CborError> {
     let table = decode_table(&mut d)?;
     let count = d.array()?.ok_or_else(|| CborError::message("an array of unknown length"))?;
     let mut entries: Vec<PagedEntry> = Vec::with_capacity(count.min(bytes.len() as u64 / 16) as usize);
+    let mut path_bytes = 0usize;
     for _ in 0..count {
         let before: &[u8] = entries.last().map_or(&[], |e| &e.entry.path);
         let entry = decode_entry(&mut d, &table, before)?;
+        path_bytes = path_bytes.saturating_add(entry.entry.path.len());
+        if path_bytes > MAX_PATH_BYTES {
+            return Err(CborError::message("its paths are longer than those of any page"));
+        }
         entries.push(entry);
     }
     at_end(&d, bytes)?;
@@ -270,6 +282,10 @@ fn decode_entry(d: &mut Decoder<'_>, table: &[ChunkId], before: &[u8]) -> Result
                 for _ in 0..d.array()?.ok_or_else(|| bad("an array of unknown length"))? {
                     let place = d.u64()?;
                     lists.push(*table.get(place as usize).ok_or_else(|| bad("a list outside the table"))?);
+                }
+                // Whoever restores it would take it for a file of that size without contents.
+                if lists.is_empty() && size > 0 {
+                    return Err(bad("contents in no list"));
                 }
             }
             _ => return Err(bad("contents of unknown form")),
@@ -425,6 +441,35 @@ mod tests {
                 let _ = decode_page(&page.bytes);
             }
         }
+    }
+
+    #[test]
+    fn a_page_does_not_unpack_to_far_more_than_it_is() {
+        // 3 MiB of path once, and then 30 bytes for each entry that shares it: 100 GB of paths in a chunk of 4 MiB.
+        let (mut table, mut entries, mut last) = (Table::default(), Vec::new(), Vec::new());
+        for n in 0..=100 {
+            let path = [vec![b'a'; 3 << 20], format!("{n}").into_bytes()].concat();
+            let paged = PagedEntry { entry: Entry { path, kind: Kind::Directory, ..Entry::default() }, lists: Vec::new() };
+            encode_entry(&paged, &last, &mut table, &mut entries);
+            last = paged.entry.path;
+        }
+        let mut bytes = Vec::new();
+        let mut e = Encoder::new(&mut bytes);
+        let _ = e.array(2);
+        table.encode(&mut e);
+        let _ = e.array(101);
+        bytes.extend_from_slice(&entries);
+        assert!(bytes.len() < MAX_CHUNK_BYTES);
+        assert!(decode_page(&bytes).unwrap_err().to_string().contains("longer than those of any page"));
+        // What keepd writes stays below, however long the paths.
+        let mut builder = PageBuilder::default();
+        let mut pages = Vec::new();
+        for n in 0..300 {
+            let path = [vec![b'a'; 1 << 20], n.to_string().into_bytes()].concat();
+            pages.extend(builder.push(&PagedEntry { entry: Entry { path, kind: Kind::Directory, ..Entry::default() }, lists: Vec::new() }));
+        }
+        pages.extend(builder.finish());
+        assert_eq!(pages.iter().map(|p| decode_page(&p.bytes).unwrap().len()).sum::<usize>(), 300);
     }
 
     #[test]

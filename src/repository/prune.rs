@@ -12,18 +12,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
-use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::condemned::{is_over, since};
+use super::condemned::{Now, since};
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::index::{INDEX_CHUNKS, Index, IndexedPack};
 use super::local::{Mark, PackUsage};
 use super::manifest::Manifest;
-use super::open::{Repository, pack_name};
+use super::open::{Repository, manifest_name, pack_name};
 use super::pack::{ChunkOpener, PACK_TARGET_BYTES, PackBuilder, PackMemory, Prover, SealedChunk};
-use super::page;
+use super::{page, writer};
 use crate::crypto::{CryptoError, ObjectKind};
 
 /// A pack is rewritten when less than this share of it, in percent, is needed.
@@ -72,6 +71,9 @@ pub struct PruneOptions<'a> {
     pub dry_run: bool,
     /// Between condemning and deleting.
     pub grace: Duration,
+    /// Backups that are here as far as anybody remembers: a listing that lacks one that is there is not believed.
+    pub known: &'a [[u8; 32]],
+    pub now: Now,
     /// Keeps readers away while packs are deleted; None when there are some just now.
     pub alone: &'a dyn Fn() -> Option<Box<dyn Send>>,
 }
@@ -88,10 +90,10 @@ pub fn prune(
     // Here a list that cannot be read is an error, for it says what is to be deleted.
     let lists = repository.condemned_lists().map_err(refuse)?;
     let known_since = since(&lists);
-    let round = mark_used(repository, cancel)?;
+    let round = mark_used(repository, options.known, cancel)?;
     let usage = repository.local.usage(round)?;
     let listed = repository.listed_packs()?;
-    let now = Timestamp::now().as_second();
+    let (now, begun) = (options.now, options.now.to_condemn(&lists));
     let lost = repository.local.lost(round)?;
     let can_open = |u: &PackUsage| match repository.pack_cipher(&u.id, u.kind) {
         Ok(_) => Ok(true),
@@ -109,6 +111,8 @@ pub fn prune(
         }
         return Ok(plan.report);
     }
+    let is_expired = |id: &[u8; 32]| known_since.get(id).is_some_and(|since| now.is_over(*since, options.grace));
+    prove_dead(repository, round, &plan, &usage, &listed, &is_expired, cancel)?;
     plan.report.temporaries_deleted = repository.storage.sweep_temporaries()?;
     if !plan.rewrite.is_empty() {
         step("rewriting packs that are mostly dead");
@@ -120,20 +124,21 @@ pub fn prune(
         return Err(RepositoryError::Cancelled);
     }
     if !condemned.is_empty() {
-        repository.condemn(now, &condemned)?;
+        repository.condemn(begun, &condemned)?;
     }
     // The local index learns it at once: chunks that were rewritten are found in their new packs.
     let mut in_force = known_since.clone();
     for id in &condemned {
-        in_force.entry(*id).or_insert(now);
+        in_force.entry(*id).or_insert(begun);
     }
     in_force.retain(|id, _| !plan.taken_back.contains(id));
     repository.local.set_condemned(&in_force)?;
     for pack in &rewritten {
         repository.local.add_unindexed(pack)?;
     }
-    write_index(repository, &usage, &in_force, step)?;
-    delete_expired(repository, &mut plan, &in_force, now, options, step, cancel)?;
+    drop(rewritten);
+    write_index(repository, &usage, &listed, &in_force, step)?;
+    delete_expired(repository, &mut plan, &in_force, options, step, cancel)?;
     in_force.retain(|id, _| !plan.gone.contains(id));
     mend_lists(repository, &in_force)?;
     repository.local.set_condemned(&in_force)?;
@@ -160,7 +165,7 @@ impl Plan {
         listed: &BTreeMap<[u8; 32], u64>,
         known_since: &BTreeMap<[u8; 32], i64>,
         lost: &BTreeMap<[u8; 32], u64>,
-        now: i64,
+        now: Now,
         grace: Duration,
         can_open: &dyn Fn(&PackUsage) -> Result<bool>,
     ) -> Result<Self> {
@@ -182,7 +187,7 @@ impl Plan {
                 }
                 Some(time) => {
                     let report = &mut plan.report;
-                    let amount = if is_over(*time, now, grace) { &mut report.deleted } else { &mut report.waiting };
+                    let amount = if now.is_over(*time, grace) { &mut report.deleted } else { &mut report.waiting };
                     amount.add(size);
                     plan.old.push((id, size));
                 }
@@ -213,9 +218,15 @@ impl Plan {
     }
 }
 
-/// Writes new index objects in place of those that list condemned packs (and of small ones, when there are many): their other packs, the
-/// rewritten ones, and what stands in none yet.
-fn write_index(repository: &Repository, usage: &[PackUsage], condemned: &BTreeMap<[u8; 32], i64>, step: &dyn Fn(&str)) -> Result<()> {
+/// Writes new index objects in place of those that list condemned packs (and of small ones, when there are many), and of damaged
+/// ones: their other packs, and what stands in none yet.
+fn write_index(
+    repository: &Repository,
+    usage: &[PackUsage],
+    listed: &BTreeMap<[u8; 32], u64>,
+    condemned: &BTreeMap<[u8; 32], i64>,
+    step: &dyn Fn(&str),
+) -> Result<()> {
     // Also one that an interrupted prune condemned and left in its index.
     let mut old: BTreeSet<[u8; 32]> = usage.iter().filter(|u| condemned.contains_key(&u.id)).filter_map(|u| u.listed).collect();
     let all = repository.listed_indexes()?;
@@ -227,54 +238,178 @@ fn write_index(repository: &Repository, usage: &[PackUsage], condemned: &BTreeMa
             old.extend(small);
         }
     }
-    if !old.is_empty() || !repository.local.unindexed()?.is_empty() {
+    old.extend(damaged_indexes(repository, usage, listed, &all)?);
+    let unlisted = repository.local.unindexed()?;
+    if !old.is_empty() || !unlisted.is_empty() {
         step("writing the index");
     }
-    let mut packs: Vec<[u8; 32]> = Vec::new();
-    for id in &old {
-        packs.extend(repository.local.listed_in(id)?.into_iter().filter(|p| !condemned.contains_key(p)));
+    // What an interrupted prune left, or whose packs are all gone. It stays superseded as long as it is there: once nothing superseded it
+    // any more it would be in force again, and name packs that were deleted since.
+    let idle: Vec<[u8; 32]> = repository.local.idle_indexes()?.into_iter().filter(|id| all.contains(id)).collect();
+    if unlisted.is_empty() && old.is_empty() && idle.len() < 2 {
+        for id in &idle {
+            repository.storage.delete(&format!("index/{}", HEXLOWER.encode(id)))?;
+        }
+        return repository.local.unload(&idle);
     }
-    packs.extend(repository.local.unindexed()?);
-    if packs.is_empty() && old.is_empty() {
-        return Ok(());
-    }
-    let mut written: Vec<Index> = Vec::new();
-    let mut index = Index { packs: Vec::new(), supersedes: old.iter().copied().collect() };
-    let mut chunks = 0;
-    for id in packs {
-        let pack = repository.whole_pack(&id)?;
-        chunks += pack.chunks.len();
-        index.packs.push(pack);
+    // What is in them is taken from what they replace, which is sealed, and from the packs themselves. The local index is a cache without
+    // a checksum: were a byte of it wrong, it would be wrong in the repository from now on.
+    let (mut next, mut chunks) = (Index::default(), 0);
+    let mut add = |pack: IndexedPack| -> Result<()> {
         if chunks >= INDEX_CHUNKS {
-            written.push(std::mem::take(&mut index));
+            writer::publish(repository, &std::mem::take(&mut next))?;
             chunks = 0;
         }
+        chunks += pack.chunks.len();
+        next.packs.push(pack);
+        Ok(())
+    };
+    for id in &old {
+        let mut left: BTreeSet<[u8; 32]> = repository.local.listed_in(id)?.into_iter().filter(|p| !condemned.contains_key(p)).collect();
+        match repository.read_index(id) {
+            Ok(index) => index.packs.into_iter().filter(|pack| left.remove(&pack.id)).try_for_each(&mut add)?,
+            Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
+            // The packs' footers have it.
+            Err(_) => {}
+        }
+        for pack in left {
+            add(repository.pack_from_footer(&pack, listed.get(&pack).copied())?)?;
+        }
     }
-    if !index.packs.is_empty() || written.is_empty() {
-        written.push(index);
+    for pack in unlisted {
+        add(repository.pack_to_list(&pack, listed.get(&pack).copied())?)?;
     }
+    old.extend(idle);
     // The one that supersedes goes last: until it is there the old ones hold, and then the new ones are complete.
-    for index in written.into_iter().rev() {
-        let id = repository.write_index(&index)?;
-        repository.local.mark_indexed(&id, &index.packs.iter().map(|p| p.id).collect::<Vec<_>>())?;
-    }
+    next.supersedes = old.iter().copied().collect();
+    writer::publish(repository, &next)?;
     for id in &old {
         repository.storage.delete(&format!("index/{}", HEXLOWER.encode(id)))?;
     }
     repository.local.unload(&old.into_iter().collect::<Vec<_>>())
 }
 
+/// Index objects whose bytes are damaged, so that nobody can read them; none as long as there is any pack of which nobody knows what is in
+/// it: somebody may find a good copy of them.
+fn damaged_indexes(
+    repository: &Repository,
+    usage: &[PackUsage],
+    listed: &BTreeMap<[u8; 32], u64>,
+    all: &BTreeSet<[u8; 32]>,
+) -> Result<Vec<[u8; 32]>> {
+    let loaded = repository.local.loaded()?;
+    let strange: Vec<&[u8; 32]> = all.iter().filter(|id| !loaded.contains(*id)).collect();
+    let known: HashSet<&[u8; 32]> = if strange.is_empty() { HashSet::new() } else { usage.iter().map(|u| &u.id).collect() };
+    let mut damaged = Vec::new();
+    if listed.keys().all(|id| known.contains(id)) {
+        for id in strange {
+            if repository.is_damaged_index(id)? {
+                damaged.push(*id);
+            }
+        }
+    }
+    Ok(damaged)
+}
+
+/// Proves by the index objects in force, and by the packs' own footers, that what is to be condemned, rewritten or deleted now holds nothing
+/// that is needed and nowhere else: the local index, by which it was chosen, is a cache, and a damaged one may have a chunk in another pack
+/// than the one it lies in. Such a one is emptied, and the next run makes it anew.
+fn prove_dead(
+    repository: &Repository,
+    round: i64,
+    plan: &Plan,
+    usage: &[PackUsage],
+    listed: &BTreeMap<[u8; 32], u64>,
+    is_expired: &dyn Fn(&[u8; 32]) -> bool,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    let go_on = || if cancel.is_cancelled() { Err(RepositoryError::Cancelled) } else { Ok(()) };
+    // Whatever is needed must not be in these.
+    let leaving: HashSet<[u8; 32]> = plan.condemn.iter().chain(&plan.old).map(|(id, _)| *id).collect();
+    let rewritten: HashSet<[u8; 32]> = plan.rewrite.iter().map(|u| u.id).collect();
+    // What waits was proven when it was condemned, and is once more before it is deleted.
+    let old = plan.old.iter().map(|(id, _)| *id).filter(|id| is_expired(id));
+    let going = plan.condemn.iter().map(|(id, _)| *id).chain(old).chain(rewritten.iter().copied());
+    let mut going: HashSet<[u8; 32]> = going.filter(|id| listed.contains_key(id)).collect();
+    let wrong = |chunk: &ChunkId, there: &[u8; 32]| match repository.local.clear() {
+        Ok(()) => RepositoryError::LocalIndex {
+            location: repository.location().to_owned(),
+            text: format!(
+                "it has chunk {chunk}, which a backup needs, in {}, and that is not where it lies: it is damaged, and nothing was pruned. \
+                 It is a cache: it is made anew from the repository, and the next prune goes on",
+                pack_name(there)
+            ),
+        },
+        Err(e) => e,
+    };
+    // Chunks that are needed and by the local index in other packs than these.
+    let mut elsewhere: BTreeMap<[u8; 32], Vec<ChunkId>> = BTreeMap::new();
+    let mut look_at = |pack: &IndexedPack| -> Result<()> {
+        let is_rewritten = rewritten.contains(&pack.id);
+        let ids: Vec<ChunkId> = pack.chunks.iter().map(|c| c.id).collect();
+        for (chunk, there) in ids.iter().zip(repository.local.marked_in(round, &ids)?) {
+            match there {
+                None => {}
+                Some(there) if is_rewritten && there == pack.id => {}
+                Some(there) if leaving.contains(&there) => return Err(wrong(chunk, &there)),
+                Some(there) => elsewhere.entry(there).or_default().push(*chunk),
+            }
+        }
+        if is_rewritten {
+            // Its chunks are read where the local index has them.
+            for (ordinal, chunk) in repository.local.marked_chunks(round, &pack.id)? {
+                if pack.chunks.get(ordinal as usize) != Some(&chunk) {
+                    return Err(wrong(&chunk.id, &pack.id));
+                }
+            }
+        }
+        Ok(())
+    };
+    let indexes: BTreeSet<[u8; 32]> = usage.iter().filter(|u| going.contains(&u.id)).filter_map(|u| u.listed).collect();
+    for id in &indexes {
+        go_on()?;
+        match repository.read_index(id) {
+            Ok(index) => index.packs.iter().filter(|pack| going.remove(&pack.id)).try_for_each(&mut look_at)?,
+            Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
+            Err(_) => {}
+        }
+    }
+    for id in going {
+        go_on()?;
+        match repository.pack_from_footer(&id, listed.get(&id).copied()) {
+            Ok(pack) => look_at(&pack)?,
+            Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
+            // What nobody can read holds nothing.
+            Err(_) => {}
+        }
+    }
+    for (there, chunks) in elsewhere {
+        go_on()?;
+        let held: HashSet<ChunkId> = match repository.pack_from_footer(&there, listed.get(&there).copied()) {
+            Ok(pack) => pack.chunks.iter().map(|c| c.id).collect(),
+            Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
+            Err(_) => HashSet::new(),
+        };
+        for chunk in chunks.iter().filter(|chunk| !held.contains(*chunk)) {
+            let opens = repository.lookup(chunk)?.is_some_and(|at| at.pack == there && repository.read_chunk_at(chunk, &at).is_ok());
+            if !opens {
+                return Err(wrong(chunk, &there));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn delete_expired(
     repository: &Repository,
     plan: &mut Plan,
     in_force: &BTreeMap<[u8; 32], i64>,
-    now: i64,
     options: &PruneOptions<'_>,
     step: &dyn Fn(&str),
     cancel: &CancellationToken,
 ) -> Result<()> {
     // With no grace at all what was condemned just now is deleted at once.
-    let is_expired = |id: &[u8; 32]| in_force.get(id).is_some_and(|since| is_over(*since, now, options.grace));
+    let is_expired = |id: &[u8; 32]| in_force.get(id).is_some_and(|since| options.now.is_over(*since, options.grace));
     let expired: Vec<([u8; 32], u64)> = plan.old.iter().chain(&plan.condemn).filter(|(id, _)| is_expired(id)).copied().collect();
     plan.report.deleted = Amount::default();
     if expired.is_empty() {
@@ -311,9 +446,11 @@ fn mend_lists(repository: &Repository, in_force: &BTreeMap<[u8; 32], i64>) -> Re
 }
 
 /// Marks every chunk that a backup needs; returns the round's number.
-fn mark_used(repository: &Repository, cancel: &CancellationToken) -> Result<i64> {
+fn mark_used(repository: &Repository, known: &[[u8; 32]], cancel: &CancellationToken) -> Result<i64> {
     let round = repository.local.begin_marks()?;
-    for id in repository.listed_backups()? {
+    let listed = repository.listed_backups()?;
+    repository.storage.are_gone("backups/", known.iter().filter(|id| !listed.contains(*id)).map(manifest_name))?;
+    for id in listed {
         let manifest: Manifest = repository.read_manifest(&id).map_err(refuse)?;
         let pages = manifest.sources.iter().flat_map(|s| s.pages.iter().map(|p| ChunkId(*p.chunk)));
         let mut todo: VecDeque<ChunkId> = VecDeque::new();
@@ -335,7 +472,11 @@ fn mark_used(repository: &Repository, cancel: &CancellationToken) -> Result<i64>
 /// Marks chunks; those of metadata seen for the first time are read later.
 fn mark_new(repository: &Repository, round: i64, ids: &[ChunkId], pages: bool, todo: &mut VecDeque<ChunkId>) -> Result<()> {
     let marks = repository.local.mark(round, ids)?;
-    for (id, mark) in ids.iter().zip(marks) {
+    for (id, mut mark) in ids.iter().zip(marks) {
+        // What the local index lacks may be in the repository all the same; then it has learnt it.
+        if mark == Mark::Unknown && repository.locate(id).is_ok() {
+            mark = repository.local.mark(round, std::slice::from_ref(id))?.first().copied().unwrap_or(Mark::Unknown);
+        }
         match mark {
             Mark::Unknown => {
                 return Err(refuse(repository.damaged(&format!("chunk {id}"), "no pack holds it, but a backup needs it".into())));

@@ -317,22 +317,26 @@ fn remove_packs(repository: &Repository, packs: &[[u8; 32]]) -> Result<()> {
     for id in packs {
         repository.storage.delete(&pack_name(id))?;
     }
+    // One that came back would stand in everybody's way: nothing opens it any more.
+    repository.storage.settle()?;
     repository.local.forget(packs)
 }
 
 /// Ends a re-encryption: all packs were sealed anew, nobody reads or writes, and the repository was opened after [`begin`].
-/// `go_on` is asked again and again: that it was cancelled, or that somebody else writes now, ends it.
+/// `known` are manifests and marks that are here as far as anybody remembers, by their names: a listing that lacks one that is there is not believed, for what it
+/// hides would be sealed with a key that is forgotten. `go_on` is asked again and again: that it was cancelled, or that somebody else writes now, ends it.
 pub fn finish(
     repository: &Arc<Repository>,
     profiles: &[Profile],
     drop_others: bool,
+    known: &[String],
     step: &dyn Fn(&str),
     go_on: &dyn Fn() -> Result<()>,
 ) -> Result<Begun> {
     let epoch = repository.keys.epoch();
     step("sealing manifests and marks anew");
-    let (manifests, in_order) = seal_manifests(repository, epoch, go_on)?;
-    let marks = seal_marks(repository, epoch, &manifests, go_on)?;
+    let (manifests, in_order) = seal_manifests(repository, epoch, known, go_on)?;
+    let marks = seal_marks(repository, epoch, &manifests, known, go_on)?;
     step("removing what was sealed with the old key");
     // Of which backup an old mark is can only be told while its old manifest is there.
     for id in marks {
@@ -400,9 +404,11 @@ struct Known {
 
 /// Writes manifests anew that were sealed with an old key, or refer to such ones; returns what each old one is now. Backups go on being known by the
 /// ids they had. Second: the old ones in the order of their sequence.
-fn seal_manifests(repository: &Repository, epoch: u16, go_on: &dyn Fn() -> Result<()>) -> Result<Moved> {
+fn seal_manifests(repository: &Repository, epoch: u16, known: &[String], go_on: &dyn Fn() -> Result<()>) -> Result<Moved> {
     let mut all: BTreeMap<(u64, [u8; 32]), Known> = BTreeMap::new();
-    for id in repository.listed_backups()? {
+    let listed = repository.listed_backups()?;
+    is_whole(repository, "backups/", &listed.iter().map(manifest_name).collect(), known)?;
+    for id in listed {
         let (epoch, manifest) = with_epoch(repository, &manifest_name(&id), || repository.read_manifest(&id))?;
         let plain = |id: &Option<ByteArray<32>>| id.as_ref().map(|id| **id);
         let known =
@@ -439,10 +445,13 @@ fn seal_marks(
     repository: &Repository,
     epoch: u16,
     manifests: &HashMap<[u8; 32], [u8; 32]>,
+    known: &[String],
     go_on: &dyn Fn() -> Result<()>,
 ) -> Result<Vec<[u8; 32]>> {
     let mut old = Vec::new();
-    for id in ids::<Vec<[u8; 32]>>(repository.storage.names("marks/")?) {
+    let listed = ids::<Vec<[u8; 32]>>(repository.storage.names("marks/")?);
+    is_whole(repository, "marks/", &listed.iter().map(mark_name).collect(), known)?;
+    for id in listed {
         go_on()?;
         let name = mark_name(&id);
         let (found, mut mark) = with_epoch(repository, &name, || repository.read_mark(&id))?;
@@ -457,6 +466,12 @@ fn seal_marks(
         old.push(id);
     }
     Ok(old)
+}
+
+/// An error when a listing lacks something known that is there.
+fn is_whole(repository: &Repository, directory: &str, listed: &HashSet<String>, known: &[String]) -> Result<()> {
+    let missing = known.iter().filter(|name| name.starts_with(directory) && !listed.contains(*name));
+    Ok(repository.storage.are_gone(directory, missing.cloned())?)
 }
 
 /// Removes packs of an old epoch: every chunk of theirs must be in another pack.
@@ -541,7 +556,7 @@ mod tests {
         let repository = world.opened_by("a", told, Some(profile));
         let mut sealer = PackSealer::default();
         while !sealer.some(&repository, HOUR, &alone, &|_| (), &CancellationToken::new())? {}
-        finish(&repository, &profiles, false, &|_| (), &|| Ok(()))?;
+        finish(&repository, &profiles, false, &[], &|_| (), &|| Ok(()))?;
         Ok(())
     }
 

@@ -271,7 +271,17 @@ impl<'w> SourceWriter<'w> {
     fn read_previous(&mut self) -> Result<()> {
         let Some(mut previous) = self.known.previous.take() else { return Ok(()) };
         let mut places: HashMap<ChunkId, u32> = HashMap::new();
-        while let Some(entry) = previous.next_entry()? {
+        loop {
+            let entry = match previous.next_entry() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => break,
+                Err(RepositoryError::Cancelled) => return Err(RepositoryError::Cancelled),
+                // It only says what need not be stored again.
+                Err(e) => {
+                    tracing::warn!("not all of the last backup's entries can be read, what moved is stored again: {e}");
+                    break;
+                }
+            };
             if self.known.by_hash.len() >= MAX_KNOWN_CONTENTS {
                 break;
             }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::check::{Reading, check};
+use super::condemned::Now;
 use super::prune::{PruneOptions, PruneReport, prune};
 use super::source_writer::SourceWriter;
 use super::test_world::{Told, World, manifest, noise};
@@ -15,7 +16,7 @@ use super::writer::{Flushed, Writer, commit};
 use super::{Entry, EntrySink, Kind, Manifest, ManifestSource, Repository};
 
 /// A backup in the three parts that a writer's run has.
-struct Backup {
+pub(super) struct Backup {
     repository: Arc<Repository>,
     contents: u8,
     writer: Option<Writer>,
@@ -25,11 +26,11 @@ struct Backup {
 }
 
 impl Backup {
-    fn of(repository: Arc<Repository>, contents: u8) -> Self {
+    pub(super) fn of(repository: Arc<Repository>, contents: u8) -> Self {
         Self { repository, contents, writer: None, source: None, flushed: None, committed: None }
     }
 
-    fn part(&mut self, n: usize) {
+    pub(super) fn part(&mut self, n: usize) {
         match n {
             0 => {
                 self.repository.sync_index().unwrap();
@@ -53,21 +54,26 @@ impl Backup {
         }
     }
 
-    fn whole(mut self) {
+    pub(super) fn whole(mut self) {
         (0..3).for_each(|n| self.part(n));
         assert_eq!(self.committed, Some(true));
     }
 }
 
-fn prune_with(repository: &Arc<Repository>, grace: Duration) -> super::error::Result<PruneReport> {
+pub(super) fn prune_with(repository: &Arc<Repository>, grace: Duration) -> super::error::Result<PruneReport> {
     let alone = || Some(Box::new(()) as Box<dyn Send>);
-    prune(repository, &PruneOptions { dry_run: false, grace, alone: &alone }, &|_| {}, &CancellationToken::new())
+    prune(
+        repository,
+        &PruneOptions { dry_run: false, grace, known: &[], now: Now::believing(jiff::Timestamp::now().as_second()), alone: &alone },
+        &|_| {},
+        &CancellationToken::new(),
+    )
 }
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 /// A repository with a living backup and one that was deleted, whose contents the next backup has again.
-fn with_something_dead() -> World {
+pub(super) fn with_something_dead() -> World {
     let world = World::new();
     let a = world.seen_by("a", None);
     Backup::of(a.clone(), 1).whole();
@@ -77,7 +83,7 @@ fn with_something_dead() -> World {
     world
 }
 
-fn nothing_is_lost(world: &World, after: &str) {
+pub(super) fn nothing_is_lost(world: &World, after: &str) {
     // As somebody who knows nothing sees it.
     let _ = std::fs::remove_dir_all(world.path().join("c"));
     let report = check(&world.seen_by("c", None), Reading::Percent(100), &|_, _, _| {}, &CancellationToken::new()).unwrap();

@@ -18,7 +18,7 @@ use super::error::{RepositoryError, Result};
 use super::index::{INDEX_CHUNKS, Index};
 use super::lock;
 use super::manifest::Manifest;
-use super::open::{Repository, ids};
+use super::open::{Repository, ids, pack_name};
 use super::pack::{BuiltPack, PACK_TARGET_BYTES, PackBuilder, PackMemory, Place, Prover, chunk_id};
 use super::page;
 use super::payload::{self, Compressor, Texture};
@@ -142,8 +142,6 @@ impl Writer {
         });
         let condemned = shared.repository.local.condemned()?;
         let (jobs, job_queue) = unbounded::<Job>();
-        let ahead = shared.repository.packs_ahead();
-        let (packs, pack_queue) = bounded::<BuiltPack>(ahead - 1);
         let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -154,12 +152,16 @@ impl Writer {
         let mut writer = Self {
             shared: shared.clone(),
             jobs: Some(jobs),
-            packs: Some(packs.clone()),
+            packs: None,
             workers: Vec::new(),
             storers: Vec::new(),
             memo: HashMap::new(),
             condemned,
         };
+        let ahead = shared.repository.packs_ahead();
+        // Made after the writer, and so gone before it: where a thread cannot be started it waits for those that were, and these for more packs as long as anybody can send some.
+        let (packs, pack_queue) = bounded::<BuiltPack>(ahead - 1);
+        writer.packs = Some(packs.clone());
         for _ in 0..threads {
             let (shared, job_queue, packs) = (shared.clone(), job_queue.clone(), packs.clone());
             writer.workers.push(spawn("compress", Box::new(move || shared.clone().guard(|| shared.compress(&job_queue, &packs))))?);
@@ -326,7 +328,14 @@ pub fn write_missing_index(repository: &Repository) -> Result<()> {
     let mut index = Index::default();
     let mut chunks = 0;
     for id in repository.local.unindexed()? {
-        let pack = repository.whole_pack(&id)?;
+        let pack = match repository.pack_to_list(&id, None) {
+            Err(e @ RepositoryError::Damaged { .. }) => {
+                // What was in it is stored anew by the next run.
+                repository.local.forget(&[id])?;
+                return Err(e);
+            }
+            other => other?,
+        };
         chunks += pack.chunks.len();
         index.packs.push(pack);
         if chunks >= INDEX_CHUNKS {
@@ -340,7 +349,8 @@ pub fn write_missing_index(repository: &Repository) -> Result<()> {
     Ok(())
 }
 
-fn publish(repository: &Repository, index: &Index) -> Result<()> {
+/// Publishes an index object, and notes it in the local index.
+pub(super) fn publish(repository: &Repository, index: &Index) -> Result<()> {
     let id = repository.write_index(index)?;
     repository.local.mark_indexed(&id, &index.packs.iter().map(|p| p.id).collect::<Vec<_>>())
 }
@@ -353,8 +363,10 @@ pub fn commit(repository: &Repository, manifest: &Manifest, flushed: &Flushed) -
     repository.is_still_this()?;
     let mut problems = Vec::new();
     repository.sync_condemned(&mut problems)?;
+    let known = repository.local.packs(true)?;
     let there: HashSet<[u8; 32]> = ids(repository.storage.names("packs/")?);
-    let gone: Vec<[u8; 32]> = repository.local.packs(true)?.into_iter().map(|(id, _)| id).filter(|id| !there.contains(id)).collect();
+    let gone: Vec<[u8; 32]> = known.into_iter().map(|(id, _)| id).filter(|id| !there.contains(id)).collect();
+    repository.storage.are_gone("packs/", gone.iter().map(pack_name))?;
     if !gone.is_empty() || !problems.is_empty() || repository.local.condemned()? != flushed.condemned {
         repository.local.forget(&gone)?;
         needs_nothing_condemned(repository, manifest)?;

@@ -71,14 +71,14 @@ pub fn ls(place: &Place, of: &Of, path: Option<&OsStr>, recursive: bool) -> Resu
 
 /// What a check found, as JSON shows it.
 #[derive(Serialize)]
-struct Report {
+pub(super) struct Report {
     backups: u64,
     packs: u64,
     packs_read: u64,
     bytes_read: u64,
-    problems: Vec<String>,
+    pub(super) problems: Vec<String>,
     /// By backup the first paths hurt.
-    hurt: std::collections::BTreeMap<String, Vec<String>>,
+    pub(super) hurt: std::collections::BTreeMap<String, Vec<String>>,
 }
 
 /// Proves that the backups are whole.
@@ -112,7 +112,7 @@ pub fn check(place: &Place, percent: u32) -> Result<Exit> {
     )))
 }
 
-fn of_packs(opened: &Opened, place: &Place, percent: u32) -> Result<Report> {
+pub(super) fn of_packs(opened: &Opened, place: &Place, percent: u32) -> Result<Report> {
     let total: u64 = opened.repository.packs()?.iter().map(|(_, size)| size).sum();
     let bar = bar(place, "reading", total / 100 * u64::from(percent));
     let progress = |_: usize, _: usize, bytes: u64| bar.set_position(bytes);
@@ -133,7 +133,7 @@ fn of_packs(opened: &Opened, place: &Place, percent: u32) -> Result<Report> {
 }
 
 /// The same of archives, which are their own packs.
-fn of_archives(opened: &Opened, archives: &Archives, percent: u32) -> Result<Report> {
+pub(super) fn of_archives(opened: &Opened, archives: &Archives, percent: u32) -> Result<Report> {
     let mut live = LiveRun::new(Run::default(), tokio::sync::broadcast::Sender::new(1));
     live.cancel = opened.cancel.clone();
     let found = upkeep::examine(archives, &opened.ledger, percent, &live)?;

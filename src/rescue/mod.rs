@@ -5,6 +5,7 @@
 //! alone writes a configuration and a state, and becomes the writer of a repository where that is asked for.
 
 mod arguments;
+pub(crate) mod attacked;
 mod bootstrap;
 mod export;
 mod keys;
@@ -91,9 +92,14 @@ impl From<io::Error> for Failure {
 
 /// Carries a command out.
 pub fn run(command: &Command) -> ExitCode {
-    // What storages have to say (that they try again, mostly).
-    let _ =
-        tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN).without_time().with_target(false).try_init();
+    // What storages have to say (that they try again, mostly). Where nobody reads it any more that is no reason to end: told on the same closed pipe it would be a panic.
+    let _ = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_writer(io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .without_time()
+        .with_target(false)
+        .try_init();
     let done = match command {
         Command::List { place, job } => look::list(place, job.as_deref()),
         Command::Ls { place, of, path, recursive } => look::ls(place, of, path.as_deref(), *recursive),

@@ -46,18 +46,23 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// Signals end what it does from now on.
     pub fn open(arguments: &Place) -> Result<Self> {
+        let (cancel, leavings) = (CancellationToken::new(), Leavings::default());
+        cancel_by_signals(&cancel, leavings.clone())?;
+        Self::open_with(arguments, cancel, leavings)
+    }
+
+    /// The same without looking after signals.
+    pub fn open_with(arguments: &Place, cancel: CancellationToken, leavings: Leavings) -> Result<Self> {
         let (destination, only) = match place::archive(&arguments.destination) {
             Some((directory, file)) => (place::destination(directory.as_os_str(), None)?, Some(file)),
             None => (place::destination(&arguments.destination, arguments.name.as_deref())?, None),
         };
-        let cancel = CancellationToken::new();
         // Where one archive is named, its directory is anybody's.
         let root = destination.directory().filter(|_| only.is_none()).map(Path::new).map(resolved);
         let temporary_place = std::env::temp_dir();
         outside(root.as_deref(), arguments.cache.as_deref().unwrap_or(&temporary_place), "the cache (--cache DIR)")?;
-        let leavings = Leavings::default();
-        cancel_by_signals(&cancel, leavings.clone())?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.map_err(|e| Failure::failed(format!("cannot start the async runtime: {e}")))?;
         let storage = Storage::open(&destination, runtime.handle().clone()).map_err(Failure::failed)?;

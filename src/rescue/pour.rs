@@ -52,7 +52,7 @@ pub fn pour(opened: &Opened, manifest: &Manifest, paths: &[Vec<u8>], sink: &mut 
         links: HashSet::new(),
         last: Vec::new(),
     };
-    let wanted = Wanted { paths, only: None, skip: 0, is_patient: true, in_order: false, frames: false, repeated: None };
+    let wanted = Wanted { paths, only: None, skip: 0, sent: None, is_patient: true, in_order: false, frames: false, repeated: None };
     let ended = with_ops(repository, manifest, &wanted, &opened.cancel, |ops| pouring.all(ops));
     let done = pouring.done;
     match ended {

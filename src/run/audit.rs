@@ -174,7 +174,7 @@ fn compared(env: &Environment, target: &Destination) -> Result<PublishedHead, Fa
         noted.is_none() && target.directory().is_some_and(|root| !Path::new(root).exists()) && ledger.count_backups(&target.name)? == 0;
     let mut logs = if is_unused { BTreeMap::new() } else { look(&storage)? };
     let own = logs.remove(&log_name(&instance)).unwrap_or_default();
-    let first = ledger.audit_page(0)?.first().map_or(head.seq + 1, |row| row.seq);
+    let first = ledger.audit_page(0)?.first().map_or(head.seq.saturating_add(1), |row| row.seq);
     let mut proven = 0;
     for name in &own {
         let says = |why: String| PublishedHead {

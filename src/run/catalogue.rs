@@ -10,12 +10,13 @@ use super::live::Failure;
 use super::{archived, destination};
 use crate::config::Destination;
 use crate::ledger::{KnownMark, Ledger};
-use crate::repository::{Manifest, Mark, Repository};
+use crate::repository::{Manifest, Mark, Repository, RepositoryError};
 
 /// Adds backups and marks that came, removes those that went; returns what could not be read.
 pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Result<Vec<String>, Failure> {
-    let listed = repository.listed_backups()?;
+    // What is known comes first: what comes meanwhile cannot be missed in the listing then.
     let known = ledger.objects(destination)?;
+    let listed = repository.listed_backups()?;
     let (mut problems, mut touched) = (Vec::new(), HashSet::new());
     let mut present = HashSet::new();
     let mut unreadable = Vec::new();
@@ -32,7 +33,7 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
                     ledger.put_backup(destination, &detail)?;
                     touched.insert(detail.backup.id);
                 }
-                Err(e @ crate::repository::RepositoryError::Storage(_)) => return Err(e.into()),
+                Err(e @ RepositoryError::Storage(_)) => return Err(e.into()),
                 Err(e) => {
                     problems.push(e.to_string());
                     unreadable.push(hex.clone());
@@ -44,7 +45,11 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
     set_unreadable(destination, &unreadable, ledger)?;
     // One that was sealed anew is here under another name.
     let is_gone = |(object, id): &(&String, &String)| !present.contains(*object) && !touched.contains(*id);
-    let gone: Vec<&String> = known.iter().filter(is_gone).map(|(_, id)| id).collect();
+    // What another run removed meanwhile is no longer known.
+    let still = if known.iter().any(|k| is_gone(&k)) { ledger.objects(destination)? } else { BTreeMap::new() };
+    let gone: Vec<(&String, &String)> = known.iter().filter(|k| is_gone(k) && still.contains_key(k.0)).collect();
+    repository.storage().are_gone("backups/", gone.iter().map(|(object, _)| format!("backups/{object}"))).map_err(RepositoryError::from)?;
+    let gone: Vec<&String> = gone.into_iter().map(|(_, id)| id).collect();
     if !gone.is_empty() {
         problems.extend(set_back(destination, &gone, ledger)?);
     }
@@ -60,15 +65,17 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
                 Ok(mark) => {
                     touched.insert(put_mark(destination, ledger, &id, &mark)?);
                 }
-                Err(e @ crate::repository::RepositoryError::Storage(_)) => return Err(e.into()),
+                Err(e @ RepositoryError::Storage(_)) => return Err(e.into()),
                 Err(e) => problems.push(e.to_string()),
             }
         }
         present.insert(hex);
     }
-    for (gone, backup) in known.into_iter().filter(|(id, _)| !present.contains(id)) {
-        ledger.remove_mark(destination, &gone)?;
-        touched.insert(backup);
+    let gone = || known.iter().filter(|(id, _)| !present.contains(*id));
+    repository.storage().are_gone("marks/", gone().map(|(id, _)| format!("marks/{id}"))).map_err(RepositoryError::from)?;
+    for (gone, backup) in gone() {
+        ledger.remove_mark(destination, gone)?;
+        touched.insert(backup.clone());
     }
     for backup in &touched {
         apply_marks(destination, backup, ledger)?;
@@ -80,6 +87,14 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
 pub fn unreadable(destination: &str, ledger: &Ledger) -> Result<Vec<String>, Failure> {
     let text = ledger.note(&format!("unreadable at {destination}"))?.unwrap_or_default();
     Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The manifests that are at a destination as far as anybody remembers, by their names there (hexadecimal), those that cannot be read too: a listing
+/// that lacks one that is there is not to be believed.
+pub fn known(destination: &str, ledger: &Ledger) -> Result<Vec<String>, Failure> {
+    let mut known: Vec<String> = ledger.objects(destination)?.into_keys().collect();
+    known.extend(unreadable(destination, ledger)?);
+    Ok(known)
 }
 
 pub fn set_unreadable(destination: &str, ids: &[String], ledger: &Ledger) -> Result<(), Failure> {
@@ -115,7 +130,7 @@ fn names(ids: &[&String]) -> String {
 pub fn next_sequence(destination: &str, ledger: &Ledger, newest: u64) -> Result<u64, Failure> {
     let note = format!("highest sequence at {destination}");
     let noted: u64 = ledger.note(&note)?.and_then(|n| n.parse().ok()).unwrap_or(0);
-    let next = noted.max(newest) + 1;
+    let next = noted.max(newest).saturating_add(1);
     ledger.set_note(&note, &next.to_string())?;
     Ok(next)
 }
@@ -257,8 +272,8 @@ pub fn detail(object: &str, manifest: &Manifest) -> BackupDetail {
                 facts: serde_json::from_str::<BTreeMap<String, serde_json::Value>>(&s.facts).unwrap_or_default(),
             })
             .collect(),
-        files: manifest.sources.iter().map(|s| s.files).sum(),
-        directories: manifest.sources.iter().map(|s| s.directories).sum(),
+        files: manifest.sum(|s| s.files),
+        directories: manifest.sum(|s| s.directories),
         messages: manifest
             .messages
             .iter()

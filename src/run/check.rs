@@ -14,9 +14,10 @@ use super::copy::{self, Reading};
 use super::live::{Failure, Finish, LiveRun};
 use super::{archived, catalogue, config_backup, destination, housekeeping};
 use crate::config::Destination;
+use crate::repository::condemned::Now;
 use crate::repository::lease::Lease;
 use crate::repository::prune::{self, Amount, PruneOptions, PruneReport};
-use crate::repository::{Repository, check};
+use crate::repository::{Repository, RepositoryError, check};
 
 /// Problems told one by one.
 const MAX_TOLD: usize = 100;
@@ -78,7 +79,7 @@ fn check_backups(
         Wanted::Rolling(period) => {
             let due = period.saturating_sub(housekeeping::pause(period));
             let before = Timestamp::now().as_second().saturating_sub_unsigned(due.as_secs());
-            check::Reading::Next { before, share: housekeeping::share(period) }
+            check::Reading::Next { before, now: Timestamp::now().as_second(), share: housekeeping::share(period) }
         }
     };
     live.step(match wanted {
@@ -161,9 +162,11 @@ fn with_configurations(checked: Result<Finish, Failure>, damaged: &[String], liv
 
 /// Backups that the ledger knows here and the storage no longer has: removed by somebody else than keepd.
 fn missing_from_storage(env: &Environment, repository: &Repository, name: &str) -> Result<Vec<String>, Failure> {
+    let known = env.ledger.objects(name)?;
     let listed = repository.listed_backups()?;
-    let gone = env.ledger.objects(name)?.into_keys().filter(|id| !unhex(id).is_some_and(|raw| listed.contains(&raw)));
-    Ok(gone.map(|id| format!("{}: backups/{id}: it is missing", repository.location())).collect())
+    let gone: Vec<String> = known.into_keys().filter(|id| !unhex(id).is_some_and(|raw| listed.contains(&raw))).collect();
+    repository.storage().are_gone("backups/", gone.iter().map(|id| format!("backups/{id}"))).map_err(RepositoryError::from)?;
+    Ok(gone.iter().map(|id| format!("{}: backups/{id}: it is missing", repository.location())).collect())
 }
 
 /// Makes this machine the writer of a destination's repository.
@@ -279,7 +282,9 @@ pub fn prune(
     gate: ReaderGate<'_>,
 ) -> Result<(), Failure> {
     let alone = || gate(&target.name);
-    let options = PruneOptions { dry_run, grace: grace(target), alone: &alone };
+    let known: Vec<[u8; 32]> = catalogue::known(&target.name, &env.ledger)?.iter().filter_map(|id| unhex(id)).collect();
+    let now = Now::believing(crate::believed::now(&env.ledger)?.as_second());
+    let options = PruneOptions { dry_run, grace: grace(target), known: &known, now, alone: &alone };
     let report = prune::prune(repository, &options, &|step| live.step(step), &live.cancel)?;
     tell_prune(&report, &options, live);
     let earliest = repository.earliest_condemned()?.map(|t| t.to_string()).unwrap_or_default();

@@ -198,7 +198,10 @@ fn retain(
     let mut own = own(&env.ledger, target)?;
     let mine: Vec<Stored> = there.stored.into_iter().filter(|stored| own.contains(&stored.name)).collect();
     own.retain(|name| mine.iter().any(|stored| stored.name == *name));
-    for name in stored::falling(&mine, &wanted.retention, newest, now, &wanted.zone()) {
+    // A clock that leapt ahead removes no more than one that did not.
+    let believed = crate::believed::at(&env.ledger, now)?;
+    let by_then = stored::falling(&mine, &wanted.retention, newest, believed, &wanted.zone());
+    for name in stored::falling(&mine, &wanted.retention, newest, now, &wanted.zone()).into_iter().filter(|name| by_then.contains(name)) {
         storage.delete(&name)?;
         own.remove(&name);
         live.message(Level::Info, format!("retention removed {name}"));

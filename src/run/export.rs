@@ -166,7 +166,7 @@ fn read(
         let selection = Selection::new(&place.manifest, paths).map_err(|text| Broken::End(Failure::Failed(text)))?;
         *repeated = Some(Repeated::of(&place.repository, &selection, &cancel)?);
     }
-    let wanted = Wanted { paths, only: None, skip, is_patient: false, in_order: true, frames, repeated: repeated.as_ref() };
+    let wanted = Wanted { paths, only: None, skip, sent: None, is_patient: false, in_order: true, frames, repeated: repeated.as_ref() };
     with_ops(&place.repository, &place.manifest, &wanted, &cancel, consume)
 }
 

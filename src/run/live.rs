@@ -1,6 +1,6 @@
 //! A run while it lives: its state, who follows it, how to stop it.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ const MAX_MESSAGES: usize = 200;
 /// Shared between the thread that works and those who watch.
 pub struct LiveRun {
     pub cancel: CancellationToken,
+    stopped: AtomicBool,
     /// Counters and messages of the capture.
     pub report: Report,
     state: Mutex<State>,
@@ -96,6 +97,7 @@ impl LiveRun {
         let now = Instant::now();
         let live = Self {
             cancel: CancellationToken::new(),
+            stopped: AtomicBool::new(false),
             report: Report::default(),
             state: Mutex::new(State { run, step_started: now, started: now }),
             changed,
@@ -104,6 +106,19 @@ impl LiveRun {
         };
         live.event(EventKind::RunQueued, String::new());
         live
+    }
+
+    /// Cancels it because keepd ends; one that somebody cancelled before stays that.
+    pub fn stop(&self) {
+        if !self.cancel.is_cancelled() {
+            self.stopped.store(true, Ordering::Release);
+        }
+        self.cancel.cancel();
+    }
+
+    /// Whether it was cancelled because keepd ends.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
 
     pub fn on_behalf_of(self, by: By) -> Self {

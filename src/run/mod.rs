@@ -37,7 +37,7 @@ mod references;
 mod registry;
 mod repeats;
 pub(crate) mod restore;
-mod retain;
+pub(crate) mod retain;
 pub(crate) mod selection;
 mod set;
 mod to_directory;

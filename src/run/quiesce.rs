@@ -128,7 +128,7 @@ impl Quiesced<'_> {
         // A run may hold still more than once: for each destination that it tries.
         let path = directory.join(format!("{}-{}.json", note.run, jiff::Timestamp::now().as_nanosecond()));
         let write = || -> std::io::Result<()> {
-            std::fs::create_dir_all(&directory)?;
+            crate::durable::make_directories(&directory)?;
             let mut file = tempfile::NamedTempFile::new_in(&directory)?;
             file.write_all(&serde_json::to_vec(&note)?)?;
             file.as_file().sync_all()?;

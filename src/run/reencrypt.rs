@@ -135,7 +135,10 @@ pub fn destination_anew(
         true => Err(RepositoryError::Cancelled),
         false => lease.check(),
     };
-    match reencrypt::finish(&repository, &profiles, drop_slots, &|step| live.step(step), &go_on)? {
+    let manifests = catalogue::known(&target.name, &env.ledger)?.into_iter().map(|id| format!("backups/{id}"));
+    let marks = env.ledger.marks(&target.name, None)?.into_iter().map(|mark| format!("marks/{}", mark.id));
+    let known: Vec<String> = manifests.chain(marks).collect();
+    match reencrypt::finish(&repository, &profiles, drop_slots, &known, &|step| live.step(step), &go_on)? {
         Begun::Now { dropped } => {
             for slot in dropped {
                 live.message(Level::Warning, format!("key slot {slot}, which came meanwhile, opens the repository no more"));

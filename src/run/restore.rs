@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
@@ -168,7 +169,31 @@ pub(super) fn unreadable(error: RepositoryError) -> Failure {
 #[derive(Default)]
 struct Done {
     ops: u64,
+    trace: Trace,
     summary: Summary,
+}
+
+/// What a stream consisted of so far, in short. Copies have the same entries and segments in the same order, but not those that went through an archive: where another place would
+/// go on with something else, that is noticed.
+#[derive(Default, Clone)]
+struct Trace(DefaultHasher);
+
+impl Trace {
+    fn entry(&mut self, index: u64, size: u64, is_inline: bool) {
+        (0u8, index, size, is_inline).hash(&mut self.0);
+    }
+
+    fn data(&mut self, entry: u64, offset: u64, len: u32) {
+        (1u8, entry, offset, len).hash(&mut self.0);
+    }
+
+    fn end(&mut self, entry: u64) {
+        (2u8, entry).hash(&mut self.0);
+    }
+
+    fn sum(&self) -> u64 {
+        self.0.finish()
+    }
 }
 
 /// Why a stream from one place ended early.
@@ -196,7 +221,8 @@ fn stream_from<W: Write>(
 ) -> Result<(), Broken> {
     // What is still on its way when a place fails is given up.
     let cancel = live.cancel.child_token();
-    let wanted = Wanted { paths, only, skip: done.ops, is_patient: false, in_order: false, frames: false, repeated: None };
+    let sent = Some(done.trace.sum());
+    let wanted = Wanted { paths, only, skip: done.ops, sent, is_patient: false, in_order: false, frames: false, repeated: None };
     with_ops(&place.repository, &place.manifest, &wanted, &cancel, |queue| write_out(queue, frames, done, live))
 }
 
@@ -208,6 +234,8 @@ pub struct Wanted<'a> {
     pub only: Option<&'a HashSet<Vec<u8>>>,
     /// Ops that another place gave already.
     pub skip: u64,
+    /// The trace of these, where it is to be proven that this place has the same ones.
+    pub sent: Option<u64>,
     /// Damage does not end the stream: it goes on with what is whole. Directories that were lost are made up.
     pub is_patient: bool,
     /// The contents of each file come from its start to its end, also where that means to read a chunk twice.
@@ -242,6 +270,8 @@ pub fn with_ops(
                     ops: ops.clone(),
                     next: 0,
                     skip: wanted.skip,
+                    sent: wanted.sent,
+                    trace: Trace::default(),
                     is_patient: wanted.is_patient,
                     in_order: wanted.in_order,
                     frames: wanted.frames,
@@ -251,7 +281,7 @@ pub fn with_ops(
                 },
                 Err(e) => return drop(ops.send(Err(e))),
             };
-            if let Err(e) = planner.plan(selection) {
+            if let Err(e) = planner.plan(selection).and_then(|()| planner.all_skipped()) {
                 let _ = ops.send(Err(e));
             }
         });
@@ -289,6 +319,7 @@ fn write_out<W: Write>(queue: &Ops, frames: &mut FrameWriter<W>, done: &mut Done
                     part.append_to(&mut contents)?;
                 }
                 frames.entry(&header, &contents).map_err(io)?;
+                done.trace.entry(header.index, header.size, header.inline);
                 done.summary.entries += 1;
                 done.summary.bytes += contents.len() as u64;
                 live.report.entry();
@@ -296,10 +327,14 @@ fn write_out<W: Write>(queue: &Ops, frames: &mut FrameWriter<W>, done: &mut Done
             }
             Op::Data { entry, offset, slot, extent } => {
                 frames.data(entry, offset, part(&slot.wait()?, &extent).map_err(broken)?).map_err(io)?;
+                done.trace.data(entry, offset, extent.len);
                 done.summary.bytes += u64::from(extent.len);
                 live.report.bytes(u64::from(extent.len));
             }
-            Op::End { entry } => frames.end(entry).map_err(io)?,
+            Op::End { entry } => {
+                frames.end(entry).map_err(io)?;
+                done.trace.end(entry);
+            }
             Op::Hurt { text, .. } => return Err(Broken::End(Failure::Damaged(text))),
         }
         done.ops += 1;
@@ -334,6 +369,9 @@ struct Planner<'a> {
     next: u64,
     /// Ops that another place gave already.
     skip: u64,
+    /// The trace of these.
+    sent: Option<u64>,
+    trace: Trace,
     is_patient: bool,
     in_order: bool,
     frames: bool,
@@ -345,11 +383,27 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// Whether the next op was sent from another place already.
-    fn skipped(&mut self) -> bool {
-        let skipped = self.skip > 0;
-        self.skip = self.skip.saturating_sub(1);
-        skipped
+    /// Whether the next op was sent from another place already; `tell` adds it to the trace. An error when that place had others.
+    fn skipped(&mut self, tell: impl FnOnce(&mut Trace)) -> Result<bool, RepositoryError> {
+        if self.skip == 0 {
+            return Ok(false);
+        }
+        self.skip -= 1;
+        tell(&mut self.trace);
+        if self.skip == 0 && self.sent.is_some_and(|sent| sent != self.trace.sum()) {
+            return Err(self.laid_out_otherwise());
+        }
+        Ok(true)
+    }
+
+    /// An error when there were fewer ops here than the other place had sent already.
+    fn all_skipped(&self) -> Result<(), RepositoryError> {
+        if self.skip == 0 { Ok(()) } else { Err(self.laid_out_otherwise()) }
+    }
+
+    fn laid_out_otherwise(&self) -> RepositoryError {
+        let text = "what was restored so far came from another copy, and the one here is laid out in another way, so it cannot go on where that stopped";
+        RepositoryError::Other(format!("{}: {text}", self.repository.location()))
     }
 
     fn plan(&mut self, selection: &Selection<'_>) -> Result<(), RepositoryError> {
@@ -492,14 +546,17 @@ impl Planner<'_> {
         let index = self.next;
         self.next += 1;
         let mut header = self.header(shown, index, &path, &entry);
-        let is_sent = self.skipped();
+        if entry.kind == Kind::File {
+            header.sparse = entry.content.segments.iter().any(|s| matches!(s, Segment::Hole(_)));
+            // Many pieces would hold many chunks at once.
+            header.inline = !header.sparse && entry.size <= INLINE_BYTES && entry.content.segments.len() <= INLINE_SEGMENTS;
+        }
+        let is_inline = header.inline;
+        let is_sent = self.skipped(|trace| trace.entry(index, entry.size, is_inline))?;
         if entry.kind != Kind::File {
             return if is_sent { Ok(()) } else { self.send(Op::Entry(Box::new(header), Vec::new())) };
         }
-        header.sparse = entry.content.segments.iter().any(|s| matches!(s, Segment::Hole(_)));
-        // Many pieces would hold many chunks at once.
-        header.inline = !header.sparse && entry.size <= INLINE_BYTES && entry.content.segments.len() <= INLINE_SEGMENTS;
-        if header.inline {
+        if is_inline {
             let mut parts = Vec::new();
             for segment in &entry.content.segments {
                 match segment {
@@ -520,7 +577,7 @@ impl Planner<'_> {
             if self.in_order || self.is_fine_in_order(window) {
                 for segment in window {
                     if let Segment::Data(extent) = segment
-                        && !self.skipped()
+                        && !self.skipped(|trace| trace.data(index, offset, extent.len))?
                     {
                         let slot = match self.frames && extent.offset == 0 {
                             true => self.fetcher.request_frame(extent.chunk, extent.len)?,
@@ -547,8 +604,12 @@ impl Planner<'_> {
                 offset += segment.len();
             }
             for chunk in order {
-                let pieces = of_chunk.remove(&chunk).unwrap_or_default();
-                let pieces: Vec<_> = pieces.into_iter().filter(|_| !self.skipped()).collect();
+                let mut pieces = Vec::new();
+                for (offset, extent) in of_chunk.remove(&chunk).unwrap_or_default() {
+                    if !self.skipped(|trace| trace.data(index, offset, extent.len))? {
+                        pieces.push((offset, extent));
+                    }
+                }
                 if pieces.is_empty() {
                     continue;
                 }
@@ -558,7 +619,7 @@ impl Planner<'_> {
                 }
             }
         }
-        if self.skipped() { Ok(()) } else { self.send(Op::End { entry: index }) }
+        if self.skipped(|trace| trace.end(index))? { Ok(()) } else { self.send(Op::End { entry: index }) }
     }
 
     /// A piece that travels with its entry.
@@ -603,7 +664,8 @@ impl Planner<'_> {
             index,
             path: BytesPath::from_bytes(path),
             kind: kind(entry.kind),
-            mode: entry.mode,
+            // Of single entries directories are but the way to them, which needs no special bits: a unit may forbid to set those.
+            mode: if self.only.is_some() && entry.kind == Kind::Directory { entry.mode & 0o1777 } else { entry.mode },
             uid: entry.uid,
             gid: entry.gid,
             user: name(&self.manifest.users, entry.uid),

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use keepd_protocol::model::{Backup, BackupType, Level, Outcome, RetentionPlan, RetentionVerdict};
 
 use super::backup::{Environment, ReaderGate, short};
 use super::live::{Failure, LiveRun};
 use super::{catalogue, check};
+use crate::believed;
 use crate::config::{Destination, Job, Retention};
 use crate::ledger::Ledger;
 use crate::repository::Repository;
@@ -59,30 +61,49 @@ fn falling(verdicts: &[Verdict]) -> BTreeSet<String> {
     verdicts.iter().filter(|v| !v.keep).map(|v| v.id.clone()).collect()
 }
 
-/// What is to be removed now, and how many backups more a policy that nobody confirmed yet would remove.
-struct Decision {
-    verdicts: Vec<Verdict>,
-    remove: BTreeSet<String>,
-    held_back: usize,
+/// When it is: by the clock, and as far as that is believed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    pub clock: Timestamp,
+    pub believed: Timestamp,
 }
 
-fn decision(candidates: &[Candidate], job: &Job, policy: &Retention, confirmed: &Retention) -> Decision {
-    let (now, zone) = (Timestamp::now(), job.zone());
-    let verdicts = retention::decide(candidates, policy, now, &zone);
+impl Now {
+    fn of(ledger: &Ledger) -> Result<Self, Failure> {
+        let clock = Timestamp::now();
+        Ok(Self { clock, believed: believed::at(ledger, clock)? })
+    }
+}
+
+/// What is to be removed now, how many backups more a policy that nobody confirmed yet would remove, and how many more a clock that leapt.
+pub(crate) struct Decision {
+    verdicts: Vec<Verdict>,
+    pub(crate) remove: BTreeSet<String>,
+    held_back: usize,
+    doubted: usize,
+}
+
+/// Only what falls by the rules as they are and as they were confirmed, by the clock and by the time that is believed, is removed.
+pub(crate) fn decision(candidates: &[Candidate], zone: &TimeZone, policy: &Retention, confirmed: &Retention, now: Now) -> Decision {
+    let verdicts = retention::decide(candidates, policy, now.clock, zone);
     let wanted = falling(&verdicts);
     let agreed = match policy == confirmed {
         true => wanted.clone(),
-        false => falling(&retention::decide(candidates, confirmed, now, &zone)),
+        false => falling(&retention::decide(candidates, confirmed, now.clock, zone)),
     };
-    let remove: BTreeSet<String> = wanted.intersection(&agreed).cloned().collect();
-    Decision { verdicts, held_back: wanted.len() - remove.len(), remove }
+    let agreed: BTreeSet<String> = wanted.intersection(&agreed).cloned().collect();
+    let remove: BTreeSet<String> = match believed::doubt(now.clock, now.believed) {
+        None => agreed.clone(),
+        Some(_) => falling(&retention::decide(candidates, policy, now.believed, zone)).intersection(&agreed).cloned().collect(),
+    };
+    Decision { verdicts, held_back: wanted.len() - agreed.len(), doubted: agreed.len() - remove.len(), remove }
 }
 
 /// What the configured rules decide, beside those that were last in force.
 fn configured(ledger: &Ledger, job: &Job, target: &Destination) -> Result<(Decision, Retention), Failure> {
     let before = confirmed(ledger, &job.name, &target.name)?;
     let candidates = candidates(&ledger.backups_at(&job.name, &target.name)?)?;
-    Ok((decision(&candidates, job, policy(job, target), &before), before))
+    Ok((decision(&candidates, &job.zone(), policy(job, target), &before, Now::of(ledger)?), before))
 }
 
 /// What a policy (the configured one, when none is given) makes of a job's backups at a destination. `next` says when the job is
@@ -98,7 +119,7 @@ pub fn plan(
     let confirmed = confirmed(ledger, &job.name, &target.name)?;
     let backups = ledger.backups_at(&job.name, &target.name)?;
     let candidates = candidates(&backups)?;
-    let Decision { verdicts, remove, held_back } = decision(&candidates, job, policy, &confirmed);
+    let Decision { verdicts, remove, held_back, doubted } = decision(&candidates, &job.zone(), policy, &confirmed, Now::of(ledger)?);
     let ticks = std::iter::successors(next(Timestamp::now()), |t| next(*t));
     let falls = retention::falls(&candidates, policy, Timestamp::now(), &job.zone(), ticks);
     let backups: BTreeMap<&str, &Backup> = backups.iter().map(|b| (b.id.as_str(), b)).collect();
@@ -131,8 +152,8 @@ pub fn plan(
         policy: policy.numbers(),
         in_force: confirmed.numbers(),
         simulated: simulated.is_some(),
-        removes: (remove.len() + held_back) as u64,
-        held_back: if simulated.is_some() { 0 } else { held_back as u64 },
+        removes: (remove.len() + held_back + doubted) as u64,
+        held_back: if simulated.is_some() { 0 } else { (held_back + doubted) as u64 },
         verdicts,
     })
 }
@@ -154,7 +175,7 @@ pub fn apply(
     }
     let remove = decided(env, job, target, live)?;
     // What was condemned earlier is deleted when its time has come.
-    if remove.is_empty() && !repository.has_expired(check::grace(target))? {
+    if remove.is_empty() && !repository.has_expired(check::grace(target), believed::now(&env.ledger)?.as_second())? {
         return Ok(());
     }
     live.step("retention");
@@ -172,7 +193,10 @@ pub fn apply(
 
 /// What is to be removed now; a policy that is held back is told, one that removes no more than the one before is in force from now on.
 pub fn decided(env: &Environment, job: &Job, target: &Destination, live: &LiveRun) -> Result<BTreeSet<String>, Failure> {
-    let (Decision { remove, held_back, .. }, before) = configured(&env.ledger, job, target)?;
+    let (Decision { remove, held_back, doubted, .. }, before) = configured(&env.ledger, job, target)?;
+    if let Some(text) = doubted_words(&env.ledger, job, target, doubted)? {
+        live.message(Level::Warning, text);
+    }
     if let Some(text) = held_back_words(job, target, held_back) {
         live.message(Level::Warning, text);
     } else if before != *policy(job, target) {
@@ -215,7 +239,25 @@ pub fn held_back(ledger: &Ledger, job: &Job, target: &Destination) -> Result<Opt
     if target.append_only {
         return Ok(None);
     }
-    Ok(held_back_words(job, target, configured(ledger, job, target)?.0.held_back))
+    let decision = configured(ledger, job, target)?.0;
+    let words = [doubted_words(ledger, job, target, decision.doubted)?, held_back_words(job, target, decision.held_back)];
+    Ok(words.into_iter().flatten().reduce(|a, b| format!("{a}; {b}")))
+}
+
+/// What the rules would remove by a clock that is not believed, in words.
+fn doubted_words(ledger: &Ledger, job: &Job, target: &Destination, doubted: usize) -> Result<Option<String>, Failure> {
+    let now = Now::of(ledger)?;
+    Ok(believed::doubt(now.clock, now.believed).filter(|_| doubted > 0).map(|doubt| {
+        format!(
+            "{doubt}; {doubted} backups of job {} at {} that the rules would remove by it stay until the machine ran with it for {days} days, or {} \
+             starts of it over {days} days found it there, or 'keepctl retention {} --apply' says that it is right",
+            job.name,
+            target.name,
+            believed::STARTS,
+            job.name,
+            days = believed::SETTLED / 86_400
+        )
+    }))
 }
 
 fn held_back_words(job: &Job, target: &Destination, held_back: usize) -> Option<String> {
@@ -236,8 +278,9 @@ pub fn has_work(ledger: &Ledger, job: &Job, target: &Destination) -> Result<bool
     if target.append_only {
         return Ok(false);
     }
+    let now = believed::now(ledger)?.as_second();
     let condemned: Option<i64> = ledger.note(&check::condemned_note(&target.name))?.and_then(|t| t.parse().ok());
-    if condemned.is_some_and(|since| is_over(since, Timestamp::now().as_second(), check::grace(target))) {
+    if condemned.is_some_and(|since| is_over(since, now, check::grace(target))) {
         return Ok(true);
     }
     Ok(!configured(ledger, job, target)?.0.remove.is_empty())

@@ -33,10 +33,14 @@ fn every_hour(text: &str) -> bool {
 /// The newest due time at or before `now` and after `after`: what was missed, as one.
 pub fn newest_missed(schedule: &Schedule, zone: &TimeZone, after: Timestamp, anchor: Timestamp, now: Timestamp) -> Option<Timestamp> {
     let mut newest = next_due(schedule, zone, after, anchor).filter(|t| *t <= now)?;
-    // A long time off: whatever lies further back than four years of months need not be walked through.
+    // A long time off: whatever lies further back than four years of months need not be walked through, nor all minutes of a month.
+    if let Schedule::Every(every) = schedule {
+        let last = now.checked_sub(SignedDuration::try_from(*every).ok()?).ok().and_then(|before| next_interval(*every, before, anchor));
+        newest = last.filter(|last| *last <= now).unwrap_or(newest).max(newest);
+    }
     if let Schedule::Cron(_) = schedule {
-        let near = [32i64, 400, 9 * 366].into_iter().find_map(|days| {
-            let start = now.checked_sub(SignedDuration::from_hours(24 * days)).ok().filter(|s| *s > newest)?;
+        let near = [1i64, 25, 24 * 32, 24 * 400, 24 * 9 * 366].into_iter().find_map(|hours| {
+            let start = now.checked_sub(SignedDuration::from_hours(hours)).ok().filter(|s| *s > newest)?;
             next_due(schedule, zone, start, anchor).filter(|t| *t <= now)
         });
         newest = near.unwrap_or(newest);
@@ -184,6 +188,9 @@ mod tests {
             newest_missed(&cron, &TimeZone::UTC, t("2016-01-01T00:00:00Z"), anchor, t("2026-01-03T00:00:00Z")),
             Some(t("2026-01-02T02:30:00Z"))
         );
+        let minute = Schedule::Every(Duration::from_secs(60));
+        let ten_years = newest_missed(&minute, &TimeZone::UTC, anchor, anchor, t("2036-01-03T00:00:30Z"));
+        assert_eq!(ten_years, Some(t("2036-01-03T00:00:00Z")), "and at once");
         let at = Schedule::At("2026-12-24T18:00".parse().unwrap());
         assert_eq!(next_due(&at, &TimeZone::UTC, t("2026-12-24T18:00:00Z"), anchor), None);
     }

@@ -6,6 +6,9 @@
 mod clock;
 pub mod due;
 mod scheduler;
+mod state;
+#[cfg(test)]
+mod two_years;
 
 pub use clock::{Clock, SystemClock};
 pub use scheduler::{Scheduler, Starter};

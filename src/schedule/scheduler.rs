@@ -1,20 +1,19 @@
 //! The loop: what is due next, started on time, once, also after a night off or a moved clock: jobs, and the backup of the configuration.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use keepd_protocol::model::{BackupType, ConfigBackupStatus, JobStatus, Run, RunKind, RunState};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
-use super::due::{newest_missed, next_due, words};
+use super::due::words;
+use super::state::{AHEAD, CONFIG_BACKUP, Entry, again};
 use crate::access::By;
-use crate::config::{self, Config, Job, Retry, Schedule};
-use crate::ledger::{Ledger, ScheduleState};
+use crate::config;
+use crate::ledger::{Ledger, ScheduleState, Waiting};
 use crate::run::{BackupRequest, Error};
 
 /// Starts what is due; the registry of runs, or a stand-in of tests.
@@ -22,7 +21,7 @@ pub trait Starter: Send + Sync {
     fn start_backup(&self, request: BackupRequest) -> Result<String, Error>;
     /// Of the configuration.
     fn start_config_backup(&self, attempt: u32) -> Result<String, Error>;
-    /// Whether a backup of a job is queued or running.
+    /// Whether a backup of a job, or of the configuration, is queued or running.
     fn is_running(&self, job: &str) -> bool;
 }
 
@@ -36,125 +35,21 @@ impl Starter for Arc<crate::run::Runs> {
     }
 
     fn is_running(&self, job: &str) -> bool {
-        let is_it = |run: &Arc<Run>| run.kind == RunKind::Backup && run.job.as_deref() == Some(job) && !run.state.is_finished();
+        let is_it = |run: &Arc<Run>| match run.kind {
+            RunKind::Backup => run.job.as_deref() == Some(job) && !run.state.is_finished(),
+            RunKind::ConfigBackup => job == CONFIG_BACKUP && !run.state.is_finished(),
+            _ => false,
+        };
         self.active().iter().any(is_it)
     }
 }
-
-/// What the backup of the configuration is called here and in the ledger; no job's name has a space.
-const CONFIG_BACKUP: &str = "config backup";
-/// As for a job that does not say otherwise.
-const CONFIG_RETRY: Retry = Retry { attempts: 3, backoff: Duration::from_secs(60) };
-
-/// What is started by the clock.
-struct Entry<'c> {
-    /// A job's name, or [`CONFIG_BACKUP`]; the ledger knows its state by it.
-    key: &'c str,
-    enabled: bool,
-    paused_until: Option<Timestamp>,
-    schedule: &'c Option<Schedule>,
-    timezone: Option<&'c str>,
-    zone: TimeZone,
-    jitter: Duration,
-    retry: Retry,
-}
-
-impl<'c> Entry<'c> {
-    fn of_job(job: &'c Job) -> Self {
-        let Job { name, enabled, paused_until, schedule, timezone, jitter, retry, .. } = job;
-        Self {
-            key: name,
-            enabled: *enabled,
-            paused_until: *paused_until,
-            schedule,
-            timezone: timezone.as_deref(),
-            zone: job.zone(),
-            jitter: *jitter,
-            retry: retry.clone(),
-        }
-    }
-
-    fn of_config(config: &'c Config) -> Option<Self> {
-        let backup = config.config_backup.as_ref()?;
-        Some(Self {
-            key: CONFIG_BACKUP,
-            enabled: true,
-            paused_until: None,
-            schedule: &backup.schedule,
-            timezone: backup.timezone.as_deref(),
-            zone: backup.zone(),
-            jitter: Duration::ZERO,
-            retry: CONFIG_RETRY,
-        })
-    }
-
-    fn all(config: &'c Config) -> impl Iterator<Item = Self> {
-        config.jobs.values().map(Self::of_job).chain(Self::of_config(config))
-    }
-
-    /// What a run was a run of.
-    fn of_run(run: &Run, config: &'c Config) -> Option<Self> {
-        match run.kind {
-            RunKind::Backup => config.jobs.get(run.job.as_ref()?).map(Self::of_job),
-            RunKind::ConfigBackup => Self::of_config(config),
-            _ => None,
-        }
-    }
-
-    fn missed(&self, state: &ScheduleState, now: Timestamp) -> Option<Timestamp> {
-        newest_missed(self.schedule.as_ref()?, &self.zone, self.covered(state, now), anchor(state), now)
-    }
-
-    fn next(&self, state: &ScheduleState, now: Timestamp) -> Option<Timestamp> {
-        next_due(self.schedule.as_ref()?, &self.zone, self.covered(state, now), anchor(state))
-    }
-
-    /// Up to when nothing is owed: what falls due before the end of a pause is covered by it.
-    fn covered(&self, state: &ScheduleState, now: Timestamp) -> Timestamp {
-        let last = last_due(state, now);
-        self.paused_until.map_or(last, |until| last.max(just_before(until)))
-    }
-
-    fn is_paused(&self, now: Timestamp) -> bool {
-        self.paused_until.is_some_and(|until| now < until)
-    }
-
-    /// Brings a state up to the schedule and the pause as they are configured now.
-    fn settle(&self, state: &mut ScheduleState, now: Timestamp) {
-        let text = format!("{} {}", words(self.schedule), self.timezone.unwrap_or_default());
-        if state.schedule != text || state.first_seen.is_none() {
-            state.schedule = text;
-            // A new schedule owes nothing from before; what it owes from now on survives restarts.
-            state.last_due = Some(now);
-            state.first_seen.get_or_insert(now);
-        }
-        if state.last_due.is_some_and(|due| due.duration_since(now) > AHEAD) {
-            tracing::warn!(job = %self.key, "its last due time lies in the future: the clock was wrong; counting goes on from now");
-            state.last_due = Some(now);
-        }
-        if state.paused_until != self.paused_until {
-            // It was paused until then, or until just now; the grid of an interval stays.
-            if let (Some(until), Some(schedule)) = (state.paused_until, self.schedule) {
-                let until = just_before(until).min(now);
-                let covered = newest_missed(schedule, &self.zone, last_due(state, now), anchor(state), until);
-                state.last_due = covered.or(state.last_due);
-            }
-            state.paused_until = self.paused_until;
-        }
-    }
-}
-
-fn just_before(time: Timestamp) -> Timestamp {
-    time.checked_sub(SignedDuration::from_secs(1)).unwrap_or(Timestamp::MIN)
-}
-
-/// A clock that was far ahead and came back leaves due times in the future; more than this is taken for that.
-const AHEAD: SignedDuration = SignedDuration::from_hours(1);
 
 /// Times that a job can be planned to run once at.
 const MOST_ONCE: usize = 32;
 /// Until one that could not be started is tried again.
 const AGAIN: SignedDuration = SignedDuration::from_secs(60);
+/// A start that fails again and again is tried at least this often.
+const LONGEST_WAIT: SignedDuration = SignedDuration::from_hours(1);
 /// Nor further ahead than ten years.
 const FARTHEST: SignedDuration = SignedDuration::from_hours(24 * 3653);
 
@@ -165,8 +60,10 @@ pub struct Scheduler {
     clock: Arc<dyn Clock>,
     wake: Notify,
     pings: Mutex<Vec<oneshot::Sender<()>>>,
-    /// Retries that wait: when, and which attempt.
-    retries: Mutex<HashMap<String, (Timestamp, u32)>>,
+    /// When the clock was looked at last.
+    looked: Mutex<Option<Timestamp>>,
+    /// The ledger could not be written: nothing is started before.
+    blocked_until: Mutex<Option<Timestamp>>,
     machine: String,
 }
 
@@ -177,7 +74,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Scheduler {
     pub fn new(config: Arc<config::Current>, ledger: Arc<Ledger>, starter: Arc<dyn Starter>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        Arc::new(Self { config, ledger, starter, clock, wake: Notify::new(), pings: Mutex::default(), retries: Mutex::default(), machine })
+        let (wake, pings, looked, blocked_until) = Default::default();
+        Arc::new(Self { config, ledger, starter, clock, wake, pings, looked, blocked_until, machine })
     }
 
     /// Starts what is due until cancelled.
@@ -211,9 +109,11 @@ impl Scheduler {
             Ok(states) => states,
             Err(e) => return failed(e),
         };
-        let is_gone = |(job, state): &(&String, &ScheduleState)| !state.once.is_empty() && !config.jobs.contains_key(*job);
+        let is_gone = |(job, state): &(&String, &ScheduleState)| {
+            (!state.once.is_empty() || state.retry.is_some()) && Entry::all(&config).all(|entry| entry.key != job.as_str())
+        };
         for (job, _) in states.iter().filter(is_gone) {
-            if let Err(e) = self.ledger.change_schedule_state(job, |state| state.once.clear()) {
+            if let Err(e) = self.ledger.change_schedule_state(job, |state| (state.once, state.retry) = Default::default()) {
                 failed(e);
             }
         }
@@ -287,57 +187,91 @@ impl Scheduler {
         Entry::all(&config).filter_map(|entry| Some((entry.key.to_owned(), self.next_start(&entry)?))).min_by_key(|(_, at)| *at)
     }
 
-    /// When the loop looks again: also at a time that was planned for a job that is disabled now.
-    fn wake_at(&self) -> Option<Timestamp> {
+    /// When the loop looks again: also at a time that was planned for a job that is disabled now; not before the ledger is tried again.
+    pub(super) fn wake_at(&self) -> Option<Timestamp> {
         let config = self.config.get();
         let now = self.clock.now();
         let disabled = Entry::all(&config).filter(|e| !e.enabled).filter_map(|e| self.state(&e, now).once.first().copied()).min();
-        [self.next().map(|(_, at)| at), disabled].into_iter().flatten().min()
+        let next = [self.next().map(|(_, at)| at), disabled].into_iter().flatten().min();
+        match *lock(&self.blocked_until) {
+            Some(until) => Some(next.map_or(until, |next| next.max(until))),
+            None => next,
+        }
     }
 
     /// Starts everything whose time has come.
     pub fn start_due(&self) {
         let config = self.config.get();
         let now = self.clock.now();
-        lock(&self.retries).retain(|key, _| Entry::all(&config).any(|e| e.enabled && !e.is_paused(now) && e.key == key));
+        *lock(&self.blocked_until) = None;
+        let leapt = lock(&self.looked).replace(now).is_none_or(|last| now.duration_since(last) > AHEAD);
         for entry in Entry::all(&config) {
-            let key = entry.key;
+            if leapt {
+                self.change(&entry, now, |state| entry.leapt(state, now));
+            }
             if !entry.enabled {
                 self.pass_over(&entry, now);
-                continue;
+            } else if self.next_start(&entry).is_some_and(|at| at <= now) {
+                self.start_entry(&entry, now);
             }
-            if self.next_start(&entry).is_none_or(|at| at > now) {
-                continue;
+        }
+    }
+
+    fn start_entry(&self, entry: &Entry<'_>, now: Timestamp) {
+        let key = entry.key;
+        let due_with_jitter = |due: Timestamp| due.checked_add(self.jitter(entry)).is_ok_and(|at| at <= now);
+        let attempt_of = |state: &ScheduleState| state.retry.as_ref().filter(|retry| retry.at <= now).map_or(1, |retry| retry.attempt);
+        let noted = self.change(entry, now, |state| {
+            // A time that was asked for does not draw the schedule's own ahead of its jitter.
+            if let Some(due) = entry.missed(state, now)
+                && (state.once.is_empty() || entry.next(state, now).is_some_and(due_with_jitter))
+            {
+                state.last_due = Some(due);
             }
-            let retry = lock(&self.retries).remove(key).filter(|(at, _)| *at <= now);
-            let due_with_jitter = |due: Timestamp| due.checked_add(self.jitter(&entry)).is_ok_and(|at| at <= now);
-            let (before, _) = self.change(&entry, now, |state| {
-                // A time that was asked for does not draw the schedule's own ahead of its jitter.
-                if let Some(due) = entry.missed(state, now)
-                    && (state.once.is_empty() || entry.next(state, now).is_some_and(due_with_jitter))
-                {
-                    state.last_due = Some(due);
-                }
-                state.once.retain(|at| *at > now);
-            });
-            let attempt = retry.map_or(1, |(_, attempt)| attempt);
-            let asked: Vec<Timestamp> = before.once.iter().copied().filter(|at| *at <= now).collect();
-            match self.start(key, attempt) {
-                Ok(run) => tracing::info!(job = %key, run, attempt, "started by the schedule"),
-                Err(Error::ShuttingDown) => {
-                    // The next start of keepd owes it.
-                    self.change(&entry, now, |state| {
-                        state.last_due = before.last_due;
-                        plan(&mut state.once, &asked);
-                    });
-                }
-                // Other than the schedule's, a time that was asked for comes once.
-                Err(e) if !asked.is_empty() && (!matches!(e, Error::Busy(_)) || !self.starter.is_running(key)) => {
-                    tracing::error!(job = %key, "it was to run once now, and could not be started: {e}; it is tried again in a minute");
-                    self.change(&entry, now, |state| plan(&mut state.once, &now.checked_add(AGAIN).into_iter().collect::<Vec<_>>()));
-                }
-                Err(Error::Busy(text)) => tracing::warn!(job = %key, "its time has come, but {text}; this one counts as covered"),
-                Err(e) => tracing::error!(job = %key, "its time has come, but it could not be started: {e}"),
+            state.once.retain(|at| *at > now);
+            // Should keepd end before the run is written down, the next start begins it.
+            state.retry = again(now, AGAIN, attempt_of(state));
+        });
+        let Some((before, _)) = noted else {
+            // Without it the same time would be due again and again. It is not lost: it is owed until it can be written down.
+            tracing::error!(job = %key, "its time has come, and it is not started before that can be written down; it is tried again in a minute");
+            return;
+        };
+        let attempt = attempt_of(&before);
+        let asked: Vec<Timestamp> = before.once.iter().copied().filter(|at| *at <= now).collect();
+        let started = self.start(key, attempt);
+        let is_covered = matches!(started, Err(Error::Busy(_)));
+        let noted = again(now, AGAIN, attempt);
+        self.change(entry, now, |state| {
+            // A run that failed meanwhile left another one.
+            state.retry.take_if(|retry| Some(&*retry) == noted.as_ref());
+        });
+        match started {
+            Ok(run) => tracing::info!(job = %key, run, attempt, "started by the schedule"),
+            Err(Error::ShuttingDown) => {
+                // The next start of keepd owes it.
+                self.change(entry, now, |state| {
+                    state.last_due = before.last_due;
+                    state.retry = before.retry.clone();
+                    plan(&mut state.once, &asked);
+                });
+            }
+            // Other than the schedule's, a time that was asked for comes once.
+            Err(e) if !asked.is_empty() && (!is_covered || !self.starter.is_running(key)) => {
+                tracing::error!(job = %key, "it was to run once now, and could not be started: {e}; it is tried again in a minute");
+                self.change(entry, now, |state| plan(&mut state.once, &now.checked_add(AGAIN).into_iter().collect::<Vec<_>>()));
+            }
+            Err(Error::Busy(text)) if self.starter.is_running(key) => {
+                tracing::warn!(job = %key, "its time has come, but {text}; this one counts as covered");
+            }
+            Err(e) => {
+                // Room for another run may be there at any moment; what else is wrong may last.
+                let wait = match e {
+                    Error::Busy(_) => AGAIN,
+                    _ => longer(before.retry.as_ref(), entry.retry.backoff),
+                };
+                tracing::error!(job = %key, "its time has come, but it could not be started: {e}; it is tried again in {} minutes", wait.as_mins());
+                self.change(entry, now, |state| state.retry = again(now, wait, attempt));
             }
         }
     }
@@ -361,8 +295,8 @@ impl Scheduler {
             return None;
         }
         let now = self.clock.now();
-        let retry = lock(&self.retries).get(entry.key).map(|(at, _)| *at).filter(|_| !entry.is_paused(now));
         let state = self.state(entry, now);
+        let retry = state.retry.as_ref().map(|retry| retry.at);
         let due = entry.next(&state, now).and_then(|due| due.checked_add(self.jitter(entry)).ok());
         [retry, due, state.once.first().copied()].into_iter().flatten().min()
     }
@@ -377,26 +311,31 @@ impl Scheduler {
 
     /// The ledger's state, begun anew where the schedule is another one.
     fn state(&self, entry: &Entry<'_>, now: Timestamp) -> ScheduleState {
-        self.change(entry, now, |_| ()).1
+        if let Some((_, state)) = self.change(entry, now, |_| ()) {
+            return state;
+        }
+        // What can be read and not be written down is true all the same.
+        let mut state = self.ledger.schedule_state(entry.key).unwrap_or_default();
+        entry.settle(&mut state, now);
+        state
     }
 
-    /// The same, changed. What it was, and what it is.
-    fn change(&self, entry: &Entry<'_>, now: Timestamp, change: impl FnOnce(&mut ScheduleState)) -> (ScheduleState, ScheduleState) {
+    /// The same, changed. What it was, and what it is; None when that cannot be kept, so that nothing came of it.
+    fn change(&self, entry: &Entry<'_>, now: Timestamp, change: impl FnOnce(&mut ScheduleState)) -> Option<(ScheduleState, ScheduleState)> {
         let mut before = None;
         let changed = self.ledger.change_schedule_state(entry.key, |state| {
             entry.settle(state, now);
             before = Some(state.clone());
             change(state);
         });
-        match (changed, before) {
-            (Ok((_, state)), Some(before)) => (before, state),
-            (changed, _) => {
-                if let Err(e) = changed {
-                    tracing::error!(job = %entry.key, "its schedule state cannot be kept: {e}");
+        match changed {
+            Ok((_, state)) => Some((before.unwrap_or_default(), state)),
+            Err(e) => {
+                if lock(&self.blocked_until).is_none() {
+                    tracing::error!(job = %entry.key, "the state of the schedule cannot be kept, and nothing is started by it until it can: {e}");
                 }
-                let mut state = ScheduleState::default();
-                entry.settle(&mut state, now);
-                (state.clone(), state)
+                *lock(&self.blocked_until) = now.checked_add(AGAIN).ok();
+                None
             }
         }
     }
@@ -418,6 +357,15 @@ impl Scheduler {
         let Some(entry) = Entry::of_run(run, &config) else { return };
         let key = entry.key;
         let now = self.clock.now();
+        let retry = (run.state == RunState::Failed && run.attempt < entry.retry.attempts).then(|| {
+            let factor = 1u32 << (run.attempt.saturating_sub(1)).min(16);
+            let wait = SignedDuration::try_from(entry.retry.backoff.saturating_mul(factor)).unwrap_or(SignedDuration::from_hours(1));
+            again(now, wait, run.attempt + 1)
+        });
+        let retry = retry.flatten();
+        if let Some(retry) = &retry {
+            tracing::info!(job = %key, attempt = retry.attempt, "tried again at {}", retry.at);
+        }
         self.change(&entry, now, |state| {
             state.last_run = Some(run.id.clone());
             state.last_start = run.started.as_ref().and_then(|s| s.parse().ok());
@@ -425,24 +373,24 @@ impl Scheduler {
                 RunState::Good | RunState::Partial => {
                     state.runs_good += 1;
                     state.last_good = Some(now);
+                    state.retry = None;
                 }
-                RunState::Failed => state.runs_failed += 1,
+                RunState::Failed => {
+                    state.runs_failed += 1;
+                    state.retry = retry.clone();
+                }
                 _ => {}
             }
         });
-        match run.state {
-            RunState::Good | RunState::Partial => drop(lock(&self.retries).remove(key)),
-            RunState::Failed if run.attempt < entry.retry.attempts => {
-                let factor = 1u32 << (run.attempt.saturating_sub(1)).min(16);
-                let wait = SignedDuration::try_from(entry.retry.backoff.saturating_mul(factor)).unwrap_or(SignedDuration::from_hours(1));
-                if let Ok(at) = now.checked_add(wait) {
-                    lock(&self.retries).insert(key.to_owned(), (at, run.attempt + 1));
-                    tracing::info!(job = %key, attempt = run.attempt + 1, "tried again at {at}");
-                }
-            }
-            _ => {}
-        }
         self.wake.notify_one();
+    }
+
+    /// To be told of a run of the schedule that was stopped because keepd ends: the next start of keepd begins it anew.
+    pub fn job_stopped(&self, run: &Run) {
+        let config = self.config.get();
+        let Some(entry) = Entry::of_run(run, &config) else { return };
+        let now = self.clock.now();
+        self.change(&entry, now, |state| state.retry = again(now, SignedDuration::ZERO, run.attempt));
     }
 
     /// What `keepctl status` shows of the backup of the configuration; None where none is configured.
@@ -473,7 +421,8 @@ impl Scheduler {
         // yet), what the schedule saw counts.
         let last_good = match self.ledger.has_backups(name) {
             Ok(true) => self.ledger.last_good(Some(name), None).ok().flatten(),
-            _ => state.last_good,
+            // One from the future says nothing: a clock was wrong.
+            _ => state.last_good.filter(|good| good.duration_since(now) <= AHEAD),
         };
         let (last_proven, recovery_seconds) = self.ledger.last_proven(name).unwrap_or_default();
         let since = last_good.or(state.first_seen).unwrap_or(now);
@@ -501,6 +450,12 @@ impl Scheduler {
     }
 }
 
+/// How long to wait after a start that failed: twice as long as the last time, at most an hour.
+fn longer(before: Option<&Waiting>, backoff: Duration) -> SignedDuration {
+    let first = SignedDuration::try_from(backoff).unwrap_or(LONGEST_WAIT);
+    before.map_or(first, |waited| waited.at.duration_since(waited.since).saturating_mul(2)).clamp(AGAIN, LONGEST_WAIT)
+}
+
 /// Adds times to those that are planned.
 fn plan(once: &mut Vec<Timestamp>, times: &[Timestamp]) {
     once.extend(times);
@@ -508,19 +463,10 @@ fn plan(once: &mut Vec<Timestamp>, times: &[Timestamp]) {
     once.dedup();
 }
 
-fn last_due(state: &ScheduleState, now: Timestamp) -> Timestamp {
-    state.last_due.unwrap_or(now)
-}
-
-/// An interval counts from its last due time, which is when the job was first seen to begin with.
-fn anchor(state: &ScheduleState) -> Timestamp {
-    state.last_due.or(state.first_seen).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ConfigBackup, Daemon, Destination, Retention};
+    use crate::config::{Config, ConfigBackup, Daemon, Destination, Job, Retention, Retry, Schedule};
     use std::pin::Pin;
 
     struct HandClock(Mutex<Timestamp>);
@@ -667,6 +613,104 @@ mod tests {
         assert_eq!(w.at("2036-01-01T02:31:00Z"), 1, "ten years ahead: one catch-up");
         assert_eq!(w.at("2026-01-01T03:00:00Z"), 0, "and back");
         assert_eq!(w.at("2026-01-02T02:30:00Z"), 1, "it goes on the next night");
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_makes_nobody_run_twice_or_wait_for_years() {
+        let mut w = world(job(Schedule::Cron("30 2 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        assert_eq!((w.at("2026-01-01T00:00:00Z"), w.at("2026-01-01T02:30:00Z")), (0, 1));
+        // No battery: 1970 at the start, then the time from the network.
+        w.restart();
+        assert_eq!((w.at("1970-01-01T00:00:20Z"), w.at("2026-01-01T10:00:00Z")), (0, 0), "the night's run was before");
+        // Ten years ahead at a start, off for two nights, and right again: they are owed.
+        w.restart();
+        assert_eq!((w.at("2036-01-01T12:00:00Z"), w.at("2036-01-02T02:30:00Z")), (1, 1));
+        w.restart();
+        assert_eq!((w.at("2026-01-03T12:00:00Z"), w.at("2026-01-04T02:30:00Z")), (1, 1));
+        // Both after each other.
+        assert_eq!(w.at("2036-01-01T12:00:00Z"), 1);
+        w.restart();
+        assert_eq!((w.at("1970-01-01T00:00:20Z"), w.at("2026-01-04T10:00:00Z"), w.at("2026-01-05T02:30:00Z")), (0, 0, 1));
+        w.finish(RunState::Good, 1);
+        assert!(!w.scheduler.job_status("shop").overdue);
+        // A backup that seems to be of the future keeps nobody from being overdue.
+        w.at("2036-01-01T12:00:00Z");
+        w.finish(RunState::Good, 1);
+        w.at("2026-01-09T12:00:00Z");
+        w.at("2026-01-11T12:00:00Z");
+        assert!(w.scheduler.job_status("shop").overdue);
+    }
+
+    /// Whether somebody looked at the clock meanwhile or not.
+    #[test]
+    fn a_clock_that_is_set_back_by_hours_runs_nothing_twice() {
+        for is_asleep in [true, false] {
+            let w = world(job(Schedule::Cron("30 7 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+            assert_eq!((w.at("2026-01-01T00:00:00Z"), w.at("2026-01-01T07:30:00Z"), w.at("2026-01-01T23:00:00Z")), (0, 1, 0));
+            if !is_asleep {
+                let from: Timestamp = "2026-01-01T23:30:00Z".parse().unwrap();
+                (0..17).for_each(|n| assert_eq!(w.to(from + SignedDuration::from_mins(30 * n)), usize::from(n == 16)));
+            }
+            assert_eq!(w.at("2026-01-02T08:00:00Z"), usize::from(is_asleep), "the night's run");
+            assert_eq!(
+                (w.at("2026-01-02T06:05:00Z"), w.at("2026-01-02T07:30:00Z"), w.at("2026-01-02T08:00:00Z")),
+                (0, 0, 0),
+                "{is_asleep}"
+            );
+            assert_eq!(w.at("2026-01-03T07:30:00Z"), 1);
+        }
+    }
+
+    #[test]
+    fn what_keepd_itself_stopped_is_begun_anew_and_a_wait_survives_a_restart() {
+        let mut w = world(job(Schedule::Cron("0 2 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        let run = |attempt| Run { id: "run".into(), job: Some("shop".into()), state: RunState::Cancelled, attempt, ..Run::default() };
+        assert_eq!((w.at("2026-01-01T00:00:00Z"), w.at("2026-01-01T02:00:00Z")), (0, 1));
+        w.scheduler.job_stopped(&run(1));
+        w.restart();
+        assert_eq!((w.at("2026-01-01T02:00:30Z"), w.at("2026-01-01T02:00:31Z")), (1, 0));
+        w.finish(RunState::Failed, 1);
+        w.restart();
+        assert_eq!((w.at("2026-01-01T02:01:30Z"), w.at("2026-01-01T02:01:31Z")), (0, 1));
+        assert_eq!(lock(&w.started.0).last().unwrap().1, 2);
+        w.finish(RunState::Failed, 2);
+        // The clock goes back: it waits as long as it was to, and not until it is there again.
+        assert_eq!((w.at("2026-01-01T01:30:00Z"), w.at("2026-01-01T01:31:59Z"), w.at("2026-01-01T01:32:00Z")), (0, 0, 1));
+        w.finish(RunState::Failed, 2);
+        edit(&w, |job| job.enabled = false);
+        w.at("2026-01-01T03:00:00Z");
+        edit(&w, |job| job.enabled = true);
+        assert_eq!(w.at("2026-01-01T04:00:00Z"), 0, "one that was disabled is not tried again");
+    }
+
+    #[test]
+    fn nothing_is_started_that_cannot_be_noted_and_nothing_lost() {
+        let w = world(job(Schedule::Cron("0 2 * * *".into()), "UTC"), "2026-01-01T00:00:00Z");
+        assert_eq!(w.at("2026-01-01T00:00:00Z"), 0);
+        let other = rusqlite::Connection::open(w.dir.path().join("ledger.sqlite")).unwrap();
+        other
+            .execute_batch("CREATE TRIGGER full BEFORE INSERT ON schedule BEGIN SELECT raise(FAIL, 'database or disk is full'); END")
+            .unwrap();
+        assert_eq!(w.at("2026-01-01T02:00:00Z"), 0);
+        assert_eq!(w.scheduler.wake_at(), Some("2026-01-01T02:01:00Z".parse().unwrap()), "not at once, and again, and again");
+        assert_eq!(w.at("2026-01-01T02:01:00Z"), 0);
+        other.execute_batch("DROP TRIGGER full").unwrap();
+        assert_eq!((w.at("2026-01-01T02:02:00Z"), w.at("2026-01-01T02:03:00Z")), (1, 0));
+        // Nor is one lost that could not be started for another reason than that it runs. What lasts is tried less and less often.
+        *lock(&w.started.1) = Some((Error::Busy("64 runs are queued".into()), false));
+        assert_eq!(w.at("2026-01-02T02:00:00Z"), 0);
+        *lock(&w.started.1) = None;
+        assert_eq!((w.at("2026-01-02T02:00:59Z"), w.at("2026-01-02T02:01:00Z"), w.at("2026-01-02T02:02:00Z")), (0, 1, 0));
+        *lock(&w.started.1) = Some((Error::Failed("a row of the ledger does not parse".into()), false));
+        let mut now: Timestamp = "2026-01-03T02:00:00Z".parse().unwrap();
+        for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert_eq!(w.to(now), 0);
+            let next = w.scheduler.wake_at().unwrap();
+            assert_eq!(next.duration_since(now), SignedDuration::from_mins(minutes));
+            now = next;
+        }
+        *lock(&w.started.1) = None;
+        assert_eq!((w.to(now), w.at("2026-01-03T23:00:00Z")), (1, 0));
     }
 
     #[test]

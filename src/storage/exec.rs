@@ -16,7 +16,7 @@ use opendal::raw::{
 };
 use opendal::{Buffer, BytesRange, Capability, Error, ErrorKind, Metadata, MetadataBuilder, OperationContext, Operator, Result};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::shared::{PIECE_BYTES, Shared};
@@ -226,55 +226,111 @@ impl Process {
     }
 
     async fn line<T: for<'a> Deserialize<'a>>(&mut self) -> Result<T> {
-        let mut line = Vec::new();
-        let mut limited = (&mut self.output).take(MAX_LINE as u64);
-        let read = in_time(self.patience, limited.read_until(b'\n', &mut line));
-        read.await.map_err(|e| broken(format!("the plugin cannot be read: {e}")))?;
-        if line.is_empty() {
-            return Err(broken("the plugin ended before it answered"));
-        }
-        let shown = |line: &[u8]| String::from_utf8_lossy(line.get(..line.len().min(80)).unwrap_or_default()).into_owned();
-        if line.last() != Some(&b'\n') {
-            return Err(broken(format!("the plugin's answer is no line: '{}'", shown(&line))));
-        }
-        serde_json::from_slice(&line)
-            .map_err(|e| broken(format!("the plugin's answer is not of the interface ({e}): '{}'", shown(&line).trim_end())))
+        read_line(&mut self.output, self.patience).await
     }
 
     async fn ask(&mut self, request: &Request<'_>, bytes: Option<&Buffer>) -> Result<Answer> {
         self.send(request, bytes).await?;
-        let answer: Answer = self.line().await?;
-        match (&answer.error, answer.ok) {
-            (None, true) => Ok(answer),
-            (None, false) => Err(broken("the plugin's answer says neither ok nor an error")),
-            (Some(kind), _) => {
-                let text = answer.message.unwrap_or_else(|| kind.clone());
-                Err(match kind.as_str() {
-                    "not_found" => Error::new(ErrorKind::NotFound, text),
-                    "exists" => Error::new(ErrorKind::AlreadyExists, text),
-                    "denied" => Error::new(ErrorKind::PermissionDenied, text),
-                    "no_space" => Error::new(ErrorKind::ConfigInvalid, format!("No space left: {text}")),
-                    "unsupported" => Error::new(ErrorKind::Unsupported, text),
-                    "invalid" => Error::new(ErrorKind::ConfigInvalid, text),
-                    // In passing: it is asked again. The process is as good as any, but a new one costs little.
-                    _ => broken(text),
-                })
-            }
-        }
+        judged(self.line().await?)
     }
 
     async fn bytes(&mut self, len: u64) -> Result<Bytes> {
-        if len > MAX_OBJECT {
-            return Err(broken(format!("the plugin announces {len} bytes, more than any object has")));
-        }
-        let mut bytes = BytesMut::zeroed(len as usize);
-        for piece in bytes.chunks_mut(PIECE_BYTES) {
-            let read = in_time(self.patience, self.output.read_exact(piece));
-            read.await.map_err(|e| broken(format!("the plugin's object is cut off: {e}")))?;
-            self.shared.came(piece.len()).await;
-        }
-        Ok(bytes.freeze())
+        let shared = &self.shared;
+        read_object(&mut self.output, len, self.patience, Some(shared)).await
     }
+}
+
+/// A line of what the interface knows.
+async fn read_line<T: for<'a> Deserialize<'a>>(output: &mut (impl AsyncBufRead + Unpin), patience: Duration) -> Result<T> {
+    let mut line = Vec::new();
+    let mut limited = output.take(MAX_LINE as u64);
+    let read = in_time(patience, limited.read_until(b'\n', &mut line));
+    read.await.map_err(|e| broken(format!("the plugin cannot be read: {e}")))?;
+    if line.is_empty() {
+        return Err(broken("the plugin ended before it answered"));
+    }
+    let shown = |line: &[u8]| String::from_utf8_lossy(line.get(..line.len().min(80)).unwrap_or_default()).into_owned();
+    if line.last() != Some(&b'\n') {
+        return Err(broken(format!("the plugin's answer is no line: '{}'", shown(&line))));
+    }
+    serde_json::from_slice(&line)
+        .map_err(|e| broken(format!("the plugin's answer is not of the interface ({e}): '{}'", shown(&line).trim_end())))
+}
+
+/// What an answer says: that it was done, or why not.
+fn judged(answer: Answer) -> Result<Answer> {
+    match (&answer.error, answer.ok) {
+        (None, true) => Ok(answer),
+        (None, false) => Err(broken("the plugin's answer says neither ok nor an error")),
+        (Some(kind), _) => {
+            let text = answer.message.unwrap_or_else(|| kind.clone());
+            Err(match kind.as_str() {
+                "not_found" => Error::new(ErrorKind::NotFound, text),
+                "exists" => Error::new(ErrorKind::AlreadyExists, text),
+                "denied" => Error::new(ErrorKind::PermissionDenied, text),
+                "no_space" => Error::new(ErrorKind::ConfigInvalid, format!("No space left: {text}")),
+                "unsupported" => Error::new(ErrorKind::Unsupported, text),
+                "invalid" => Error::new(ErrorKind::ConfigInvalid, text),
+                // In passing: it is asked again. The process is as good as any, but a new one costs little.
+                _ => broken(text),
+            })
+        }
+    }
+}
+
+/// A listing of `prefix` to its last line.
+async fn read_listing(output: &mut (impl AsyncBufRead + Unpin), prefix: &str, patience: Duration) -> Result<VecDeque<oio::Entry>> {
+    let mut found = VecDeque::new();
+    loop {
+        let line: Line = read_line(output, patience).await?;
+        if line.end == Some(true) {
+            return match line.count == Some(found.len() as u64) {
+                true => Ok(found),
+                false => Err(broken(format!("the plugin's listing has {} objects and counts {:?}", found.len(), line.count))),
+            };
+        }
+        let (Some(name), size) = (line.name, file(line.size)?) else {
+            return Err(broken("a line of the plugin's listing has no name"));
+        };
+        if !name.starts_with(prefix) || name.ends_with('/') {
+            return Err(broken(format!("the plugin lists '{name}', which was not asked for")));
+        }
+        found.push_back(oio::Entry::new(&name, size));
+    }
+}
+
+/// What a plugin may have printed, read as an answer with an object behind it and as a listing of `packs/`; the names and sizes of the listing, where it is one. For attacks.
+pub(crate) async fn read_all(printed: &[u8]) -> (Result<usize>, Result<Vec<(String, u64)>>) {
+    let patience = Duration::from_secs(60);
+    let answer = async {
+        let mut output = printed;
+        let answer = judged(read_line(&mut output, patience).await?)?;
+        Ok(read_object(&mut output, answer.size.unwrap_or(0), patience, None).await?.len())
+    };
+    let listing = async {
+        let mut output = printed;
+        let answer = judged(read_line(&mut output, patience).await?);
+        answer?;
+        let found = read_listing(&mut output, "packs/", patience).await?;
+        Ok(found.into_iter().map(|entry| (entry.path().to_owned(), entry.metadata().content_length())).collect())
+    };
+    (answer.await, listing.await)
+}
+
+/// An object's bytes.
+async fn read_object(output: &mut (impl AsyncBufRead + Unpin), len: u64, patience: Duration, shared: Option<&Shared>) -> Result<Bytes> {
+    if len > MAX_OBJECT {
+        return Err(broken(format!("the plugin announces {len} bytes, more than any object has")));
+    }
+    let mut bytes = BytesMut::zeroed(len as usize);
+    for piece in bytes.chunks_mut(PIECE_BYTES) {
+        let read = in_time(patience, output.read_exact(piece));
+        read.await.map_err(|e| broken(format!("the plugin's object is cut off: {e}")))?;
+        if let Some(shared) = shared {
+            shared.came(piece.len()).await;
+        }
+    }
+    Ok(bytes.freeze())
 }
 
 async fn in_time<T>(patience: Duration, step: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
@@ -410,23 +466,7 @@ impl oio::List for Lister {
         if self.found.is_none() {
             let prefix = self.prefix.clone();
             let listing = self.plugin.ask(Request::List { prefix: &prefix }, None, async |process, _| {
-                let mut found = VecDeque::new();
-                loop {
-                    let line: Line = process.line().await?;
-                    if line.end == Some(true) {
-                        return match line.count == Some(found.len() as u64) {
-                            true => Ok(found),
-                            false => Err(broken(format!("the plugin's listing has {} objects and counts {:?}", found.len(), line.count))),
-                        };
-                    }
-                    let (Some(name), size) = (line.name, file(line.size)?) else {
-                        return Err(broken("a line of the plugin's listing has no name"));
-                    };
-                    if !name.starts_with(&prefix) || name.ends_with('/') {
-                        return Err(broken(format!("the plugin lists '{name}', which was not asked for")));
-                    }
-                    found.push_back(oio::Entry::new(&name, size));
-                }
+                read_listing(&mut process.output, &prefix, process.patience).await
             });
             self.found = Some(listing.await?);
         }

@@ -120,7 +120,7 @@ pub(super) fn read(storage: &Storage, root: &Path, name: &str, offset: u64, len:
     let file = File::open(root.join(name)).map_err(failed)?;
     let there = file.metadata().map_err(failed)?.len().saturating_sub(offset);
     if there < len {
-        return Err(storage.failed("read", name, format!("it is cut off: {there} of {len} bytes at {offset} are there")));
+        return Err(storage.short(name, format!("it is cut off: {there} of {len} bytes at {offset} are there")));
     }
     storage.shared.came_now(len as usize);
     direct::read_exact_at(&file, offset, len as usize, into).map_err(failed)
@@ -207,33 +207,30 @@ fn rename(from: &Path, to: &Path, how: Publish) -> io::Result<()> {
     }
 }
 
-/// Makes what is missing of `directory` below `root` and syncs each parent that got a new name.
+/// Makes what is missing of `directory`, which is `root` or below it; when it returns, its name and those above it are on the disk.
 pub(super) fn make_directories(root: &Path, directory: &Path) -> io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = directory.parent()
-        && parent.starts_with(root)
-    {
-        make_directories(root, parent)?;
-        match fs::create_dir(directory) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => sync_directory(parent)?,
-        }
-    } else {
-        fs::create_dir_all(directory)?;
-    }
-    Ok(())
+    debug_assert!(directory.starts_with(root));
+    crate::durable::make_directories(directory)
 }
 
 fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Removes a file; one that is not there is fine.
+/// Removes a file; one that is not there is fine. When it returns, it stays away: a manifest, an index object or a key slot that a power
+/// cut brought back would refer to packs that were deleted after it, or to keys that were given up. Packs may come back, for nothing refers
+/// to them any more and the next prune finds them; they are many.
 pub(super) fn delete(storage: &Storage, root: &Path, name: &str) -> Result<()> {
-    match fs::remove_file(root.join(name)) {
-        Err(e) if !absent(&e) => Err(storage.failed("delete", name, e.to_string())),
-        _ => Ok(()),
-    }
+    let path = root.join(name);
+    let remove = || -> io::Result<()> {
+        match fs::remove_file(&path) {
+            Err(e) if !absent(&e) => return Err(e),
+            _ => {}
+        }
+        match path.parent().filter(|_| !name.starts_with("packs/")).map_or(Ok(()), sync_directory) {
+            Err(e) if absent(&e) => Ok(()),
+            synced => synced,
+        }
+    };
+    remove().map_err(|e| storage.failed("delete", name, e.to_string()))
 }

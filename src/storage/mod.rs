@@ -33,6 +33,7 @@ use self::shared::Shared;
 use crate::config::{Destination, OptionValue};
 use crate::crypto::{self, CryptoError};
 
+pub(crate) use self::exec::read_all as read_of_plugin;
 pub use self::shared::Counters;
 
 /// Where objects are written before they get their name.
@@ -58,6 +59,9 @@ pub enum StorageError {
     Exists { location: String, name: String },
     #[error("{location}: no space left while writing {name}; free some space or give the destination more")]
     NoSpace { location: String, name: String },
+    /// It answers, and has less than was asked for.
+    #[error("{location}: cannot read {name}: {reason}")]
+    Short { location: String, name: String, reason: String },
     #[error("{location}: cannot {verb} {name}: {reason}")]
     Failed { location: String, verb: &'static str, name: String, reason: String },
 }
@@ -138,7 +142,19 @@ impl Storage {
     /// Makes the place where a repository is to begin, if that is a directory of this machine.
     pub fn prepare(&self) -> Result<()> {
         match &self.place {
-            Place::Directory(root) => std::fs::create_dir_all(root).map_err(|e| self.failed("make", "the directory", e.to_string())),
+            Place::Directory(root) => {
+                crate::durable::make_directories(root).map_err(|e| self.failed("make", "the directory", e.to_string()))
+            }
+            Place::Remote(_) => Ok(()),
+        }
+    }
+
+    /// Packs that were deleted stay away when this returns ([`Storage::delete`] alone does not see to that for packs). Elsewhere a deletion is what the service makes of it.
+    pub fn settle(&self) -> Result<()> {
+        match &self.place {
+            Place::Directory(root) => std::fs::File::open(root)
+                .and_then(|root| Ok(keepd_writer::syncfs(&root)?))
+                .map_err(|e| self.failed("sync", "the directory", e.to_string())),
             Place::Remote(_) => Ok(()),
         }
     }
@@ -220,7 +236,10 @@ impl Storage {
         }
         match &self.place {
             Place::Directory(root) => fs::read(self, root, name, offset, len, into),
-            Place::Remote(remote) => self.wait("read", name, remote.read(name, offset, len, into)),
+            Place::Remote(remote) => self.runtime.block_on(remote.read(name, offset, len, into)).map_err(|e| match e.kind() {
+                ErrorKind::RangeNotSatisfied => self.short(name, remote::reason(&e)),
+                _ => self.error("read", name, &e),
+            }),
         }
     }
 
@@ -274,6 +293,20 @@ impl Storage {
         let mut names: Vec<String> = self.wait("list", prefix, remote.list(prefix))?.into_iter().map(|o| o.name).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// An error when one of these objects is there, which the listing of `prefix` lacks: then that is an old one or not complete, and nothing may be concluded
+    /// from it. The first few are looked at; they must have been there before the listing was asked for.
+    pub fn are_gone(&self, prefix: &str, names: impl IntoIterator<Item = String>) -> Result<()> {
+        const LOOKED_AT: usize = 100;
+        for name in names.into_iter().take(LOOKED_AT) {
+            if self.exists(&name)? {
+                let reason =
+                    format!("the listing lacks {name}, which is there: it is old or not complete, and nothing is concluded from it");
+                return Err(self.failed("list", prefix, reason));
+            }
+        }
+        Ok(())
     }
 
     /// Removes an object; one that is not there is fine. An error where nothing may be deleted.
@@ -332,6 +365,10 @@ impl Storage {
 
     fn failed(&self, verb: &'static str, name: &str, reason: String) -> StorageError {
         StorageError::Failed { location: self.location.clone(), verb, name: name.to_owned(), reason }
+    }
+
+    fn short(&self, name: &str, reason: String) -> StorageError {
+        StorageError::Short { location: self.location.clone(), name: name.to_owned(), reason }
     }
 
     fn error(&self, verb: &'static str, name: &str, error: &opendal::Error) -> StorageError {

@@ -4,6 +4,8 @@
 //! pauses, one that does not go on ends, and bytes go at the configured pace. Every object is smaller than what any service takes in
 //! one request, so nothing is uploaded in parts, and nothing of such uploads can be left over.
 
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,8 @@ pub(super) struct Remote {
     /// It has directories, each listed by itself, and one that nothing was written to yet is not there.
     has_directories: bool,
     reads_from_start: bool,
+    /// keepd deletes here.
+    may_delete: bool,
     /// Where transfers are not watched below.
     patience: Option<Duration>,
     retry: Retry,
@@ -90,6 +94,7 @@ impl Remote {
         Ok(Self {
             has_directories: matches!(destination.service.as_str(), "sftp" | "ftp" | "webdav"),
             reads_from_start: destination.service == "ftp",
+            may_delete: !destination.append_only,
             operator,
             publishing,
             patience: (!watched).then_some(transfer.timeout),
@@ -141,6 +146,7 @@ impl Remote {
         self.persistently(|| async {
             if self.publishing == Publishing::Conditional {
                 match self.write(name, bytes, true).await {
+                    Ok(()) => return self.arrived(name, bytes).await,
                     Err(e) if is_there(&e) => return self.is_ours(name, bytes).await,
                     // Some compatible services refuse the condition instead of ignoring it.
                     Err(e) if is_not_built(&e) => {}
@@ -189,7 +195,14 @@ impl Remote {
 
     /// Writes an object, replacing what is there.
     pub async fn publish(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
-        self.persistently(|| self.write_whole(name, bytes)).await
+        self.persistently(|| async {
+            self.write_whole(name, bytes).await?;
+            match self.publishing {
+                Publishing::Rename => Ok(()),
+                _ => self.has_size(name, bytes.len()).await,
+            }
+        })
+        .await
     }
 
     /// Writes an object so that it appears whole, whatever is there.
@@ -209,10 +222,28 @@ impl Remote {
         }
     }
 
+    /// Whether all of an object is there that was just made. The beginning of it is removed again, for under its name it would be taken for
+    /// damage; what is no beginning of it somebody else may have put there at the same time, where the service ignores the condition.
+    async fn arrived(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
+        let there = self.patiently(self.operator.stat(name)).await.map_err(is_late)?.content_length();
+        if there == bytes.len() as u64 {
+            return Ok(());
+        }
+        let mut found = ReadBuffer::default();
+        let is_beginning = match there < bytes.len() as u64 {
+            true => self.read_once(name, 0, there, &mut found).await.is_ok_and(|()| bytes.starts_with(&found[..])),
+            false => false,
+        };
+        if is_beginning && self.may_delete {
+            let _ = self.patiently(self.operator.delete(name)).await;
+        }
+        Err(Error::new(ErrorKind::Unexpected, format!("{there} of {} bytes arrived", bytes.len())).set_temporary())
+    }
+
     /// An error unless the object that is there has these bytes.
     async fn is_ours(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
-        let size = self.patiently(self.operator.stat(name)).await?.content_length();
-        self.has_bytes(name, size, bytes).await
+        let size = self.patiently(self.operator.stat(name)).await.map_err(is_late)?.content_length();
+        self.has_bytes(name, size, bytes).await.map_err(is_late)
     }
 
     /// The same of an object of a known size.
@@ -243,7 +274,7 @@ impl Remote {
     }
 
     async fn has_size(&self, name: &str, size: usize) -> Result<(), Error> {
-        let there = self.patiently(self.operator.stat(name)).await?.content_length();
+        let there = self.patiently(self.operator.stat(name)).await.map_err(is_late)?.content_length();
         if there == size as u64 {
             return Ok(());
         }
@@ -489,8 +520,13 @@ impl Remote {
     async fn list_once(&self, directory: &str, recursive: bool) -> Result<(Vec<Listed>, Vec<String>), Error> {
         let mut lister = self.patiently(async { self.operator.lister_with(directory).recursive(recursive).await }).await?;
         let (mut files, mut directories) = (Vec::new(), Vec::new());
+        let (mut seen, hasher) = (HashSet::new(), RandomState::new());
         while let Some(entry) = self.patiently(lister.try_next()).await? {
             let name = entry.path();
+            if !seen.insert(hasher.hash_one(name)) {
+                // One that goes round in circles would never end, and one with a page twice may lack another.
+                return Err(Error::new(ErrorKind::Unexpected, format!("the listing has {name} twice")).set_temporary());
+            }
             if entry.metadata().is_file() {
                 files.push(Listed { name: name.to_owned(), size: entry.metadata().content_length() });
             } else if entry.metadata().is_dir() && name != "/" && name.len() > directory.len() && name.starts_with(directory) {
@@ -542,6 +578,16 @@ impl Remote {
     }
 }
 
+/// Of an object that the service says it has: that it is not found may pass.
+fn is_late(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound => {
+            Error::new(ErrorKind::Unexpected, "it was written, the storage said that it has it, and it is not there").set_temporary()
+        }
+        _ => error,
+    }
+}
+
 fn is_there(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists)
 }
@@ -555,7 +601,8 @@ fn is_not_built(error: &Error) -> bool {
 fn may_pass(error: &Error, told: bool) -> bool {
     match error.kind() {
         ErrorKind::RateLimited | ErrorKind::Conflict => true,
-        ErrorKind::Unexpected if told => error.is_temporary(),
+        // Less, or more, came than was asked for: OpenDAL calls that lasting.
+        ErrorKind::Unexpected if told => error.is_temporary() || error.message().starts_with("reader got too "),
         ErrorKind::Unexpected => {
             let text = reason(error);
             const LASTING: [&str; 6] =
@@ -568,7 +615,46 @@ fn may_pass(error: &Error, told: bool) -> bool {
 
 /// OpenDAL's error in one line: the message and its cause, without its context dump (which may hold more than people want to see).
 pub(super) fn reason(error: &Error) -> String {
-    let mut text = with_causes(error.message(), std::error::Error::source(error));
+    let mut text = in_words(with_causes(error.message(), std::error::Error::source(error)));
     text.retain(|c| !c.is_control() || c == ' ');
+    if text.trim().is_empty() {
+        // The answer had no body, as those to HEAD have none: the status is in the context alone.
+        let told = error.to_string();
+        let status = told.split_once("status: ").map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+        return match status.filter(|status| !status.is_empty()) {
+            Some(status) => format!("the storage answered {status}"),
+            None => format!("{} without further words", error.kind()),
+        };
+    }
     text
+}
+
+/// `S3Error { code: "X", message: "Y", … }`, as OpenDAL writes what S3 answers, as `Y (X)`.
+fn in_words(text: String) -> String {
+    let field = |name: &str| Some(text.split_once(&format!("{name}: \""))?.1.split_once("\", ")?.0);
+    match (text.split_once("S3Error { "), field("code"), field("message")) {
+        (Some((before, rest)), Some(code), Some(message)) => {
+            let after = rest.split_once(" }").map_or("", |(_, after)| after);
+            let words = if message.is_empty() { code.to_owned() } else { format!("{} ({code})", message.trim_end_matches('.')) };
+            format!("{before}{words}{after}")
+        }
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_s3_says_is_told_in_words() {
+        let said = "S3Error { code: \"SlowDown\", message: \"Please reduce your request rate.\", resource: \"\", request_id: \"7\" }";
+        assert_eq!(reason(&Error::new(ErrorKind::Unexpected, said)), "Please reduce your request rate (SlowDown)");
+        let silent = "S3Error { code: \"Odd\", message: \"\", resource: \"\", request_id: \"\" }";
+        assert_eq!(reason(&Error::new(ErrorKind::Unexpected, silent)), "Odd");
+        assert_eq!(reason(&Error::new(ErrorKind::Unexpected, "something else")), "something else");
+        let status = Error::new(ErrorKind::Unexpected, "").with_context("response", "Parts { status: 503, version: HTTP/1.1 }");
+        assert_eq!(reason(&status), "the storage answered 503");
+        assert_eq!(reason(&Error::new(ErrorKind::Unexpected, "")), "Unexpected without further words");
+    }
 }

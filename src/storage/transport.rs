@@ -51,6 +51,8 @@ impl HttpTransport for Transport {
         let uri = parts.uri.clone();
         let host = uri.authority().map(|a| a.host().to_owned()).unwrap_or_default();
         let is_head = parts.method == Method::HEAD;
+        let listing = listing(&parts.method, uri.query().unwrap_or_default());
+        let told_host = host.clone();
         let failed = move |text: String| Error::new(ErrorKind::Unexpected, text).set_temporary();
         let url = reqwest::Url::parse(&uri.to_string()).map_err(|e| Error::new(ErrorKind::ConfigInvalid, format!("'{uri}': {e}")))?;
         let mut builder = self.client.request(parts.method, url).headers(parts.headers).version(parts.version);
@@ -70,7 +72,8 @@ impl HttpTransport for Transport {
             true => None,
             false => parse_content_length(sent.headers())?,
         };
-        let mut response = Response::builder().status(sent.status()).version(sent.version()).extension(uri);
+        let sent_status = sent.status();
+        let mut response = Response::builder().status(sent_status).version(sent.version()).extension(uri);
         if let Some(headers) = response.headers_mut() {
             headers.clone_from(sent.headers());
         }
@@ -94,7 +97,43 @@ impl HttpTransport for Transport {
                 }
             }
         });
-        response.body(HttpBody::new(Box::pin(stream), content_length)).map_err(|e| failed(e.to_string()))
+        let mut body = HttpBody::new(Box::pin(stream), content_length);
+        let Some(listing) = listing.filter(|_| sent_status.is_success()) else {
+            return response.body(body).map_err(|e| failed(e.to_string()));
+        };
+        let text = body.to_buffer().await?;
+        is_whole(&text.to_bytes(), listing).map_err(|problem| failed(format!("{told_host}: the answer to a listing {problem}")))?;
+        let len = text.len() as u64;
+        let whole = futures::stream::iter([Ok(text)]);
+        response.body(HttpBody::new(Box::pin(whole), Some(len))).map_err(|e| failed(e.to_string()))
+    }
+}
+
+/// What the answer to a request says that is a listing; None for other requests.
+fn listing(method: &Method, query: &str) -> Option<&'static str> {
+    let asks = |what: &str| query.split('&').any(|part| part == what);
+    match method.as_str() {
+        "GET" if asks("list-type=2") => Some("ListBucketResult"),
+        "GET" if asks("comp=list") => Some("EnumerationResults"),
+        "PROPFIND" => Some("multistatus"),
+        _ => None,
+    }
+}
+
+/// An error in words unless an answer is a listing, and says how it goes on if it does. Those who read it for OpenDAL's services take any text for one: the page of a
+/// proxy is then a listing of nothing, and one that does not say where it goes on begins again, for ever.
+fn is_whole(text: &[u8], listing: &str) -> Result<(), &'static str> {
+    let text = String::from_utf8_lossy(text);
+    if !text.contains(listing) {
+        return Err("is none: something else than the storage answered");
+    }
+    let value = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once('<').map(|(value, _)| value.trim())
+    };
+    match (value("IsTruncated"), value("NextContinuationToken")) {
+        (Some("true"), None | Some("")) if listing == "ListBucketResult" => Err("says that it goes on and does not say where"),
+        _ => Ok(()),
     }
 }
 
@@ -175,5 +214,29 @@ impl http_body::Body for PacedBody {
 
     fn size_hint(&self) -> http_body::SizeHint {
         http_body::SizeHint::with_exact(self.left.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_listing_or_does_not_say_how_it_goes_on_is_none() {
+        let of = |query: &str| listing(&Method::GET, query);
+        assert_eq!(of("list-type=2&prefix=packs%2F"), Some("ListBucketResult"));
+        assert_eq!(of("restype=container&comp=list"), Some("EnumerationResults"));
+        assert_eq!((of("list-type=1"), of("")), (None, None));
+        assert_eq!(listing(&Method::from_bytes(b"PROPFIND").unwrap(), ""), Some("multistatus"));
+        assert_eq!(listing(&Method::HEAD, "list-type=2"), None);
+        let whole = |text: &str| is_whole(text.as_bytes(), "ListBucketResult").is_ok();
+        assert!(whole("<ListBucketResult xmlns=\"x\"><IsTruncated>false</IsTruncated></ListBucketResult>"));
+        assert!(whole("<ListBucketResult/>"));
+        let goes_on =
+            "<ListBucketResult><NextContinuationToken>t</NextContinuationToken><IsTruncated>true</IsTruncated></ListBucketResult>";
+        assert!(whole(goes_on));
+        assert!(!whole("<html>Log in</html>") && !whole(""));
+        assert!(!whole(&goes_on.replace(">t<", "><")));
+        assert!(!whole("<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"));
     }
 }

@@ -15,6 +15,8 @@ pub struct Keepd {
     pub dir: tempfile::TempDir,
     /// Of the daemon, beside what it inherits.
     pub environment: Vec<(String, String)>,
+    /// The daemon is started through this (a namespace, limits), which becomes it.
+    pub wrapper: Vec<String>,
     child: Option<Child>,
 }
 
@@ -39,7 +41,7 @@ impl Keepd {
     /// Sources db (shop.db, WAL) and files (`files`), one destination; not started.
     pub fn prepared() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let keepd = Self { dir, environment: Vec::new(), child: None };
+        let keepd = Self { dir, environment: Vec::new(), wrapper: Vec::new(), child: None };
         keepd.generate_key("main.key");
         fs::create_dir(keepd.path("files")).unwrap();
         keepd.configure("", "");
@@ -79,19 +81,40 @@ impl Keepd {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(keepd_binary());
-        command.arg("--config").arg(self.path("keepd.toml")).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
+        let words: Vec<std::ffi::OsString> = self.wrapper.iter().map(Into::into).chain([keepd_binary().into()]).collect();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg("--config").arg(self.path("keepd.toml")).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
         command
     }
 
     pub fn start(&mut self) {
+        self.try_start(Duration::from_secs(30)).unwrap();
+    }
+
+    /// The same where it may refuse: what it said, then. One that neither answers nor ends within `patience` fails the test.
+    pub fn try_start(&mut self, patience: Duration) -> Result<(), String> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("keepd.log")).unwrap();
+        let before = self.log().len();
         self.child = Some(self.command().envs(self.environment.iter().cloned()).stderr(log).spawn().unwrap());
         let since = Instant::now();
         while !self.ctl(&["status"]).status.success() {
-            assert!(since.elapsed() < Duration::from_secs(30), "keepd does not answer: {}", self.log());
+            if let Some(ended) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                self.child = None;
+                return Err(format!("{ended}: {}", self.log().get(before..).unwrap_or_default()));
+            }
+            assert!(since.elapsed() < patience, "keepd does not answer: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+        Ok(())
+    }
+
+    /// Whether it still runs; one that ended is forgotten.
+    pub fn is_alive(&mut self) -> bool {
+        let is_alive = self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none());
+        if !is_alive {
+            self.child = None;
+        }
+        is_alive
     }
 
     pub fn log(&self) -> String {

@@ -246,7 +246,7 @@ fn write_all(input: impl Read, root: OwnedFd, options: Options, is_patient: bool
     }
     late.finish(&shared)?;
     // One call for everything: what was restored is on the disk when keepctl says so.
-    rustix::fs::syncfs(&shared.root).map_err(|e| format!("{UNSYNCED}: {e}"))?;
+    syncfs(&shared.root).map_err(|e| format!("{UNSYNCED}: {e}"))?;
     let (warnings, warnings_total) = std::mem::take(&mut *shared.warnings.lock().unwrap_or_else(PoisonError::into_inner));
     let lost =
         shared.lost.as_ref().map(|lost| std::mem::take(&mut *lost.lock().unwrap_or_else(PoisonError::into_inner))).unwrap_or_default();
@@ -339,6 +339,17 @@ fn read_all(
         }
         progress(entries, shared.bytes.load(Ordering::Relaxed));
     }
+}
+
+/// Makes everything on the file system of `root` durable. A debug build that is told to says so by looking up a name there: file systems in user space, as the
+/// crash tests have one, are not told by the kernel.
+pub fn syncfs(root: impl AsFd) -> rustix::io::Result<()> {
+    rustix::fs::syncfs(&root)?;
+    #[cfg(debug_assertions)]
+    if std::env::var_os("KEEPD_TEST_TELLS_SYNCFS").is_some() {
+        let _ = rustix::fs::statat(&root, ".keepd-faultfs-syncfs", AtFlags::empty());
+    }
+    Ok(())
 }
 
 fn damaged(e: io::Error) -> RestoreError {
@@ -647,7 +658,7 @@ impl Shared {
             if bytes - flushed >= FLUSH_BYTES {
                 flushed = bytes;
                 // Whether all arrived is asked at the end.
-                let _ = rustix::fs::syncfs(&self.root);
+                let _ = syncfs(&self.root);
             }
         }
     }

@@ -593,5 +593,6 @@ fn believable(mut state: ScheduleState, now: Timestamp) -> ScheduleState {
     state.last_run = None;
     state.paused_until = None;
     state.once.clear();
+    (state.retry, state.ahead, state.leaps) = Default::default();
     state
 }

@@ -71,6 +71,7 @@ pub fn clean_up(
         live.message(Level::Warning, problem);
     }
     if confirmed {
+        crate::believed::confirm(&env.ledger)?;
         rules::confirm(&env.ledger, job, target)?;
     }
     retain(env, job, target, &place, live, gate)

@@ -218,7 +218,7 @@ fn attempt(
     let state_dir = &env.config.daemon.state_dir;
     let mut scratch = Scratch::make(state_dir, &job.drill, &live.id(), &people, reader.as_ref()).map_err(Trouble::untried)?;
     enough_space(job, &place.manifest, &request.planned, &scratch)?;
-    let dumps: u64 = place.manifest.sources.iter().filter(|s| is_server(&s.kind)).map(|s| s.bytes).sum();
+    let dumps: u64 = place.manifest.sources.iter().filter(|s| is_server(&s.kind)).map(|s| s.bytes).fold(0, u64::saturating_add);
     live.set_total(place.manifest.bytes().saturating_mul(2).saturating_add(dumps));
     limits.set_tree(place.manifest.bytes());
 

@@ -100,9 +100,13 @@ impl Scratch {
     }
 
     fn write_down(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.notes)?;
+        crate::durable::make_directories(&self.notes)?;
         let text = serde_json::to_string(&self.roots).map_err(io::Error::other)?;
-        fs::write(self.notes.join(&self.run), text)
+        // Before anything is made: what no note tells of is never removed.
+        let path = self.notes.join(&self.run);
+        fs::write(&path, text)?;
+        fs::File::open(&path)?.sync_all()?;
+        fs::File::open(&self.notes)?.sync_all()
     }
 
     /// A directory for a server, which belongs to its user.

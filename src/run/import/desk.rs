@@ -147,6 +147,7 @@ impl Desk {
                     continue;
                 }
             };
+            clear_half_written(&path);
             let spooled = std::fs::metadata(path.join("archive")).map(|m| m.len()).ok();
             let mut held = Held {
                 archive: spooled.map_or(Archive::None, Archive::Spool),
@@ -183,7 +184,8 @@ impl Desk {
     /// Writes an import down; durable when this returns.
     fn save(&self, kept: &Kept) -> Result<()> {
         let dir = self.place(&kept.import.id);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| failed("make", &dir, e))?;
+        crate::durable::making(&dir, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir))
+            .map_err(|e| failed("make", &dir, e))?;
         let json = serde_json::to_vec(kept).map_err(|e| Error::Failed(e.to_string()))?;
         let write = || -> std::io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&dir)?;
@@ -510,6 +512,15 @@ fn shown(held: &Held) -> Import {
     import
 }
 
+/// Removes what was to become an `import.json` and was not finished. Best effort.
+fn clear_half_written(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !["import.json", "archive"].iter().any(|known| entry.file_name() == *known) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn remove(dir: &Path) {
     if let Err(e) = std::fs::remove_dir_all(dir)
         && e.kind() != std::io::ErrorKind::NotFound
@@ -551,5 +562,17 @@ mod tests {
         assert!(!taken.stop.is_cancelled());
         assert_eq!(desk.cancel("a").unwrap(), None);
         assert!(taken.stop.is_cancelled());
+    }
+
+    #[test]
+    fn what_was_half_written_when_keepd_died_goes_and_the_import_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(desk(dir.path()));
+        let half = dir.path().join("a/.tmpAb1");
+        std::fs::write(&half, "{").unwrap();
+        let again = Desk::new(dir.path().to_path_buf(), broadcast::channel(4).0);
+        again.load();
+        assert!(!half.exists());
+        assert_eq!(again.get("a").unwrap().state, ImportState::Pending);
     }
 }

@@ -84,7 +84,7 @@ impl Journal {
     pub fn save(&self) -> Result<(), Failure> {
         let parent = self.path.parent().unwrap_or(Path::new("/"));
         let write = || -> std::io::Result<()> {
-            std::fs::create_dir_all(parent)?;
+            crate::durable::make_directories(parent)?;
             let mut file = tempfile::NamedTempFile::new_in(parent)?;
             file.write_all(&serde_json::to_vec(self)?)?;
             file.as_file().sync_all()?;
@@ -114,7 +114,7 @@ impl Journal {
 
     /// Makes that file, for writing, readable by keepd's own user alone.
     pub fn keep(&mut self, source: &str) -> std::io::Result<std::fs::File> {
-        std::fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/")))?;
+        crate::durable::make_directories(self.path.parent().unwrap_or(Path::new("/")))?;
         let file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(self.kept_of(source))?;
         self.kept.push(source.to_owned());
         Ok(file)

@@ -118,6 +118,21 @@ impl Found {
             (Kind::File, what) => what != What::Metadata,
         }
     }
+
+    /// Making the change, or taking it back, sets a set-user-ID or set-group-ID bit.
+    fn sets_special_bits(&self) -> bool {
+        let special = |e: &Entry| matches!(e.kind, Kind::File | Kind::Directory) && e.mode & 0o6000 != 0;
+        let same = match (&self.backup, &self.live) {
+            // A new owner takes a file these bits, a directory not.
+            (Some(b), Some(l)) if b.kind == l.kind && b.mode == l.mode => {
+                b.kind == Kind::Directory || (!self.is_staged() && (b.uid, b.gid) == (l.uid, l.gid))
+            }
+            _ => false,
+        };
+        // What is moved aside comes back as it is.
+        let is_changed = |live: &&Entry| live.kind == Kind::Directory || self.what == What::Metadata;
+        !same && (self.backup.as_ref().is_some_and(special) || self.live.as_ref().filter(is_changed).is_some_and(special))
+    }
 }
 
 /// What of a source's entries is staged: files and links that differ, and the directories above them.
@@ -291,6 +306,14 @@ pub fn plan(
             }
             may_change(root, &directories, plan, &problem);
             foreign(found.iter().filter_map(|f| f.backup.as_ref()), plan, &problem);
+            if let Some(f) = found.iter().find(|f| f.sets_special_bits()).filter(|_| !super::users::can_set_special_bits()) {
+                let path = root.join(OsStr::from_bytes(&f.path));
+                plan.problems.push(problem(format!(
+                    "{} has, or is to have, a set-user-ID or set-group-ID bit, which keepd's unit forbids to set; for this restore it needs \
+                     'RestrictSUIDSGID=no' (see docs/restore.md)",
+                    path.display().to_string().escape_debug()
+                )));
+            }
             need(root, planned.bytes, plan);
         }
         To::File { root, file, entry, database, .. } => {

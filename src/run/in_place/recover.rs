@@ -269,6 +269,11 @@ fn clear(journal: &Journal, tell: Tell<'_>) {
         if journal.phase != Phase::Keeping {
             tree::unmake(tree);
         }
+        // The journal goes next, and may lie on another disk: a stage that a power cut brought back after it would stay for ever.
+        let there = tree.root.ancestors().find(|d| d.is_dir());
+        if let Some(Err(e)) = there.map(|d| std::fs::File::open(d).and_then(|d| d.sync_all())) {
+            tell(Level::Warning, format!("whether {} is gone for good is not certain: {e}", stage.display()));
+        }
         point();
     }
 }

@@ -323,7 +323,7 @@ impl<'t> Beneath<'t> {
 
     /// All that was done is on the disk.
     pub fn sync(&self) -> Result<(), String> {
-        rustix::fs::syncfs(&self.root).map_err(|e| self.failed("sync", b"", e))
+        keepd_writer::syncfs(&self.root).map_err(|e| self.failed("sync", b"", e))
     }
 
     /// Makes the stage, which must not be there.
@@ -529,7 +529,10 @@ impl<'t> Beneath<'t> {
             if (stat.st_uid, stat.st_gid) != (to.uid, to.gid) {
                 rustix::fs::chownat(fd.as_fd(), "", Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)), AtFlags::EMPTY_PATH)?;
             }
-            rustix::fs::chmod(by_fd.as_str(), Mode::from_raw_mode(to.mode & 0o7777))?;
+            // Only where it differs: a unit may forbid to set special bits, also those that are there. What came before may have changed it.
+            if rustix::fs::fstat(&fd)?.st_mode & 0o7777 != to.mode & 0o7777 {
+                rustix::fs::chmod(by_fd.as_str(), Mode::from_raw_mode(to.mode & 0o7777))?;
+            }
             Ok(rustix::fs::utimensat(CWD, by_fd.as_str(), &times(to.seconds, to.nanoseconds), AtFlags::empty())?)
         };
         set().map_err(|e| self.failed("set owner, mode, times or attributes of", path, e))

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
 /// Processes that have a database open.
 #[derive(Debug, Default)]
 pub struct Users {
@@ -70,4 +73,11 @@ pub fn can_give_away() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:")).and_then(|c| u64::from_str_radix(c.trim(), 16).ok());
     effective.map_or(rustix::process::geteuid().is_root(), |c| c & CAP_CHOWN != 0)
+}
+
+/// Whether set-user-ID and set-group-ID bits can be set: a unit may forbid it (`RestrictSUIDSGID=`), for directories, too.
+pub fn can_set_special_bits() -> bool {
+    let tried = rustix::fs::memfd_create(c"keepd-bits", rustix::fs::MemfdFlags::CLOEXEC)
+        .and_then(|file| rustix::fs::fchmod(file, Mode::SGID | Mode::RUSR | Mode::WUSR));
+    !matches!(tried, Err(Errno::PERM))
 }

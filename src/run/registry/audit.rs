@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use keepd_protocol::audit::{AuditEntry, AuditResult, AuditVerified, PublishedHead};
 use keepd_protocol::model::{Level, Run, RunKind, RunState};
 use serde_json::json;
@@ -119,7 +119,7 @@ impl Runs {
             return Ok(());
         }
         let keep = SignedDuration::try_from(self.config.get().audit.keep).unwrap_or(SignedDuration::MAX);
-        let Ok(before) = Timestamp::now().checked_sub(keep) else { return Ok(()) };
+        let Ok(before) = crate::believed::now(&self.ledger)?.checked_sub(keep) else { return Ok(()) };
         match self.ledger.retain_audit(before)? {
             0 => {}
             n => tracing::info!("{n} entries of the audit log were older than it keeps, and were removed"),

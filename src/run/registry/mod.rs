@@ -114,6 +114,7 @@ pub struct Runs {
     stopping: AtomicBool,
     counter: Mutex<(String, u32)>,
     on_finish: Mutex<Option<OnFinish>>,
+    on_stopped: Mutex<Option<OnFinish>>,
     /// What was wrong with a destination last, and what kind of run saw it.
     problems: Mutex<HashMap<String, (RunKind, String)>>,
     imports: import::Desk,
@@ -172,6 +173,7 @@ impl Runs {
             stopping: AtomicBool::new(false),
             counter: Mutex::default(),
             on_finish: Mutex::default(),
+            on_stopped: Mutex::default(),
             problems: Mutex::default(),
             imports,
             config_changes: Mutex::default(),
@@ -184,6 +186,11 @@ impl Runs {
     /// Who is told of every run that ended (the schedule).
     pub fn set_on_finish(&self, told: impl Fn(&Run) + Send + Sync + 'static) {
         *lock(&self.on_finish) = Some(Box::new(told));
+    }
+
+    /// Who is told of every run of the schedule that does not end by itself because keepd does.
+    pub fn set_on_stopped(&self, told: impl Fn(&Run) + Send + Sync + 'static) {
+        *lock(&self.on_stopped) = Some(Box::new(told));
     }
 
     /// Who may what.
@@ -285,7 +292,7 @@ impl Runs {
     /// Starts nothing more, asks all runs to stop at a safe point, and returns when they have (or `limit` is over: false).
     pub async fn shutdown(&self, limit: Duration) -> bool {
         self.stopping.store(true, Ordering::Release);
-        lock(&self.live).values().for_each(|live| live.cancel.cancel());
+        lock(&self.live).values().for_each(|live| live.stop());
         let deadline = tokio::time::Instant::now() + limit;
         while !lock(&self.live).is_empty() || self.unwritten.load(Ordering::Acquire) > 0 {
             if tokio::time::Instant::now() >= deadline {
@@ -442,6 +449,14 @@ impl Runs {
             tracing::error!(run = %run.id, "the end of the run could not be written down: {e}");
         }
         self.audit_end(&run);
+        if run.state == RunState::Cancelled
+            && live.is_stopped()
+            && run.by == By::schedule().name()
+            && let Some(told) = lock(&self.on_stopped).as_ref()
+        {
+            // Before it is gone: then keepd ends.
+            told(&run);
+        }
         lock(&self.live).remove(&run.id);
         self.runtime.spawn_blocking(super::memory::give_back);
         if let Some(told) = lock(&self.on_finish).as_ref() {

@@ -266,11 +266,17 @@ impl Runs {
     pub fn start_delete(self: &Arc<Self>, backup: &str, job: Option<&str>, destination: Option<&str>, by: &By) -> Result<String> {
         let env = self.environment();
         let found = self.resolve(backup, job)?;
-        let mut targets = Vec::new();
+        let (mut targets, mut gone) = (Vec::new(), Vec::new());
         for place in found.destinations.iter().filter(|p| destination.is_none_or(|d| d == p.name)) {
-            targets.push(self.destination(&env.config, &place.name)?.clone());
+            match env.config.destinations.get(&place.name) {
+                Some(target) => targets.push(target.clone()),
+                None => gone.push(place.name.clone()),
+            }
         }
         if targets.is_empty() {
+            if let Some(name) = gone.first() {
+                self.destination(&env.config, name)?;
+            }
             let name = destination.unwrap_or_default().to_owned();
             let text = format!("backup {} is not on destination '{name}'", found.id);
             return Err(Error::NotFound { what: "destination", name, text });
@@ -293,10 +299,25 @@ impl Runs {
         };
         let runs = self.clone();
         self.start(work, move |live| {
+            // One that does not answer keeps it, and no other does for that.
+            let mut kept = Vec::new();
             for target in &targets {
-                check::delete_backup(&env, target, &found.id, live, &|name| runs.readers_gone(name))?;
+                match check::delete_backup(&env, target, &found.id, live, &|name| runs.readers_gone(name)) {
+                    Ok(_) => {}
+                    Err(Failure::Cancelled) => return Err(Failure::Cancelled),
+                    Err(failure) if targets.len() == 1 => return Err(failure),
+                    Err(failure) => kept.push(format!("{}: {failure}", target.name)),
+                }
             }
-            Ok(Finish::Good)
+            for name in &gone {
+                let text = format!("backup {} stays at {name}, which is no longer configured", short(&found.id));
+                live.message(Level::Warning, text);
+            }
+            match (kept.is_empty(), gone.is_empty()) {
+                (true, true) => Ok(Finish::Good),
+                (true, false) => Ok(Finish::Partial),
+                _ => Err(Failure::Failed(format!("backup {} is not removed everywhere: {}", short(&found.id), kept.join("; ")))),
+            }
         })
     }
 
@@ -310,7 +331,10 @@ impl Runs {
         }
         let time = Timestamp::now().to_string();
         let (mut done, mut errors) = (Vec::new(), Vec::new());
-        for place in &found.destinations {
+        // One that is no longer configured cannot be told, and keeps nobody from saying it where it can be.
+        let places = || found.destinations.iter().filter(|p| env.config.destinations.contains_key(&p.name));
+        let all = if places().next().is_none() { found.destinations.iter().collect::<Vec<_>>() } else { places().collect() };
+        for place in all {
             let written = self.destination(&env.config, &place.name).map_err(|e| Failure::Failed(e.to_string())).and_then(|target| {
                 let _reading = self.keep_readable(&target.name);
                 // It may have waited.
@@ -367,6 +391,8 @@ impl Runs {
     /// Starts a cleanup of every job for which the last one is longer ago than `every` and that has something to clean up.
     pub fn start_due_cleanups(self: &Arc<Self>, every: Duration) -> Result<()> {
         let env = self.environment();
+        // So that what went by since is known when it is asked for.
+        crate::believed::now(&self.ledger)?;
         for (name, job) in env.config.jobs.iter() {
             if !self.begin_if_due(&format!("cleanup of {name}"), every)? {
                 continue;
@@ -406,6 +432,7 @@ impl Runs {
                     live.message(Level::Warning, problem);
                 }
                 if is_confirmed {
+                    crate::believed::confirm(&env.ledger)?;
                     retain::confirm(&env.ledger, &job, target)?;
                 }
                 retain::apply(&env, &job, target, &repository, &lease, live, &|name| runs.readers_gone(name))?;
@@ -748,6 +775,7 @@ impl Runs {
             }
             runs.resume_reencryptions();
             runs.start_all_missing_copies(&By::schedule());
+            tracing::info!("the catalogues of the destinations were read");
         });
     }
 

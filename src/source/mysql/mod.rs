@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::client::Client;
 use self::client::literal;
-use self::dump_reader::{DumpReader, Summary};
+pub(crate) use self::dump_reader::DumpReader;
+use self::dump_reader::Summary;
 pub use self::survey::survey;
 use super::dump::{Collected, Counted};
 use super::load::is_scratch;

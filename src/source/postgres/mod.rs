@@ -14,7 +14,8 @@ use keepd_protocol::model::Level;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use self::archive::{About, ArchiveReader, Summary};
+pub(crate) use self::archive::ArchiveReader;
+use self::archive::{About, Summary};
 pub use self::client::{Client, without_commands};
 pub use self::survey::survey;
 use super::dump::{Collected, Counted};

@@ -1,0 +1,121 @@
+//! The local index is a cache without sums: whatever is wrong in it, nothing is pruned or listed by it, and it is mended from the repository.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Repository;
+use super::check::{Reading, check};
+use super::error::RepositoryError;
+use super::open::may_be_elsewhere;
+use super::test_world::World;
+use super::two_writers::{Backup, HOUR, nothing_is_lost, prune_with, with_something_dead};
+use crate::storage::StorageError;
+
+fn objects(repository: &Repository) -> Vec<String> {
+    ["packs/", "index/", "condemned/"].iter().flat_map(|directory| repository.storage().names(directory).unwrap()).collect()
+}
+
+/// What the index objects say of packs is what their footers say.
+fn the_index_is_right(repository: &Repository) {
+    for id in repository.listed_indexes().unwrap() {
+        for pack in repository.read_index(&id).unwrap().packs {
+            assert_eq!(repository.pack_from_footer(&pack.id, None).unwrap(), pack);
+        }
+    }
+}
+
+#[test]
+fn a_prune_that_would_believe_a_wrong_cache_stores_nothing_and_the_next_one_goes_on() {
+    let world = with_something_dead();
+    let a = world.seen_by("a", None);
+    a.sync_index().unwrap();
+    let moved = "UPDATE chunk SET pack = (SELECT min(n) FROM pack WHERE kind = 1) WHERE pack = (SELECT max(n) FROM pack WHERE kind = 1)";
+    assert!(a.local.execute(moved) > 0);
+    let before = objects(&a);
+    let told = prune_with(&a, HOUR).unwrap_err().to_string();
+    assert!(told.contains("the local index") && told.contains("nothing was pruned"), "{told}");
+    assert_eq!(objects(&a), before);
+    assert!(prune_with(&a, HOUR).unwrap().condemned.packs > 0);
+    prune_with(&a, std::time::Duration::ZERO).unwrap();
+    nothing_is_lost(&world, "pruned with a cache that was made anew");
+    the_index_is_right(&a);
+}
+
+#[test]
+fn what_the_cache_lacks_is_found_however_much_it_is() {
+    let world = with_something_dead();
+    let a = world.seen_by("a", None);
+    (3..15).for_each(|n| Backup::of(a.clone(), n).whole());
+    for prune in [false, true] {
+        // The looks are counted for each of them.
+        let a = world.seen_by("a", None);
+        assert!(a.local.execute("DELETE FROM chunk") > 8);
+        if prune {
+            prune_with(&a, HOUR).unwrap();
+        } else {
+            let report = check(&a, Reading::Percent(0), &|_, _, _| {}, &CancellationToken::new()).unwrap();
+            assert!(report.hurt.is_empty(), "{report:?}");
+        }
+    }
+    nothing_is_lost(&world, "pruned with a cache without chunks");
+}
+
+#[test]
+fn a_damaged_index_object_goes_with_the_next_prune() {
+    let world = with_something_dead();
+    let a = world.seen_by("a", None);
+    let name = a.storage().names("index/").unwrap().remove(0);
+    let path = world.path().join("repository").join(&name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let b = world.seen_by("b", None);
+    assert_eq!(b.sync_index().unwrap().len(), 1);
+    prune_with(&b, HOUR).unwrap();
+    assert!(!path.exists());
+    nothing_is_lost(&world, "pruned with a damaged index object");
+    the_index_is_right(&b);
+}
+
+#[test]
+fn what_is_wrong_in_the_cache_is_not_listed_in_the_repository() {
+    for same in [true, false] {
+        let world = World::new();
+        let open = || world.seen_by("a", None);
+        let mut a = open();
+        let mut interrupted = Backup::of(a.clone(), 1);
+        interrupted.part(0);
+        drop(interrupted);
+        if !same {
+            a = open();
+        }
+        assert_eq!(a.local.unindexed().unwrap().len(), 2, "a pack of contents and one of pages wait");
+        assert_eq!(a.local.execute("UPDATE chunk SET id = zeroblob(32) WHERE id = (SELECT max(id) FROM chunk)"), 1);
+        Backup::of(a.clone(), 1).whole();
+        the_index_is_right(&a);
+        nothing_is_lost(&world, "listed");
+    }
+}
+
+#[test]
+fn a_storage_that_does_not_answer_says_nothing_of_the_cache() {
+    let (location, name, reason) = ("there".to_owned(), "packs/ab".to_owned(), "no answer".to_owned());
+    let not_there = StorageError::NotFound { location: location.clone(), name: name.clone() };
+    let short = StorageError::Short { location: location.clone(), name: name.clone(), reason: reason.clone() };
+    let silent = StorageError::Failed { location, verb: "read", name, reason };
+    assert!(may_be_elsewhere(&not_there.into()) && may_be_elsewhere(&short.into()));
+    assert!(!may_be_elsewhere(&silent.into()) && !may_be_elsewhere(&RepositoryError::Cancelled));
+}
+
+/// A place beyond the end of a pack is one of the cache's, not a storage that fails.
+#[test]
+fn a_chunk_beyond_its_pack_is_read_where_it_lies() {
+    let world = with_something_dead();
+    let a: Arc<Repository> = world.seen_by("a", None);
+    a.sync_index().unwrap();
+    assert!(a.local.execute("UPDATE chunk SET start = start + 1000000") > 0);
+    let report = check(&a, Reading::Percent(0), &|_, _, _| {}, &CancellationToken::new()).unwrap();
+    assert!(report.hurt.is_empty(), "{report:?}");
+}
