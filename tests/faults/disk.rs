@@ -1,0 +1,137 @@
+//! The matrix in a directory: every operation of a file system with every error that it can give.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use keepd_faultfs::errno::{self, Errno};
+use keepd_faultfs::{Action, Rule, Verb};
+
+use crate::common::*;
+use crate::matrix::{Cell, OPERATIONS, Operation, chosen, is_long, seed, try_all};
+use crate::world::{Place, Trouble, World};
+
+/// Its name, itself, and what is told of it.
+type Error = (&'static str, Errno, &'static [&'static str]);
+
+const EIO: Error = ("EIO", errno::EIO, &["Input/output error"]);
+const ENOSPC: Error = ("ENOSPC", errno::ENOSPC, &["no space"]);
+const EDQUOT: Error = ("EDQUOT", errno::EDQUOT, &["no space"]);
+const EROFS: Error = ("EROFS", errno::EROFS, &["Read-only file system"]);
+const EACCES: Error = ("EACCES", errno::EACCES, &["Permission denied"]);
+const ESTALE: Error = ("ESTALE", errno::ESTALE, &["Stale file handle"]);
+const ENOENT: Error = ("ENOENT", errno::ENOENT, &["No such file", "not there", "is gone", "missing", "no key slot"]);
+
+/// What may go wrong with operations of a verb, and what of it is told.
+fn faults(verb: Verb) -> Vec<(String, Action, &'static [&'static str])> {
+    let errors: &[Error] = match verb {
+        Verb::Create => &[EIO, ENOSPC, EDQUOT, EROFS, EACCES],
+        Verb::Write => &[EIO, ENOSPC, EDQUOT],
+        Verb::Fsync => &[EIO, ENOSPC],
+        Verb::FsyncDir => &[EIO],
+        Verb::Rename => &[EIO, ENOSPC, EROFS],
+        Verb::Unlink => &[EIO, EROFS, EACCES],
+        Verb::Mkdir => &[EIO, ENOSPC],
+        Verb::List => &[EIO, EACCES],
+        Verb::Open => &[EIO, EACCES, ENOENT, ESTALE],
+        Verb::Read => &[EIO, ESTALE],
+        Verb::Stat => &[EIO, ENOENT],
+        _ => &[],
+    };
+    let mut all: Vec<(String, Action, &'static [&'static str])> =
+        errors.iter().map(|(name, error, words)| ((*name).to_owned(), Action::Fail(*error), *words)).collect();
+    let omitted: &[&str] = &["the listing lacks", "no key slot", "still sealed with the old key"];
+    let more: Vec<(&str, Action, &'static [&'static str])> = match verb {
+        Verb::Write => vec![
+            ("short", Action::Short(1000), &[]),
+            ("torn, EIO", Action::Torn(errno::EIO), EIO.2),
+            ("torn, ENOSPC", Action::Torn(errno::ENOSPC), ENOSPC.2),
+        ],
+        Verb::List => vec![
+            ("nothing", Action::Omit("*".into()), omitted),
+            ("some left out", Action::Omit("[0-7]*".into()), omitted),
+            ("stale", Action::Stale, omitted),
+            ("slow", Action::Delay(Duration::from_millis(200)), &[]),
+        ],
+        Verb::Fsync => vec![("slow", Action::Delay(Duration::from_millis(200)), &[])],
+        _ => Vec::new(),
+    };
+    all.extend(more.into_iter().map(|(name, action, words)| (name.to_owned(), action, words)));
+    all
+}
+
+/// Which kinds of objects an operation touches, with which verbs, and how often.
+fn places(world: &mut World, operation: Operation) -> BTreeMap<(Verb, String), usize> {
+    operation.prepare(world);
+    let Place::Fs(mounted) = &world.place else { panic!("it is no directory") };
+    mounted.control().count_anew();
+    let out = operation.run(world);
+    assert!(out.status.success(), "{operation:?} without any fault: {}", text(&out));
+    let done = mounted.control().operations();
+    assert_eq!(operation.believe(world, &out), None);
+    let kind = |path: &std::path::Path| path.iter().next().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut places: BTreeMap<(Verb, String), usize> = BTreeMap::new();
+    for operation in done {
+        // A rename is met by either name; that of the temporary file says nothing.
+        *places.entry((operation.verb, kind(operation.other.as_ref().unwrap_or(&operation.path)))).or_default() += 1;
+    }
+    // These have no numbers.
+    let kinds: BTreeSet<String> = places.keys().map(|(_, kind)| kind.clone()).filter(|kind| !kind.is_empty() && kind != "tmp").collect();
+    for kind in kinds.into_iter().chain(["keepd.json".into(), "keys".into()]) {
+        for verb in [Verb::Open, Verb::Read, Verb::Stat] {
+            places.insert((verb, kind.clone()), 3);
+        }
+    }
+    places
+}
+
+fn cells(world: &mut World) -> Vec<Cell> {
+    let mut all = Vec::new();
+    let mut turn = seed() as usize;
+    for operation in OPERATIONS {
+        let places = places(world, operation);
+        let verbs: BTreeSet<Verb> = places.keys().map(|(verb, _)| *verb).collect();
+        for verb in verbs {
+            let kinds: Vec<(&String, usize)> = places.iter().filter(|((v, _), _)| *v == verb).map(|((_, k), n)| (k, *n)).collect();
+            for (fault, action, words) in faults(verb) {
+                let mut add = |kind: &str, nth: usize, lasting: bool| {
+                    let glob = if kind.is_empty() { String::new() } else { format!("{{{kind},{kind}/**}}") };
+                    let times = if lasting { u64::MAX } else { 1 };
+                    let rule = Rule::on(&[verb], &glob).from(nth as u64).times(times).does(action.clone());
+                    let (verb, fault) = (format!("{verb:?}"), fault.clone());
+                    all.push(Cell {
+                        operation,
+                        verb,
+                        kind: kind.into(),
+                        fault,
+                        nth,
+                        lasting,
+                        trouble: Trouble::Fs(rule),
+                        words,
+                        heals: false,
+                        hangs: false,
+                    });
+                };
+                if is_long() {
+                    for (kind, count) in &kinds {
+                        add(kind, 1, true);
+                        (1..=*count).for_each(|nth| add(kind, nth, false));
+                    }
+                    continue;
+                }
+                turn += 1;
+                if chosen(operation, turn) {
+                    add(kinds[turn % kinds.len()].0, 1, !turn.is_multiple_of(3));
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_error_of_every_operation_of_a_file_system_is_survived_and_named() {
+    let Some(mut world) = World::on_fs() else { return };
+    let cells = cells(&mut world);
+    drop(world);
+    try_all(&cells, || World::on_fs().unwrap(), || World::on_fs().unwrap());
+}
