@@ -1,5 +1,6 @@
 # make demo      see keepd work, in a directory of its own
 # make test      install what is missing, then every format check, lint and test
+# make fuzz      libFuzzer on everything that reads what others wrote, FUZZ_SECONDS= each (docs/fuzzing.md)
 # make build     the release binaries
 # make bench     keepd beside the other programs of the field (hours; see bench/run.sh), make bench-parts: its parts alone
 # make install   PREFIX=/usr/local DESTDIR= ; builds only what is not built yet, so that root need not have cargo
@@ -24,10 +25,10 @@ FILL  = @sed -e 's|@BINDIR@|$(BINDIR)|g' -e 's|@DOCDIR@|$(DOCDIR)|g'
 # systemd of the machine installed on, and whether that is this one, running.
 HERE  = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
-.PHONY: build demo test bench bench-parts tools install uninstall clean
+.PHONY: build demo test fuzz bench bench-parts tools install uninstall clean
 
 build:
-	$(CARGO) build --release --workspace --bins
+	$(CARGO) build --release --locked --workspace --bins
 
 demo: tools-demo build
 	sh demo/demo.sh target/release
@@ -38,8 +39,11 @@ test: tools
 bench:
 	sh bench/run.sh
 
+fuzz:
+	sh fuzz/run.sh
+
 bench-parts:
-	$(CARGO) bench --bench parts
+	$(CARGO) bench --locked --bench parts
 
 .PHONY: tools-demo
 tools:

@@ -1,28 +1,12 @@
 #!/bin/bash
 # Runs inside the container as root: the service's life, step by step. Exit code 0 when every check held.
 set -u
-failures=0
 config=/etc/keepd/keepd.toml
-job_log() { journalctl -q -u keepd.service --no-pager -o cat "$@"; }
-
-ok() { echo "ok    $*"; }
-bad() { echo "FAIL  $*"; failures=$((failures + 1)); }
-check() { # check WHAT COMMAND…
-    local what=$1; shift
-    if "$@" >/tmp/check.out 2>&1; then ok "$what"; else bad "$what"; sed 's/^/      /' /tmp/check.out | tail -15; fi
-}
-property() { systemctl show -P "$1" keepd.service; }
-until_true() { # until_true SECONDS COMMAND…
-    local end=$((SECONDS + $1)); shift
-    until "$@"; do [ $SECONDS -lt $end ] || return 1; sleep 0.1; done
-}
-status_has() { [[ "$(property StatusText)" == *"$1"* ]]; }
-log_has() { job_log | grep -qF -- "$1"; }
+. /keepd-test/checks.sh
 audited_command() { # refused, and written down with what was called
     chmod 0666 /run/keepd/keepd.sock; as_shop keepctl backup shop --description "by the shop" 2>/dev/null; chmod 0660 /run/keepd/keepd.sock
     keepctl audit list --refused --jsonl | grep -F '"user":"shop"' | grep -qF 'by the shop'
 }
-is() { [ "$(property "$1")" = "$2" ] || { echo "$1 is '$(property "$1")', not '$2'"; return 1; }; }
 
 configure() { # configure JOB
     cat >$config <<TOML
@@ -284,9 +268,4 @@ check "a wrong configuration fails the reload" bash -c '! systemctl reload keepd
 check "stop" systemctl stop keepd.service keepd.socket
 
 kill "$writer" 2>/dev/null
-if [ $failures -gt 0 ]; then
-    echo "--- the service's journal"; job_log -n 60
-    echo "$failures checks of the service failed"
-    exit 1
-fi
-echo "every check of the service held"
+held "the service"

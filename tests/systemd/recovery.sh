@@ -10,6 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
 what="the test of docs/disaster-recovery.md"
 . "$here/skipped.sh"
+[ -x "$binaries/keepd" ] || { echo "$binaries/keepd is missing: cargo build --workspace --bins"; exit 1; }
 [ "$(id -u)" = 0 ] || skipped "it needs root"
 
 work=$(mktemp -d)
