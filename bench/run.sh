@@ -18,7 +18,7 @@ mkdir -p "$work/data"
 work=$(cd "$work" && pwd)
 export PATH="$PWD/.peers/bin:$PATH" BENCH_DIRS="$work"
 
-cargo build --release --workspace --bins --quiet
+cargo build --release --locked --workspace --bins --quiet
 sh install-peers.sh
 for workload in $(echo "$workloads" | tr , ' '); do
     [ -e "$work/data/$workload/spec.json" ] && continue
