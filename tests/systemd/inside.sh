@@ -146,7 +146,7 @@ check "a job of a running service" keepctl reload
 until_true 10 test -s /var/lib/live/live.db-wal
 check "its backup" keepctl --no-progress backup live
 saved=$(keepctl --json list --job live | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["id"])')
-rows() { sqlite3 -readonly /var/lib/live/live.db 'select max(n) from pairs'; }
+rows() { sqlite3 -cmd '.timeout 10000' -readonly /var/lib/live/live.db 'select max(n) from pairs'; }
 mark() { echo "$1" >/var/lib/live/uploads/a; chown shop:shop /var/lib/live/uploads/a; }
 mark second
 before=$(rows)
@@ -161,7 +161,7 @@ check "and runs" systemctl is-active live
 check "the files are those of the backup" grep -qx first /var/lib/live/uploads/a
 check "the database is that of the backup, and goes on from there" test "$(rows)" -lt "$before"
 check "all of it belongs to the service's user" test "$(find /var/lib/live ! -user shop | wc -l)" = 0
-check "it is whole" test "$(sqlite3 -readonly /var/lib/live/live.db 'pragma integrity_check')" = ok
+check "it is whole" test "$(sqlite3 -cmd '.timeout 10000' -readonly /var/lib/live/live.db 'pragma integrity_check')" = ok
 # Killed on its way: wholly old or wholly new, and the service is up.
 for point in 3 12 22 32 42 52; do
     mark second
@@ -176,7 +176,7 @@ for point in 3 12 22 32 42 52; do
     done_with() { [ -z "$(ls /var/lib/keepd/in-place 2>/dev/null)" ] && systemctl -q is-active live; }
     check "killed at point $point (exit $said) it is finished or undone, and the service is up" until_true 30 done_with
     state=$(cat /var/lib/live/uploads/a)
-    check "all is $state" bash -c "! ls -d /var/lib/live/.keepd-restore-* /var/lib/live/uploads/.keepd-restore-* 2>/dev/null && [ \"\$(sqlite3 -readonly /var/lib/live/live.db 'pragma integrity_check; select count(*) % 2 from pairs')\" = 'ok
+    check "all is $state" bash -c "! ls -d /var/lib/live/.keepd-restore-* /var/lib/live/uploads/.keepd-restore-* 2>/dev/null && [ \"\$(sqlite3 -cmd '.timeout 10000' -readonly /var/lib/live/live.db 'pragma integrity_check; select count(*) % 2 from pairs')\" = 'ok
 0' ]"
     [ $said = 0 ] && break
 done
