@@ -126,10 +126,14 @@ fn agrees(before: i64, now: i64, ran: i64) -> bool {
     (ran.saturating_sub(STEP)..=ran.saturating_add(AGREES)).contains(&now.saturating_sub(before))
 }
 
+/// Which start of the machine this is; empty where the kernel does not tell.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 /// This start of the machine, and for how long it has been running, sleep included.
 fn machine() -> (String, i64) {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    (boot.trim().to_owned(), rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec)
+    (boot_id(), rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec)
 }
 
 /// What is believed when the clock says `now`. To be asked at least once in a few days, so that a leap is told from a time that went by.

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -25,8 +25,13 @@ pub fn make_directories(directory: &Path) -> io::Result<()> {
     making(directory, || fs::create_dir_all(directory))
 }
 
+/// The same, for nobody else: those that are made have the mode 0700.
+pub fn make_private_directories(directory: &Path) -> io::Result<()> {
+    making(directory, || fs::DirBuilder::new().recursive(true).mode(0o700).create(directory))
+}
+
 /// The same with what `make` makes of it.
-pub fn making(directory: &Path, make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+fn making(directory: &Path, make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let missing = directory.ancestors().take_while(|d| !d.is_dir()).count();
     if missing > 0 {
         make()?;

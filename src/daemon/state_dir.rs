@@ -1,6 +1,6 @@
 //! The state directory: made for the daemon's user alone.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ const HALF_WRITTEN: [&str; 3] = ["pagemap-", "pieces-new-", ".audit-head-"];
 /// Makes the directory with mode 0700 where it is missing, and takes away what others may do there.
 pub fn prepare(dir: &Path) -> Result<(), StateDirError> {
     let path = dir.display().to_string();
-    crate::durable::making(dir, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
+    crate::durable::make_private_directories(dir)
         .or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
         .map_err(|source| StateDirError::Make { path: path.clone(), source })?;
     // Follows a symlink: systemd makes one where the service has a user of its own.

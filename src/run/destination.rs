@@ -200,8 +200,7 @@ pub fn holder(state_dir: &Path) -> Result<Holder, Failure> {
         "" => String::new(),
         id => HEXLOWER.encode(&blake3::derive_key("keepd writer.json machine", id.as_bytes())[..8]),
     };
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-    Ok(Holder { instance, host: names::host(), machine, boot })
+    Ok(Holder { instance, host: names::host(), machine, boot: crate::believed::boot_id() })
 }
 
 fn fresh_instance(path: &Path) -> std::io::Result<String> {

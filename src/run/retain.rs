@@ -81,6 +81,8 @@ pub(crate) struct Decision {
     pub(crate) remove: BTreeSet<String>,
     held_back: usize,
     doubted: usize,
+    /// What is to be said of the clock; None when it is believed.
+    doubt: Option<String>,
 }
 
 /// Only what falls by the rules as they are and as they were confirmed, by the clock and by the time that is believed, is removed.
@@ -92,11 +94,12 @@ pub(crate) fn decision(candidates: &[Candidate], zone: &TimeZone, policy: &Reten
         false => falling(&retention::decide(candidates, confirmed, now.clock, zone)),
     };
     let agreed: BTreeSet<String> = wanted.intersection(&agreed).cloned().collect();
-    let remove: BTreeSet<String> = match believed::doubt(now.clock, now.believed) {
+    let doubt = believed::doubt(now.clock, now.believed);
+    let remove: BTreeSet<String> = match doubt {
         None => agreed.clone(),
         Some(_) => falling(&retention::decide(candidates, policy, now.believed, zone)).intersection(&agreed).cloned().collect(),
     };
-    Decision { verdicts, held_back: wanted.len() - agreed.len(), doubted: agreed.len() - remove.len(), remove }
+    Decision { verdicts, held_back: wanted.len() - agreed.len(), doubted: agreed.len() - remove.len(), doubt, remove }
 }
 
 /// What the configured rules decide, beside those that were last in force.
@@ -119,7 +122,7 @@ pub fn plan(
     let confirmed = confirmed(ledger, &job.name, &target.name)?;
     let backups = ledger.backups_at(&job.name, &target.name)?;
     let candidates = candidates(&backups)?;
-    let Decision { verdicts, remove, held_back, doubted } = decision(&candidates, &job.zone(), policy, &confirmed, Now::of(ledger)?);
+    let Decision { verdicts, remove, held_back, doubted, .. } = decision(&candidates, &job.zone(), policy, &confirmed, Now::of(ledger)?);
     let ticks = std::iter::successors(next(Timestamp::now()), |t| next(*t));
     let falls = retention::falls(&candidates, policy, Timestamp::now(), &job.zone(), ticks);
     let backups: BTreeMap<&str, &Backup> = backups.iter().map(|b| (b.id.as_str(), b)).collect();
@@ -193,16 +196,16 @@ pub fn apply(
 
 /// What is to be removed now; a policy that is held back is told, one that removes no more than the one before is in force from now on.
 pub fn decided(env: &Environment, job: &Job, target: &Destination, live: &LiveRun) -> Result<BTreeSet<String>, Failure> {
-    let (Decision { remove, held_back, doubted, .. }, before) = configured(&env.ledger, job, target)?;
-    if let Some(text) = doubted_words(&env.ledger, job, target, doubted)? {
+    let (decision, before) = configured(&env.ledger, job, target)?;
+    if let Some(text) = doubted_words(job, target, &decision) {
         live.message(Level::Warning, text);
     }
-    if let Some(text) = held_back_words(job, target, held_back) {
+    if let Some(text) = held_back_words(job, target, decision.held_back) {
         live.message(Level::Warning, text);
     } else if before != *policy(job, target) {
         confirm(&env.ledger, job, target)?;
     }
-    Ok(remove)
+    Ok(decision.remove)
 }
 
 /// Locks what is in use for another period, once in a quarter of it. What is condemned, or no backup any more, is not among that: its lock
@@ -240,14 +243,13 @@ pub fn held_back(ledger: &Ledger, job: &Job, target: &Destination) -> Result<Opt
         return Ok(None);
     }
     let decision = configured(ledger, job, target)?.0;
-    let words = [doubted_words(ledger, job, target, decision.doubted)?, held_back_words(job, target, decision.held_back)];
+    let words = [doubted_words(job, target, &decision), held_back_words(job, target, decision.held_back)];
     Ok(words.into_iter().flatten().reduce(|a, b| format!("{a}; {b}")))
 }
 
 /// What the rules would remove by a clock that is not believed, in words.
-fn doubted_words(ledger: &Ledger, job: &Job, target: &Destination, doubted: usize) -> Result<Option<String>, Failure> {
-    let now = Now::of(ledger)?;
-    Ok(believed::doubt(now.clock, now.believed).filter(|_| doubted > 0).map(|doubt| {
+fn doubted_words(job: &Job, target: &Destination, Decision { doubted, doubt, .. }: &Decision) -> Option<String> {
+    doubt.as_ref().filter(|_| *doubted > 0).map(|doubt| {
         format!(
             "{doubt}; {doubted} backups of job {} at {} that the rules would remove by it stay until the machine ran with it for {days} days, or {} \
              starts of it over {days} days found it there, or 'keepctl retention {} --apply' says that it is right",
@@ -257,7 +259,7 @@ fn doubted_words(ledger: &Ledger, job: &Job, target: &Destination, doubted: usiz
             job.name,
             days = believed::SETTLED / 86_400
         )
-    }))
+    })
 }
 
 fn held_back_words(job: &Job, target: &Destination, held_back: usize) -> Option<String> {

@@ -464,9 +464,10 @@ fn plan(once: &mut Vec<Timestamp>, times: &[Timestamp]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::{Config, ConfigBackup, Daemon, Destination, Job, Retention, Retry, Schedule};
+    use std::path::Path;
     use std::pin::Pin;
 
     struct HandClock(Mutex<Timestamp>);
@@ -511,7 +512,7 @@ mod tests {
         scheduler: Arc<Scheduler>,
     }
 
-    fn job(schedule: Schedule, zone: &str) -> Job {
+    pub(in crate::schedule) fn job(schedule: Schedule, zone: &str) -> Job {
         Job {
             name: "shop".into(),
             enabled: true,
@@ -535,11 +536,11 @@ mod tests {
         }
     }
 
-    fn world(job: Job, now: &str) -> World {
-        let dir = tempfile::tempdir().unwrap();
-        let daemon = Daemon { state_dir: dir.path().into(), socket: dir.path().join("s"), max_parallel_runs: 1, memory: 1 << 28 };
+    /// With this job alone, and its state in `dir`.
+    pub(in crate::schedule) fn config(job: Job, dir: &Path) -> Config {
+        let daemon = Daemon { state_dir: dir.into(), socket: dir.join("s"), max_parallel_runs: 1, memory: 1 << 28 };
         let destination = Destination::plain("local", "fs", Default::default());
-        let config = Config {
+        Config {
             files: vec![],
             daemon,
             encryption: Default::default(),
@@ -549,8 +550,12 @@ mod tests {
             config_backup: None,
             access: Default::default(),
             audit: Default::default(),
-        };
-        let config = Arc::new(config::Current::new(config));
+        }
+    }
+
+    fn world(job: Job, now: &str) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Arc::new(config::Current::new(config(job, dir.path())));
         let clock = Arc::new(HandClock(Mutex::new(now.parse().unwrap())));
         let started = Arc::new(Started::default());
         let ledger = Arc::new(Ledger::open(dir.path()).unwrap());

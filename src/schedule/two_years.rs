@@ -16,9 +16,9 @@ use jiff::tz::TimeZone;
 use keepd_protocol::model::{Run, RunKind, RunState};
 
 use super::clock::Clock;
-use super::scheduler::{Scheduler, Starter};
+use super::scheduler::{Scheduler, Starter, tests};
 use crate::believed::Watch;
-use crate::config::{self, Config, Daemon, Destination, Job, Retention, Retry, Schedule};
+use crate::config::{self, Job, Retention, Retry, Schedule};
 use crate::ledger::Ledger;
 use crate::retention::Candidate;
 use crate::run::retain::{Now, decision};
@@ -296,40 +296,15 @@ impl World {
             None => Schedule::Cron(spec.into()),
         };
         let job = Job {
-            name: "shop".into(),
-            enabled: true,
-            paused_until: None,
-            schedule: Some(schedule),
-            timezone: Some(zone.into()),
             jitter: Duration::from_secs(jitter),
             max_age: None,
-            destinations: vec!["local".into()],
             retention: rules.clone(),
-            suspect: Default::default(),
             retry: Retry { attempts: ATTEMPTS, backoff: Duration::from_secs(BACKOFF as u64) },
-            sources: Vec::new(),
-            services: Vec::new(),
-            quiesce: Default::default(),
-            hooks: Default::default(),
-            health: None,
-            version: None,
-            schema_version: None,
-            drill: Default::default(),
+            ..tests::job(schedule, zone)
         };
         // In memory where there is such a place: tens of thousands of small transactions are not what is tested here.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let daemon = Daemon { state_dir: dir.path().into(), socket: dir.path().join("s"), max_parallel_runs: 1, memory: 1 << 28 };
-        let config = Config {
-            files: vec![],
-            daemon,
-            encryption: Default::default(),
-            destinations: [("local".to_owned(), Destination::plain("local", "fs", Default::default()))].into(),
-            jobs: [(job.name.clone(), job)].into(),
-            coverage: Default::default(),
-            config_backup: None,
-            access: Default::default(),
-            audit: Default::default(),
-        };
+        let config = tests::config(job, dir.path());
         let oracle = Oracle::new(spec, zone);
         let dues = oracle.all(time, time + days * DAY);
         let dues: Vec<i64> = dues.into_iter().filter(|due| *due > time).collect();

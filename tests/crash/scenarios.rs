@@ -26,43 +26,32 @@ const NOTHING: fn(&World) -> Result<()> = |_| Ok(());
 /// A start tells nothing; and what a prune deleted may come back, as long as the next one finds it.
 const UNTOLD: fn(&World, &str) -> Result<()> = |_, _| Ok(());
 
+/// The first backup, to one destination.
+const A_BACKUP: Scenario = Scenario {
+    name: "first backup",
+    prepare: |w| begin(w, "[\"local\"]", "", 0),
+    operate: Some(|w| w.ctl(&["backup", "shop", "--json"])),
+    removes: &[],
+    after: NOTHING,
+    told: |w, said| is_there(w, said, &["local"]),
+    again: |w| w.ok(&["backup", "shop"]).map(drop),
+};
+
+const A_START: Scenario = Scenario {
+    name: "start after a crash",
+    prepare: interrupted,
+    operate: None,
+    removes: &[],
+    after: NOTHING,
+    told: UNTOLD,
+    again: NOTHING,
+};
+
 pub const ALL: &[Scenario] = &[
-    Scenario {
-        name: "first backup",
-        prepare: |w| begin(w, "[\"local\"]", "", 0),
-        operate: Some(|w| w.ctl(&["backup", "shop", "--json"])),
-        removes: &[],
-        after: NOTHING,
-        told: |w, said| is_there(w, said, &["local"]),
-        again: |w| w.ok(&["backup", "shop"]).map(drop),
-    },
-    Scenario {
-        name: "backup",
-        prepare: |w| begin(w, "[\"local\"]", "", 2),
-        operate: Some(|w| w.ctl(&["backup", "shop", "--json"])),
-        removes: &[],
-        after: NOTHING,
-        told: |w, said| is_there(w, said, &["local"]),
-        again: |w| w.ok(&["backup", "shop"]).map(drop),
-    },
-    Scenario {
-        name: "resume",
-        prepare: interrupted,
-        operate: Some(|w| w.ctl(&["backup", "shop", "--json"])),
-        removes: &[],
-        after: NOTHING,
-        told: |w, said| is_there(w, said, &["local"]),
-        again: |w| w.ok(&["backup", "shop"]).map(drop),
-    },
-    Scenario {
-        name: "start after a crash",
-        prepare: interrupted,
-        operate: None,
-        removes: &[],
-        after: NOTHING,
-        told: UNTOLD,
-        again: NOTHING,
-    },
+    A_BACKUP,
+    Scenario { name: "backup", prepare: |w| begin(w, "[\"local\"]", "", 2), ..A_BACKUP },
+    Scenario { name: "resume", prepare: interrupted, ..A_BACKUP },
+    A_START,
     Scenario {
         name: "start with the state lost",
         prepare: |w| {
@@ -72,20 +61,13 @@ pub const ALL: &[Scenario] = &[
             w.at_rest = true;
             Ok(())
         },
-        operate: None,
-        removes: &[],
-        after: NOTHING,
-        told: UNTOLD,
-        again: NOTHING,
+        ..A_START
     },
     Scenario {
         name: "backup with a copy",
         prepare: |w| begin(w, "[\"local\", \"second\"]", "", 1),
-        operate: Some(|w| w.ctl(&["backup", "shop", "--json"])),
-        removes: &[],
-        after: NOTHING,
         told: |w, said| is_there(w, said, &["local", "second"]),
-        again: |w| w.ok(&["backup", "shop"]).map(drop),
+        ..A_BACKUP
     },
     Scenario {
         name: "copy",
@@ -158,11 +140,9 @@ pub const ALL: &[Scenario] = &[
             begin(w, "[\"local\", \"second\"]", "retention = { keep_last = 2 }", 2)?;
             w.remember("oldest", 1)
         },
-        operate: Some(|w| w.ctl(&["backup", "shop", "--json"])),
         removes: &["oldest"],
-        after: NOTHING,
         told: |w, said| is_there(w, said, &["local", "second"]),
-        again: |w| w.ok(&["backup", "shop"]).map(drop),
+        ..A_BACKUP
     },
     Scenario {
         name: "repair",

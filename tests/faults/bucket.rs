@@ -81,7 +81,7 @@ fn cells(world: &mut World) -> Vec<Cell> {
         for verb in verbs {
             let kinds: Vec<(&String, usize)> = places.iter().filter(|((v, _), _)| *v == verb).map(|((_, k), n)| (k, *n)).collect();
             for fault in faults(verb) {
-                let mut add = |kind: &str, nth: usize, lasting: bool| {
+                let add = |kind: &str, nth: usize, lasting: bool| {
                     // A lease that nobody can read is waited for, for its whole term.
                     let lasting = lasting && !(kind == "writer.json" && fault == Fault::ShortWrite);
                     let times = if lasting { usize::MAX } else { 1 };
@@ -102,17 +102,7 @@ fn cells(world: &mut World) -> Vec<Cell> {
                         hangs: matches!(fault, Fault::Hang | Fault::HangInBody),
                     });
                 };
-                if is_long() {
-                    for (kind, count) in &kinds {
-                        add(kind, 1, true);
-                        (1..=*count).for_each(|nth| add(kind, nth, false));
-                    }
-                    continue;
-                }
-                turn += 1;
-                if chosen(operation, turn) {
-                    add(kinds[turn % kinds.len()].0, 1, !turn.is_multiple_of(4));
-                }
+                spread(operation, &kinds, &mut turn, 4, add);
             }
         }
     }

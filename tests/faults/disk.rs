@@ -93,7 +93,7 @@ fn cells(world: &mut World) -> Vec<Cell> {
         for verb in verbs {
             let kinds: Vec<(&String, usize)> = places.iter().filter(|((v, _), _)| *v == verb).map(|((_, k), n)| (k, *n)).collect();
             for (fault, action, words) in faults(verb) {
-                let mut add = |kind: &str, nth: usize, lasting: bool| {
+                let add = |kind: &str, nth: usize, lasting: bool| {
                     let glob = if kind.is_empty() { String::new() } else { format!("{{{kind},{kind}/**}}") };
                     let times = if lasting { u64::MAX } else { 1 };
                     let rule = Rule::on(&[verb], &glob).from(nth as u64).times(times).does(action.clone());
@@ -111,17 +111,7 @@ fn cells(world: &mut World) -> Vec<Cell> {
                         hangs: false,
                     });
                 };
-                if is_long() {
-                    for (kind, count) in &kinds {
-                        add(kind, 1, true);
-                        (1..=*count).for_each(|nth| add(kind, nth, false));
-                    }
-                    continue;
-                }
-                turn += 1;
-                if chosen(operation, turn) {
-                    add(kinds[turn % kinds.len()].0, 1, !turn.is_multiple_of(3));
-                }
+                spread(operation, &kinds, &mut turn, 3, add);
             }
         }
     }

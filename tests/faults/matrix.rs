@@ -237,6 +237,27 @@ pub fn chosen(operation: Operation, turn: usize) -> bool {
     is_long() || matches!(operation, Operation::Backup | Operation::Prune) || turn.is_multiple_of(6)
 }
 
+/// Which cells of a fault there are, as (kind, nth, lasting): in the long run all; else one kind each turn, and every so many turns a fault that passes.
+pub fn spread(
+    operation: Operation,
+    kinds: &[(&String, usize)],
+    turn: &mut usize,
+    passes_every: usize,
+    mut add: impl FnMut(&str, usize, bool),
+) {
+    if is_long() {
+        for (kind, count) in kinds {
+            add(kind, 1, true);
+            (1..=*count).for_each(|nth| add(kind, nth, false));
+        }
+        return;
+    }
+    *turn += 1;
+    if chosen(operation, *turn) {
+        add(kinds[*turn % kinds.len()].0, 1, !turn.is_multiple_of(passes_every));
+    }
+}
+
 /// Tries all cells, several at a time, and wants every answer to be the right one. Those that hang have worlds of their own, which wait most of the time.
 pub fn try_all(cells: &[Cell], world: impl Fn() -> World + Sync, impatient: impl Fn() -> World + Sync) {
     let tally = Mutex::new(Tally::default());

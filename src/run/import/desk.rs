@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -184,8 +184,7 @@ impl Desk {
     /// Writes an import down; durable when this returns.
     fn save(&self, kept: &Kept) -> Result<()> {
         let dir = self.place(&kept.import.id);
-        crate::durable::making(&dir, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir))
-            .map_err(|e| failed("make", &dir, e))?;
+        crate::durable::make_private_directories(&dir).map_err(|e| failed("make", &dir, e))?;
         let json = serde_json::to_vec(kept).map_err(|e| Error::Failed(e.to_string()))?;
         let write = || -> std::io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&dir)?;
