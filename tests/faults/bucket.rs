@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::*;
-use crate::matrix::{Cell, OPERATIONS, Operation, chosen, is_long, seed, try_all};
+use crate::matrix::{Cell, OPERATIONS, Operation, seed, spread, try_all};
 use crate::s3::{Fault, Rule, Verb};
 use crate::world::{NAME, Trouble, World};
 

@@ -7,7 +7,7 @@ use keepd_faultfs::errno::{self, Errno};
 use keepd_faultfs::{Action, Rule, Verb};
 
 use crate::common::*;
-use crate::matrix::{Cell, OPERATIONS, Operation, chosen, is_long, seed, try_all};
+use crate::matrix::{Cell, OPERATIONS, Operation, seed, spread, try_all};
 use crate::world::{Place, Trouble, World};
 
 /// Its name, itself, and what is told of it.
