@@ -42,7 +42,11 @@ pub fn follow(arguments: &Arguments, socket: &Path, id: &str) -> Result<Run, Fai
     if let Shown::Bar(bar) = &shown {
         bar.finish_and_clear();
     }
-    last.ok_or_else(|| Failure::failed("keepd told nothing of the run"))
+    match last {
+        Some(run) if run.state.is_finished() => Ok(run),
+        Some(run) => Err(Failure::failed(format!("keepd told nothing of how run {} ended; 'keepctl run show {0}' may", escape(&run.id)))),
+        None => Err(Failure::failed("keepd told nothing of the run")),
+    }
 }
 
 /// Prints what a run left behind and turns its state into an exit status.

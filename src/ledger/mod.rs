@@ -98,7 +98,12 @@ pub struct Ledger {
     audited_calls: AtomicUsize,
     /// The last entry of the audit log could not be written.
     audit_misses: AtomicBool,
+    /// Ends of runs that could not be written, by id: as long as this process lives they hold, and not what the database has.
+    unwritten: Mutex<BTreeMap<String, Run>>,
 }
+
+/// So many ends of runs are kept in memory; the oldest go first.
+const MAX_UNWRITTEN: usize = 256;
 
 const VERSION: i64 = 1;
 const SCHEMA: &str = "
@@ -133,10 +138,18 @@ impl Ledger {
             db.execute_batch(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; PRAGMA cache_size = -2048;",
             )?;
-            db.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0)).and_then(|text| match text.as_str() {
+            let whole = || db.query_row("PRAGMA integrity_check(1)", [], |r| r.get::<_, String>(0));
+            let mut said = whole()?;
+            // Its indexes are made of its tables: one that hides or invents a row is made anew.
+            if said.contains(" index ") {
+                db.execute_batch("REINDEX")?;
+                let before = std::mem::replace(&mut said, whole()?);
+                tracing::warn!("the ledger {} was damaged ({before}): its indexes were made anew", path.display());
+            }
+            match said.as_str() {
                 "ok" => db.query_row("PRAGMA user_version", [], |r| r.get(0)),
-                _ => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(text))),
-            })
+                _ => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(said))),
+            }
         };
         match prepare(&db).map_err(|e| at_fault(&e))? {
             0 => {
@@ -172,6 +185,7 @@ impl Ledger {
             audit: Mutex::default(),
             audited_calls: AtomicUsize::new(0),
             audit_misses: AtomicBool::new(false),
+            unwritten: Mutex::default(),
         })
     }
 
@@ -192,8 +206,33 @@ impl Ledger {
         self.run_sql(|db| db.query_row("SELECT 1", [], |_| Ok(())))
     }
 
-    /// Inserts or replaces a run.
+    /// Inserts or replaces a run. The end of one that cannot be written now is written with the next one that can.
     pub fn save_run(&self, run: &Run) -> Result<()> {
+        let written = self.write_run(run);
+        if written.is_ok() {
+            self.unwritten().remove(&run.id);
+            let left: Vec<Run> = self.unwritten().values().cloned().collect();
+            for end in left {
+                if self.write_run(&end).is_err() {
+                    break;
+                }
+                self.unwritten().remove(&end.id);
+            }
+        } else if run.state.is_finished() {
+            let mut unwritten = self.unwritten();
+            unwritten.insert(run.id.clone(), run.clone());
+            if unwritten.len() > MAX_UNWRITTEN {
+                unwritten.pop_first();
+            }
+        }
+        written
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, BTreeMap<String, Run>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_run(&self, run: &Run) -> Result<()> {
         let json = to_json(run)?;
         self.run_sql(|db| {
             db.prepare_cached("INSERT OR REPLACE INTO run (id, job, queued, finished, json) VALUES (?1, ?2, ?3, ?4, ?5)")?
@@ -203,6 +242,9 @@ impl Ledger {
     }
 
     pub fn run(&self, id: &str) -> Result<Option<Run>> {
+        if let Some(run) = self.unwritten().get(id) {
+            return Ok(Some(run.clone()));
+        }
         let json = self.run_sql(|db| db.prepare_cached("SELECT json FROM run WHERE id = ?1")?.query_row([id], text).optional())?;
         json.map(|j| from_json(&j)).transpose()
     }
@@ -212,7 +254,14 @@ impl Ledger {
         let sql = "SELECT json FROM run WHERE ?1 IS NULL OR job = ?1 ORDER BY queued DESC, id DESC LIMIT ?2";
         let list =
             self.run_sql(|db| db.prepare_cached(sql)?.query_map(params![job, limit], text)?.collect::<rusqlite::Result<Vec<_>>>())?;
-        list.iter().map(|j| from_json(j)).collect()
+        self.with_ends(&list)
+    }
+
+    /// Runs as they are in the database, those that ended and could not be written as they ended.
+    fn with_ends(&self, list: &[String]) -> Result<Vec<Run>> {
+        let unwritten = self.unwritten();
+        let ended = |run: Run| unwritten.get(&run.id).cloned().unwrap_or(run);
+        list.iter().map(|json| Ok(ended(from_json(json)?))).collect()
     }
 
     /// The newest runs of some jobs, of these jobs' backups, and of one user.
@@ -225,7 +274,7 @@ impl Ledger {
         let jobs = serde_json::Value::from_iter(jobs.iter().cloned()).to_string();
         let list = self
             .run_sql(|db| db.prepare_cached(sql)?.query_map(params![job, jobs, by, limit], text)?.collect::<rusqlite::Result<Vec<_>>>())?;
-        list.iter().map(|j| from_json(j)).collect()
+        self.with_ends(&list)
     }
 
     /// At start: runs that an earlier daemon left queued or running become failed, with that reason. Returns them.
@@ -372,17 +421,41 @@ impl Ledger {
     /// the next look at the destination makes its list anew.
     pub fn backups_at(&self, job: &str, destination: &str) -> Result<Vec<Backup>> {
         let sql = format!("SELECT {} FROM backup WHERE job = ?1 AND destination = ?2 ORDER BY time DESC, id", sums::BACKUP);
-        let rows = self.run_sql(|db| {
+        // A destination that was away when a backup was proven or pinned has no mark of it.
+        let elsewhere = format!(
+            "SELECT {} FROM backup WHERE job = ?1 AND destination != ?2 AND outcome = 'good'
+             AND (json ->> '$.backup.proven' IS NOT NULL OR json ->> '$.backup.pinned')",
+            sums::BACKUP
+        );
+        let (rows, elsewhere) = self.run_sql(|db| {
             let rows = db
                 .prepare_cached(&sql)?
                 .query_map([job, destination], |row| sums::fits(row).then(|| row.get::<_, String>("json")).transpose())?
                 .collect::<rusqlite::Result<Option<Vec<String>>>>()?;
-            match rows {
-                Some(rows) => Ok(rows),
-                None => sums::forget_damaged(db).map(|()| Vec::new()),
-            }
+            let Some(rows) = rows else { return sums::forget_damaged(db).map(|()| (Vec::new(), Vec::new())) };
+            let elsewhere = db
+                .prepare_cached(&elsewhere)?
+                .query_map([job, destination], |row| sums::fits(row).then(|| row.get::<_, String>("json")).transpose())?
+                .filter_map(rusqlite::Result::transpose)
+                .collect::<rusqlite::Result<Vec<String>>>()?;
+            Ok((rows, elsewhere))
         })?;
-        rows.iter().map(|json| Ok(from_json::<BackupDetail>(json)?.backup)).collect()
+        let mut known: BTreeMap<String, (bool, Option<String>)> = BTreeMap::new();
+        for json in &elsewhere {
+            let backup = from_json::<BackupDetail>(json)?.backup;
+            let (pinned, proven) = known.entry(backup.id).or_default();
+            *pinned |= backup.pinned;
+            *proven = later(proven.take(), backup.proven);
+        }
+        let merged = |json: &String| {
+            let mut backup = from_json::<BackupDetail>(json)?.backup;
+            if let Some((pinned, proven)) = known.get(&backup.id) {
+                backup.pinned |= pinned;
+                backup.proven = later(backup.proven, proven.clone());
+            }
+            Ok(backup)
+        };
+        rows.iter().map(merged).collect()
     }
 
     /// The newest good backups of a job at a destination, newest first, with their facts; imported ones say nothing of how the job does.
@@ -625,6 +698,62 @@ mod tests {
     fn detail(id: &str, job: &str, time: &str, outcome: Outcome) -> BackupDetail {
         let backup = Backup { id: id.into(), job: job.into(), time: time.into(), outcome, ..Backup::default() };
         BackupDetail { backup, sequence: 1, ..BackupDetail::default() }
+    }
+
+    #[test]
+    fn the_end_of_a_run_that_cannot_be_written_holds_and_is_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        let run = |state| Run { id: "r1".into(), queued: "2026-01-01T00:00:00Z".into(), state, ..Run::default() };
+        ledger.save_run(&run(RunState::Running)).unwrap();
+        let full = |on| ledger.run_sql(|db| db.execute_batch(&format!("PRAGMA query_only = {on}"))).unwrap();
+        full("ON");
+        assert!(ledger.save_run(&run(RunState::Failed)).is_err());
+        assert_eq!(ledger.run("r1").unwrap().unwrap().state, RunState::Failed);
+        assert_eq!(ledger.runs(None, 10).unwrap()[0].state, RunState::Failed);
+        full("OFF");
+        ledger.save_run(&Run { id: "r2".into(), queued: "2026-01-02T00:00:00Z".into(), ..Run::default() }).unwrap();
+        assert!(ledger.unwritten().is_empty());
+        drop(ledger);
+        assert_eq!(Ledger::open(dir.path()).unwrap().run("r1").unwrap().unwrap().state, RunState::Failed);
+    }
+
+    #[test]
+    fn what_is_proven_or_pinned_at_another_destination_counts_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        let mut known = detail("aa11", "shop", "2026-01-01T00:00:00Z", Outcome::Good);
+        ledger.put_backup("here", &known).unwrap();
+        (known.backup.pinned, known.backup.proven) = (true, Some("2026-01-03T00:00:00Z".into()));
+        ledger.put_backup("there", &known).unwrap();
+        let here = ledger.backups_at("shop", "here").unwrap();
+        assert_eq!((here.len(), here[0].pinned, here[0].proven.as_deref()), (1, true, Some("2026-01-03T00:00:00Z")));
+        ledger.run_sql(|db| db.execute("UPDATE backup SET sum = x'00' WHERE destination = 'there'", [])).unwrap();
+        assert!(ledger.backups_at("shop", "here").unwrap()[0].proven.is_none(), "a row that does not fit says nothing");
+    }
+
+    #[test]
+    fn an_index_that_hides_a_row_is_made_anew() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.put_backup("a", &detail("aa11", "shop", "2026-01-01T00:00:00Z", Outcome::Good)).unwrap();
+        let (page, size): (u64, u64) = ledger
+            .run_sql(|db| {
+                db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+                let page = db.query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'backup_id'", [], |r| r.get::<_, i64>(0))?;
+                Ok((page as u64, db.query_row("PRAGMA page_size", [], |r| r.get::<_, i64>(0))? as u64))
+            })
+            .unwrap();
+        drop(ledger);
+        let file = std::fs::File::options().read(true).write(true).open(dir.path().join("ledger.sqlite")).unwrap();
+        let mut bytes = vec![0; size as usize];
+        file.read_exact_at(&mut bytes, (page - 1) * size).unwrap();
+        let at = bytes.windows(4).position(|w| w == b"aa11").unwrap();
+        file.write_all_at(b"x", (page - 1) * size + at as u64).unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        assert_eq!(ledger.backups_by_prefix("aa11", None).unwrap().len(), 1);
+        assert!(ledger.backup_detail("aa11").unwrap().is_some());
     }
 
     #[test]
