@@ -91,6 +91,22 @@ fn long_files_of_many_generations_come_back_byte_for_byte() {
 }
 
 #[test]
+fn diff_tells_of_each_name_of_a_file_that_changed() {
+    let keepd = Keepd::started();
+    let (one, two) = (keepd.path("files/a-name"), keepd.path("files/b-name"));
+    fs::write(&one, "before").unwrap();
+    fs::hard_link(&one, &two).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let modified = fs::metadata(&one).unwrap().modified().unwrap();
+    fs::write(&one, "after!").unwrap();
+    fs::File::options().write(true).open(&one).unwrap().set_modified(modified).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let ids = keepd.backups();
+    let diff = keepd.ok(&["diff", &ids[1], &ids[0]]);
+    assert!(diff.contains("M files/a-name") && diff.contains("M files/b-name"), "{diff}");
+}
+
+#[test]
 fn every_command_answers() {
     let keepd = Keepd::started();
     keepd.ok(&["backup", "shop", "--label", "why=test", "--name", "first", "--type", "pre-update"]);

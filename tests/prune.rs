@@ -197,8 +197,8 @@ fn what_is_damaged_is_stored_anew_and_that_heals_older_backups() {
         let back = keepd.restored(&backup);
         assert!(fs::read(back.join("files/blob")).unwrap() == noise(3 << 20, 3));
     }
-    let told = keepd.fails(1, &["check", "local", "--read-data"]);
-    assert!(told.contains("0 of 3 backups hurt"), "{told}");
+    let told = keepd.fails(3, &["check", "local", "--read-data"]);
+    assert!(told.contains("no backup is hurt") && told.contains("keepctl prune local"), "{told}");
     assert!(keepd.ok(&["prune", "local"]).contains("rewritten"));
     assert!(!largest.exists());
     keepd.stop();
@@ -208,6 +208,33 @@ fn what_is_damaged_is_stored_anew_and_that_heals_older_backups() {
     for backup in keepd.backups() {
         keepd.restored(&backup);
     }
+}
+
+#[test]
+fn a_pack_of_which_the_footer_alone_is_damaged_is_replaced() {
+    let mut keepd = Keepd::prepared();
+    keepd.configure("prune_grace = \"0s\"", "");
+    make_database(&keepd.path("shop.db"), 200);
+    keepd.start();
+    keepd.ok(&["backup", "shop"]);
+    let damaged = keepd.packs();
+    for pack in &damaged {
+        let mut bytes = fs::read(pack).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(pack, bytes).unwrap();
+    }
+    for _ in 0..2 {
+        let told = keepd.fails(3, &["check", "local", "--read-data"]);
+        assert!(told.contains("no backup is hurt") && told.contains("keepctl prune local"), "{told}");
+    }
+    keepd.ok(&["prune", "local"]);
+    assert!(keepd.packs().iter().all(|pack| !damaged.contains(pack)));
+    // Also for one who knows nothing of what was there.
+    keepd.stop();
+    fs::remove_dir_all(keepd.path("state")).unwrap();
+    keepd.start();
+    keepd.ok(&["check", "local", "--read-data"]);
+    keepd.restored("latest");
 }
 
 #[test]

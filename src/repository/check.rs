@@ -29,6 +29,8 @@ pub struct CheckReport {
     pub bytes_read: u64,
     /// Damaged or missing objects, each with what is wrong.
     pub problems: Vec<String>,
+    /// How many of these are packs and index objects, which the next prune replaces when no backup is hurt.
+    pub replaceable: usize,
     /// Backups that cannot be restored whole: id (hexadecimal) and the first paths hurt.
     pub hurt: BTreeMap<String, Vec<String>>,
     /// Sequence numbers that two backups carry.
@@ -68,8 +70,13 @@ pub fn check(repository: &Arc<Repository>, reading: Reading, progress: Progress<
     for id in repository.listed_indexes()? {
         match repository.read_index(&id) {
             Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
-            Err(e) if !report.problems.contains(&e.to_string()) => report.problems.push(e.to_string()),
-            _ => {}
+            Err(e) => {
+                report.replaceable += 1;
+                if !report.problems.contains(&e.to_string()) {
+                    report.problems.push(e.to_string());
+                }
+            }
+            Ok(_) => {}
         }
     }
     let mut manifests = Vec::new();
@@ -204,6 +211,7 @@ fn read_packs(
     }
     // What was stored anew since is not lost.
     let kinds = repository.local.kinds(&bad)?;
+    report.replaceable += problems.len();
     report.problems.extend(problems);
     report.bytes_read = bytes;
     Ok(bad.into_iter().zip(kinds).filter(|(_, kind)| kind.is_none()).map(|(id, _)| id).collect())

@@ -46,7 +46,7 @@ pub struct LocalIndex {
 
 /// Of the layout; a cache of another one is thrown away.
 const VERSION: i64 = 4;
-/// `lost`: chunks that do not open any more, and where that was. `listed`: the index object that a pack stands in. `condemned`: nothing needs it,
+/// `lost`: chunks that do not open any more, and where that was; of each damaged pack also [`ITSELF`]. `listed`: the index object that a pack stands in. `condemned`: nothing needs it,
 /// and new backups must not build upon it. `read`: when it was read whole and found good, in seconds since 1970. `closed`: a write-only pack.
 /// `translation`: what chunks of other repositories became here.
 const SCHEMA: &str = "
@@ -60,6 +60,9 @@ const SCHEMA: &str = "
     CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
     CREATE TABLE IF NOT EXISTS loaded (id BLOB PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS translation (repository BLOB NOT NULL, there BLOB NOT NULL, here BLOB NOT NULL, PRIMARY KEY (repository, there)) WITHOUT ROWID;";
+
+/// Stands for no chunk, and for a pack as a whole.
+const ITSELF: ChunkId = ChunkId([0; 32]);
 
 impl LocalIndex {
     /// Opens the cache at `path`; a file that is no database of this layout is thrown away, for it can be made again.
@@ -324,12 +327,13 @@ impl LocalIndex {
         )
     }
 
-    /// Chunks of a pack do not open any more: from now on they are not there, so that a backup that has their content stores it anew.
+    /// A pack is damaged, and these chunks of it (none, when its header or footer alone is) do not open any more: from now on they are not there, so
+    /// that a backup that has their content stores it anew.
     pub fn mark_lost(&self, pack: &[u8; 32], chunks: &[ChunkId]) -> Result<()> {
         let mut db = self.db();
         let mut work = || -> rusqlite::Result<()> {
             let tx = db.transaction()?;
-            for id in chunks {
+            for id in chunks.iter().chain([&ITSELF]) {
                 tx.prepare_cached("INSERT OR IGNORE INTO lost (id, pack) VALUES (?1, ?2)")?.execute(params![id.0, pack])?;
                 tx.prepare_cached("DELETE FROM chunk WHERE id = ?1 AND pack = (SELECT n FROM pack WHERE id = ?2)")?
                     .execute(params![id.0, pack])?;
@@ -344,7 +348,7 @@ impl LocalIndex {
         Ok(self.db().execute("DELETE FROM lost WHERE pack = ?1", [pack]).map_err(|e| self.fail(e))? > 0)
     }
 
-    /// Packs with lost chunks, and how many of these are needed (marked in this round) and in no other pack.
+    /// Damaged packs, and how many of their lost chunks are needed (marked in this round) and in no other pack.
     pub fn lost(&self, round: i64) -> Result<BTreeMap<[u8; 32], u64>> {
         let sql = "SELECT pack, count(*) FILTER (WHERE mark = ?1 AND NOT EXISTS (SELECT 1 FROM chunk WHERE chunk.id = lost.id)) FROM lost GROUP BY pack";
         self.rows(sql, [round], id_and_number)

@@ -1,5 +1,6 @@
 //! Looking into backups: lists of entries, and what differs between two.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -105,6 +106,9 @@ pub fn diff(a: &Side<'_>, b: &Side<'_>, emit: &mut dyn FnMut(Vec<Change>) -> boo
     for name in names {
         let mut left = Stream::new(a, name)?;
         let mut right = Stream::new(b, name)?;
+        // Files with other contents: their further names have these as well. Of each path eight bytes of BLAKE3, for there may be many.
+        let mut modified: HashSet<[u8; 8]> = HashSet::new();
+        let digest = |path: &[u8]| blake3::hash(path).as_bytes().first_chunk().copied().unwrap_or_default();
         loop {
             let order = match (&left.entry, &right.entry) {
                 (None, None) => break,
@@ -118,7 +122,13 @@ pub fn diff(a: &Side<'_>, b: &Side<'_>, emit: &mut dyn FnMut(Vec<Change>) -> boo
                 std::cmp::Ordering::Equal => (left.take()?, right.take()?),
             };
             let shown = if after.is_some() { &right.shown } else { &left.shown };
-            batch.extend(change(shown, before, after, same_repository));
+            let further = after.as_ref().filter(|e| e.kind == Kind::Hardlink && before.is_some());
+            let is_modified =
+                contents_differ(&before, &after, same_repository) || further.is_some_and(|e| modified.contains(&digest(&e.target)));
+            if let Some(after) = after.as_ref().filter(|e| is_modified && e.kind == Kind::File) {
+                modified.insert(digest(&after.path));
+            }
+            batch.extend(change(shown, before, after, is_modified));
             if batch.len() >= BATCH && !emit(std::mem::take(&mut batch)) {
                 return Err(Failure::Cancelled);
             }
@@ -154,7 +164,14 @@ impl<'a> Stream<'a> {
     }
 }
 
-fn change(shown: &Option<Shown<'_>>, before: Option<Entry>, after: Option<Entry>, same_repository: bool) -> Option<Change> {
+/// Whether both are there and of another kind, length, target or, by their hashes, of other bytes or with holes elsewhere.
+fn contents_differ(before: &Option<Entry>, after: &Option<Entry>, same_repository: bool) -> bool {
+    let (Some(b), Some(a)) = (before, after) else { return false };
+    let hash_differs = if same_repository { b.content.hash != a.content.hash } else { b.mtime != a.mtime };
+    b.kind != a.kind || b.size != a.size || b.target != a.target || (a.kind == Kind::File && hash_differs)
+}
+
+fn change(shown: &Option<Shown<'_>>, before: Option<Entry>, after: Option<Entry>, is_modified: bool) -> Option<Change> {
     let one = after.as_ref().or(before.as_ref())?;
     let path = shown.as_ref().map(|s| s.path(&one.path)).unwrap_or_default();
     let size = |e: &Option<Entry>| e.as_ref().filter(|e| e.kind == Kind::File).map(|e| e.size);
@@ -162,9 +179,8 @@ fn change(shown: &Option<Shown<'_>>, before: Option<Entry>, after: Option<Entry>
         (None, _) => ChangeKind::Added,
         (_, None) => ChangeKind::Removed,
         (Some(b), Some(a)) => {
-            let hash_differs = if same_repository { b.content.hash != a.content.hash } else { b.mtime != a.mtime };
             let meta = |e: &Entry| (e.mode, e.uid, e.gid, e.mtime, e.xattrs.clone());
-            if b.kind != a.kind || b.size != a.size || b.target != a.target || (a.kind == Kind::File && hash_differs) {
+            if is_modified {
                 ChangeKind::Modified
             } else if meta(b) != meta(a) {
                 ChangeKind::Metadata

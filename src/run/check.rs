@@ -138,6 +138,16 @@ fn check_backups(
             return Ok(Finish::Partial);
         }
     }
+    if report.hurt.is_empty() && lost.is_empty() && report.replaceable == report.problems.len() {
+        let text = format!(
+            "{} damaged or missing objects, and no backup is hurt: all that they are needed for is whole elsewhere; 'keepctl prune {}' replaces them \
+             ({read})",
+            report.problems.len(),
+            target.name
+        );
+        live.message(Level::Warning, text);
+        return Ok(Finish::Partial);
+    }
     let problems = report.problems.len() + lost.len();
     Err(Failure::Failed(format!(
         "{problems} damaged or missing objects, {} of {} backups hurt ({read})",
