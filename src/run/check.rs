@@ -140,8 +140,7 @@ fn check_backups(
     }
     if report.hurt.is_empty() && lost.is_empty() && report.replaceable == report.problems.len() {
         let text = format!(
-            "{} damaged or missing objects, and no backup is hurt: all that they are needed for is whole elsewhere; 'keepctl prune {}' replaces them \
-             ({read})",
+            "{} damaged or missing objects, and every backup is whole all the same; 'keepctl prune {}' replaces them ({read})",
             report.problems.len(),
             target.name
         );
