@@ -3,9 +3,11 @@
 //! Whatever is in it can be made again from the repository. Packs that were stored but are in no index object yet (an
 //! interrupted run left them, or the present one) are marked, so that the next run uses them instead of storing again.
 
+mod held;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -15,6 +17,8 @@ use super::index::IndexedPack;
 use super::pack::{MAX_PACK_BYTES, PackedChunk, is_tail, is_write_only};
 use crate::crypto::{HEADER_BYTES, ObjectKind};
 use crate::sqlite_error;
+
+pub use held::{Dead, Held, PackUsage};
 
 /// Where a chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +41,7 @@ impl Location {
 }
 
 pub struct LocalIndex {
-    db: Mutex<Connection>,
+    db: Arc<Mutex<Connection>>,
     location: String,
     path: PathBuf,
     /// What packs that stand in no index object yet held when they were put in here, as digests: the cache itself has no sums.
@@ -45,7 +49,7 @@ pub struct LocalIndex {
 }
 
 /// Of the layout; a cache of another one is thrown away.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 /// `lost`: chunks that do not open any more, and where that was; of each damaged pack also [`ITSELF`]. `listed`: the index object that a pack stands in. `condemned`: nothing needs it,
 /// and new backups must not build upon it. `read`: when it was read whole and found good, in seconds since 1970. `closed`: a write-only pack.
 /// `translation`: what chunks of other repositories became here.
@@ -53,13 +57,18 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0, closed INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX IF NOT EXISTS pack_closed ON pack (closed) WHERE closed;
     CREATE INDEX IF NOT EXISTS pack_listed ON pack (listed);
-    CREATE TABLE IF NOT EXISTS lost (id BLOB NOT NULL, pack BLOB NOT NULL, mark INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (id, pack)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS lost (id BLOB NOT NULL, pack BLOB NOT NULL, PRIMARY KEY (id, pack)) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS lost_pack ON lost (pack);
     CREATE TABLE IF NOT EXISTS condemned (id BLOB PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL, mark INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
     CREATE TABLE IF NOT EXISTS loaded (id BLOB PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS translation (repository BLOB NOT NULL, there BLOB NOT NULL, here BLOB NOT NULL, PRIMARY KEY (repository, there)) WITHOUT ROWID;";
+
+/// Chunks that are taken up in one transaction, some 30 MiB of memory.
+const BATCH_CHUNKS: usize = 500_000;
+/// So many are taken up by an empty cache in another way.
+const BULK_CHUNKS: usize = 100_000;
 
 /// Stands for no chunk, and for a pack as a whole.
 const ITSELF: ChunkId = ChunkId([0; 32]);
@@ -94,7 +103,9 @@ impl LocalIndex {
             connect().map_err(|_| first)
         });
         match db {
-            Ok(db) => Ok(Self { db: Mutex::new(db), location: location.to_owned(), path: path.to_owned(), added: Mutex::default() }),
+            Ok(db) => {
+                Ok(Self { db: Arc::new(Mutex::new(db)), location: location.to_owned(), path: path.to_owned(), added: Mutex::default() })
+            }
             Err(e) => {
                 let text = format!("cannot open {}: {}", path.display(), sqlite_error::words(&e, path).0);
                 Err(RepositoryError::LocalIndex { location: location.to_owned(), text })
@@ -134,14 +145,37 @@ impl LocalIndex {
         self.db().execute_batch("DELETE FROM chunk; DELETE FROM pack; DELETE FROM loaded;").map_err(|e| self.fail(e))
     }
 
-    /// Takes up an index object.
-    pub fn load(&self, index_id: &[u8; 32], packs: &[IndexedPack]) -> Result<()> {
-        self.insert(packs, Some(index_id))
+    /// Takes up index objects: their ids and packs.
+    pub fn load(&self, indexes: &[([u8; 32], Vec<IndexedPack>)]) -> Result<()> {
+        let count = |packs: &[IndexedPack]| packs.iter().map(|p| p.chunks.len()).sum::<usize>();
+        // An index over very many rows is made in a fraction of the time when they are all there.
+        let is_bulk = indexes.iter().map(|(_, packs)| count(packs)).sum::<usize>() >= BULK_CHUNKS && self.is_empty()?;
+        if is_bulk {
+            self.db().execute_batch("DROP INDEX IF EXISTS chunk_pack").map_err(|e| self.fail(e))?;
+        }
+        let (mut batch, mut chunks, mut done) = (Vec::new(), 0, Ok(()));
+        for (n, (id, packs)) in indexes.iter().enumerate() {
+            chunks += count(packs);
+            batch.push((Some(id), packs.as_slice()));
+            if done.is_ok() && (chunks >= BATCH_CHUNKS || n + 1 == indexes.len()) {
+                done = self.insert(&batch);
+                batch.clear();
+                chunks = 0;
+            }
+        }
+        if is_bulk {
+            self.db().execute_batch(SCHEMA).map_err(|e| self.fail(e))?;
+        }
+        done
+    }
+
+    fn is_empty(&self) -> Result<bool> {
+        self.db().query_row("SELECT NOT EXISTS (SELECT 1 FROM chunk)", [], |r| r.get(0)).map_err(|e| self.fail(e))
     }
 
     /// Takes up a pack that stands in no index object yet.
     pub fn add_unindexed(&self, pack: &IndexedPack) -> Result<()> {
-        self.insert(std::slice::from_ref(pack), None)?;
+        self.insert(&[(None, std::slice::from_ref(pack))])?;
         self.added().insert(pack.id, digest(pack));
         Ok(())
     }
@@ -156,8 +190,9 @@ impl LocalIndex {
         Ok(self.pack(id)?.filter(|pack| digest(pack) == added))
     }
 
-    /// A chunk that is in two packs is remembered where it was first, unless that pack is condemned and the other is not.
-    fn insert(&self, packs: &[IndexedPack], index_id: Option<&[u8; 32]>) -> Result<()> {
+    /// A chunk that is in two packs is remembered where it was first, unless that pack is condemned and the other is not. All in one transaction, chunks in the
+    /// order of their ids: so each page of the table is written once, and not for each chunk.
+    fn insert(&self, indexes: &[(Option<&[u8; 32]>, &[IndexedPack])]) -> Result<()> {
         let mut db = self.db();
         let mut work = || -> rusqlite::Result<()> {
             let tx = db.transaction()?;
@@ -172,16 +207,23 @@ impl LocalIndex {
                      SET pack = excluded.pack, ordinal = excluded.ordinal, start = excluded.start, sealed = excluded.sealed, len = excluded.len
                      WHERE (SELECT condemned FROM pack WHERE n = chunk.pack) > (SELECT condemned FROM pack WHERE n = excluded.pack)",
                 )?;
-                for pack in packs {
-                    let kind = i64::from(pack.kind == ObjectKind::MetaPack) + 1;
-                    let n: i64 =
-                        add_pack.query_row(params![pack.id, pack.size as i64, kind, index_id, is_write_only(pack)], |r| r.get(0))?;
-                    for (ordinal, c) in pack.chunks.iter().enumerate() {
-                        add_chunk.execute(params![c.id.0, n, ordinal as i64, c.offset, c.sealed_len, c.len, pack.id])?;
+                let mut add_loaded = tx.prepare_cached("INSERT OR IGNORE INTO loaded (id) VALUES (?1)")?;
+                let mut chunks: Vec<(&PackedChunk, u32, i64, &[u8; 32])> = Vec::new();
+                for (index_id, packs) in indexes {
+                    for pack in *packs {
+                        let kind = i64::from(pack.kind == ObjectKind::MetaPack) + 1;
+                        let n: i64 =
+                            add_pack.query_row(params![pack.id, pack.size as i64, kind, index_id, is_write_only(pack)], |r| r.get(0))?;
+                        chunks.extend(pack.chunks.iter().zip(0..).map(|(c, ordinal)| (c, ordinal, n, &pack.id)));
+                    }
+                    if let Some(id) = index_id {
+                        add_loaded.execute([id])?;
                     }
                 }
-                if let Some(id) = index_id {
-                    tx.execute("INSERT OR IGNORE INTO loaded (id) VALUES (?1)", [id])?;
+                // Those of one id stay in their order.
+                chunks.sort_by_key(|(c, ..)| c.id);
+                for (c, ordinal, n, pack) in chunks {
+                    add_chunk.execute(params![c.id.0, n, ordinal, c.offset, c.sealed_len, c.len, pack])?;
                 }
             }
             tx.commit()
@@ -217,17 +259,6 @@ impl LocalIndex {
                 params![id.0, at.pack, at.ordinal, at.offset, at.sealed_len, at.len],
             )?;
             tx.commit()
-        };
-        work().map_err(|e| self.fail(e))
-    }
-
-    /// Which of the chunks that are marked in this round the cache has in which pack; None for one that is not marked.
-    pub fn marked_in(&self, round: i64, ids: &[ChunkId]) -> Result<Vec<Option<[u8; 32]>>> {
-        let mut db = self.db();
-        let mut work = || -> rusqlite::Result<Vec<Option<[u8; 32]>>> {
-            let tx = db.transaction()?;
-            let mut look = tx.prepare_cached("SELECT p.id FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1 AND c.mark = ?2")?;
-            ids.iter().map(|id| look.query_row(params![id.0, round], |r| r.get(0)).optional()).collect()
         };
         work().map_err(|e| self.fail(e))
     }
@@ -346,12 +377,6 @@ impl LocalIndex {
     /// A pack is whole again (somebody put a good copy in its place); true when it was not before. Its chunks must be added again.
     pub fn unmark_lost(&self, pack: &[u8; 32]) -> Result<bool> {
         Ok(self.db().execute("DELETE FROM lost WHERE pack = ?1", [pack]).map_err(|e| self.fail(e))? > 0)
-    }
-
-    /// Damaged packs, and how many of their lost chunks are needed (marked in this round) and in no other pack.
-    pub fn lost(&self, round: i64) -> Result<BTreeMap<[u8; 32], u64>> {
-        let sql = "SELECT pack, count(*) FILTER (WHERE mark = ?1 AND NOT EXISTS (SELECT 1 FROM chunk WHERE chunk.id = lost.id)) FROM lost GROUP BY pack";
-        self.rows(sql, [round], id_and_number)
     }
 
     /// Packs that are not condemned and were not read whole since `before` (seconds since 1970), those first that wait longest; at
@@ -497,80 +522,15 @@ impl LocalIndex {
         Ok(())
     }
 
-    /// Begins marking what is in use: marks of earlier rounds no longer count. A round is a number by chance, never 0, so that no damage makes a
-    /// mark of this round of an older one: what counts as looked at already would be taken for needed by nothing.
-    pub fn begin_marks(&self) -> Result<i64> {
-        let random: [u8; 8] = crate::crypto::random().map_err(|e| RepositoryError::Other(e.to_string()))?;
-        Ok(i64::from_le_bytes(random) | 1)
+    /// The directory of the cache.
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
     }
 
-    /// Marks chunks as used; returns for each whether it is known and was not marked in this round.
-    pub fn mark(&self, round: i64, ids: &[ChunkId]) -> Result<Vec<Mark>> {
-        let mut db = self.db();
-        let mut work = || -> rusqlite::Result<Vec<Mark>> {
-            let tx = db.transaction()?;
-            let mut marks = Vec::with_capacity(ids.len());
-            {
-                let mut look = tx.prepare_cached("SELECT c.mark, p.kind FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1")?;
-                let mut set = tx.prepare_cached("UPDATE chunk SET mark = ?2 WHERE id = ?1")?;
-                let mut set_lost =
-                    tx.prepare_cached("UPDATE lost SET mark = ?2 WHERE id = ?1 AND pack IN (SELECT id FROM pack WHERE kind = 1)")?;
-                for id in ids {
-                    marks.push(match look.query_row([id.0], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?))).optional()? {
-                        None if set_lost.execute(params![id.0, round])? > 0 => Mark::Lost,
-                        None => Mark::Unknown,
-                        Some((mark, _)) if mark == round => Mark::Again,
-                        Some((_, kind)) => {
-                            set.execute(params![id.0, round])?;
-                            Mark::First(kind_of(kind))
-                        }
-                    });
-                }
-            }
-            tx.commit()?;
-            Ok(marks)
-        };
-        work().map_err(|e| self.fail(e))
-    }
-
-    /// Every pack with the sealed bytes of its marked chunks and of all that are listed for it.
-    pub fn usage(&self, round: i64) -> Result<Vec<PackUsage>> {
-        let db = self.db();
-        let work = || -> rusqlite::Result<Vec<PackUsage>> {
-            let mut statement = db.prepare(
-                "SELECT p.id, p.size, p.kind, coalesce(sum(c.sealed) FILTER (WHERE c.mark = ?1), 0), count(c.id) FILTER (WHERE c.mark = ?1), p.condemned, p.listed
-                 FROM pack p LEFT JOIN chunk c ON c.pack = p.n GROUP BY p.n",
-            )?;
-            let rows = statement.query_map([round], |r| {
-                let kind = kind_of(r.get(2)?);
-                Ok(PackUsage {
-                    id: r.get(0)?,
-                    size: r.get::<_, i64>(1)? as u64,
-                    kind,
-                    used_bytes: r.get::<_, i64>(3)? as u64,
-                    used_chunks: r.get::<_, i64>(4)? as u64,
-                    condemned: r.get(5)?,
-                    listed: r.get(6)?,
-                })
-            })?;
-            rows.collect()
-        };
-        work().map_err(|e| self.fail(e))
-    }
-
-    /// Which chunks of a pack are marked in this round, with their ordinals.
-    pub fn marked_chunks(&self, round: i64, pack: &[u8; 32]) -> Result<Vec<(u32, PackedChunk)>> {
-        let db = self.db();
-        let work = || -> rusqlite::Result<Vec<(u32, PackedChunk)>> {
-            let mut statement = db.prepare_cached(
-                "SELECT c.ordinal, c.id, c.start, c.sealed, c.len FROM chunk c JOIN pack p ON p.n = c.pack WHERE p.id = ?1 AND c.mark = ?2 ORDER BY c.ordinal",
-            )?;
-            let rows = statement.query_map(params![pack, round], |r| {
-                Ok((r.get(0)?, PackedChunk { id: ChunkId(r.get(1)?), offset: r.get(2)?, sealed_len: r.get(3)?, len: r.get(4)? }))
-            })?;
-            rows.collect()
-        };
-        work().map_err(|e| self.fail(e))
+    /// Temporary files beside the cache cannot be written or read.
+    pub fn no_room(&self, error: &std::io::Error) -> RepositoryError {
+        let text = format!("a temporary file in {}: {error}", self.directory().display());
+        RepositoryError::LocalIndex { location: self.location.clone(), text }
     }
 }
 
@@ -590,28 +550,4 @@ fn id_and_number(row: &rusqlite::Row<'_>) -> rusqlite::Result<([u8; 32], u64)> {
 
 fn kind_of(kind: i64) -> ObjectKind {
     if kind == 2 { ObjectKind::MetaPack } else { ObjectKind::DataPack }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
-    /// Not in the index: what refers to it is damaged.
-    Unknown,
-    /// It is in a data pack and does not open any more, and that is known.
-    Lost,
-    /// In a pack of this kind.
-    First(ObjectKind),
-    Again,
-}
-
-/// How much of a pack is in use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PackUsage {
-    pub id: [u8; 32],
-    pub size: u64,
-    pub kind: ObjectKind,
-    pub used_bytes: u64,
-    pub used_chunks: u64,
-    pub condemned: bool,
-    /// The index object it stands in.
-    pub listed: Option<[u8; 32]>,
 }

@@ -293,10 +293,9 @@ impl Repository {
             self.local.clear()?;
             return self.sync_index();
         }
-        for (id, index) in indexes {
-            // What an interrupted prune left behind must not count.
-            self.local.load(&id, if superseded.contains(&id) { &[] } else { &index.packs })?;
-        }
+        // What an interrupted prune left behind must not count.
+        let in_force = |(id, index): ([u8; 32], Index)| (id, if superseded.contains(&id) { Vec::new() } else { index.packs });
+        self.local.load(&indexes.into_iter().map(in_force).collect::<Vec<_>>())?;
         let known: BTreeMap<[u8; 32], u64> = self.local.packs(true)?.into_iter().collect();
         let packs = self.listed_packs()?;
         self.storage.are_gone("packs/", known.keys().filter(|id| !packs.contains_key(*id)).map(pack_name))?;

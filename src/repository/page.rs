@@ -179,6 +179,42 @@ pub fn references(bytes: &[u8]) -> Result<Vec<ChunkId>, CborError> {
     decode_table(&mut d)
 }
 
+/// The chunks a page refers to, and which of them are lists of long contents: without taking the entries apart.
+pub fn references_and_lists(bytes: &[u8]) -> Result<(Vec<ChunkId>, Vec<ChunkId>), CborError> {
+    let bad = CborError::message;
+    let mut d = Decoder::new(bytes);
+    expect_array(&mut d, 2)?;
+    let table = decode_table(&mut d)?;
+    let mut lists = Vec::new();
+    for _ in 0..d.array()?.ok_or_else(|| bad("an array of unknown length"))? {
+        expect_array(&mut d, 12)?;
+        // Shared bytes, suffix; kind; mode, owner, group, two times, inode, size.
+        d.skip()?;
+        d.skip()?;
+        let is_file = d.u8()? == 0;
+        (0..7).try_for_each(|_| d.skip())?;
+        if is_file {
+            expect_array(&mut d, 3)?;
+            d.skip()?;
+            match d.u8()? {
+                0 => d.skip()?,
+                1 => {
+                    for _ in 0..d.array()?.ok_or_else(|| bad("an array of unknown length"))? {
+                        let place = d.u64()?;
+                        lists.push(*table.get(place as usize).ok_or_else(|| bad("a list outside the table"))?);
+                    }
+                }
+                _ => return Err(bad("contents of unknown form")),
+            }
+        } else {
+            d.skip()?;
+        }
+        d.skip()?;
+    }
+    at_end(&d, bytes)?;
+    Ok((table, lists))
+}
+
 fn encode_entry(paged: &PagedEntry, last_path: &[u8], table: &mut Table, out: &mut Vec<u8>) {
     let entry = &paged.entry;
     let shared = entry.path.iter().zip(last_path).take_while(|(a, b)| a == b).count();
@@ -420,6 +456,27 @@ mod tests {
             pages.extend(builder.finish());
             let back: Vec<PagedEntry> = pages.iter().flat_map(|p| decode_page(&p.bytes).unwrap()).collect();
             prop_assert_eq!(back, entries);
+        }
+
+        #[test]
+        fn what_a_page_refers_to_is_told_without_its_entries(entries in proptest::collection::vec((entry(), proptest::collection::vec(any::<[u8; 32]>(), 0..4)), 1..200)) {
+            let mut builder = PageBuilder::default();
+            let mut pages = Vec::new();
+            for (n, (mut paged, lists)) in entries.into_iter().enumerate() {
+                paged.entry.path = format!("{n:06}").into_bytes();
+                if paged.entry.kind == Kind::File && !lists.is_empty() {
+                    (paged.entry.content.segments, paged.lists) = (Vec::new(), lists.into_iter().map(ChunkId).collect());
+                }
+                pages.extend(builder.push(&paged));
+            }
+            pages.extend(builder.finish());
+            for page in pages {
+                let (table, lists) = references_and_lists(&page.bytes).unwrap();
+                prop_assert_eq!(table, references(&page.bytes).unwrap());
+                let whole: Vec<ChunkId> = decode_page(&page.bytes).unwrap().into_iter().flat_map(|p| p.lists).collect();
+                prop_assert_eq!(lists, whole);
+                prop_assert!(references_and_lists(&page.bytes[..page.bytes.len() - 1]).is_err());
+            }
         }
 
         #[test]

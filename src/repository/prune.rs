@@ -7,7 +7,7 @@
 //! packs: whatever interrupts it, every backup stays whole and the next prune ends it. Nothing is condemned or deleted when a listing, a
 //! manifest or a page cannot be read, for then nobody knows what is needed.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ use super::condemned::{Now, since};
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
 use super::index::{INDEX_CHUNKS, Index, IndexedPack};
-use super::local::{Mark, PackUsage};
-use super::manifest::Manifest;
-use super::open::{Repository, manifest_name, pack_name};
+use super::local::{Dead, PackUsage};
+use super::needed::{Needed, refuse};
+use super::open::{Repository, pack_name};
 use super::pack::{ChunkOpener, PACK_TARGET_BYTES, PackBuilder, PackMemory, Prover, SealedChunk};
-use super::{page, writer};
+use super::writer;
 use crate::crypto::{CryptoError, ObjectKind};
 
 /// A pack is rewritten when less than this share of it, in percent, is needed.
@@ -90,11 +90,10 @@ pub fn prune(
     // Here a list that cannot be read is an error, for it says what is to be deleted.
     let lists = repository.condemned_lists().map_err(refuse)?;
     let known_since = since(&lists);
-    let round = mark_used(repository, options.known, cancel)?;
-    let usage = repository.local.usage(round)?;
+    let needed = Needed::by_backups(repository, options.known, cancel)?;
+    let usage = &needed.usage;
     let listed = repository.listed_packs()?;
     let (now, begun) = (options.now, options.now.to_condemn(&lists));
-    let lost = repository.local.lost(round)?;
     let can_open = |u: &PackUsage| match repository.pack_cipher(&u.id, u.kind) {
         Ok(_) => Ok(true),
         // A write-only pack waits until all of it is dead, or somebody prunes with the private key.
@@ -103,7 +102,7 @@ pub fn prune(
         // What is wrong with it is told when it is rewritten.
         Err(_) => Ok(true),
     };
-    let mut plan = Plan::make(&usage, &listed, &known_since, &lost, now, options.grace, &can_open)?;
+    let mut plan = Plan::make(usage, &listed, &known_since, &needed.lost, now, options.grace, &can_open)?;
     if options.dry_run {
         if options.grace.is_zero() {
             plan.report.deleted.packs += plan.report.condemned.packs + plan.report.rewritten.packs;
@@ -112,12 +111,12 @@ pub fn prune(
         return Ok(plan.report);
     }
     let is_expired = |id: &[u8; 32]| known_since.get(id).is_some_and(|since| now.is_over(*since, options.grace));
-    prove_dead(repository, round, &plan, &usage, &listed, &is_expired, cancel)?;
+    prove_dead(repository, &needed, &plan, &listed, &is_expired, cancel)?;
     plan.report.temporaries_deleted = repository.storage.sweep_temporaries()?;
     if !plan.rewrite.is_empty() {
         step("rewriting packs that are mostly dead");
     }
-    let rewritten = repack(repository, round, &plan.rewrite, cancel)?;
+    let rewritten = repack(repository, &needed.dead, &plan.rewrite, cancel)?;
     plan.condemn.extend(plan.rewrite.iter().map(|u| (u.id, u.size)));
     let condemned: Vec<[u8; 32]> = plan.condemn.iter().map(|(id, _)| *id).collect();
     if cancel.is_cancelled() {
@@ -137,7 +136,7 @@ pub fn prune(
         repository.local.add_unindexed(pack)?;
     }
     drop(rewritten);
-    write_index(repository, &usage, &listed, &in_force, step)?;
+    write_index(repository, usage, &listed, &in_force, step)?;
     delete_expired(repository, &mut plan, &in_force, options, step, cancel)?;
     in_force.retain(|id, _| !plan.gone.contains(id));
     mend_lists(repository, &in_force)?;
@@ -316,9 +315,8 @@ fn damaged_indexes(
 /// than the one it lies in. Such a one is emptied, and the next run makes it anew.
 fn prove_dead(
     repository: &Repository,
-    round: i64,
+    needed: &Needed,
     plan: &Plan,
-    usage: &[PackUsage],
     listed: &BTreeMap<[u8; 32], u64>,
     is_expired: &dyn Fn(&[u8; 32]) -> bool,
     cancel: &CancellationToken,
@@ -347,7 +345,7 @@ fn prove_dead(
     let mut look_at = |pack: &IndexedPack| -> Result<()> {
         let is_rewritten = rewritten.contains(&pack.id);
         let ids: Vec<ChunkId> = pack.chunks.iter().map(|c| c.id).collect();
-        for (chunk, there) in ids.iter().zip(repository.local.marked_in(round, &ids)?) {
+        for (chunk, there) in ids.iter().zip(repository.local.needed_in(&needed.dead, &ids)?) {
             match there {
                 None => {}
                 Some(there) if is_rewritten && there == pack.id => {}
@@ -357,7 +355,7 @@ fn prove_dead(
         }
         if is_rewritten {
             // Its chunks are read where the local index has them.
-            for (ordinal, chunk) in repository.local.marked_chunks(round, &pack.id)? {
+            for (ordinal, chunk) in repository.local.needed_chunks(&needed.dead, &pack.id)? {
                 if pack.chunks.get(ordinal as usize) != Some(&chunk) {
                     return Err(wrong(&chunk.id, &pack.id));
                 }
@@ -365,7 +363,7 @@ fn prove_dead(
         }
         Ok(())
     };
-    let indexes: BTreeSet<[u8; 32]> = usage.iter().filter(|u| going.contains(&u.id)).filter_map(|u| u.listed).collect();
+    let indexes: BTreeSet<[u8; 32]> = needed.usage.iter().filter(|u| going.contains(&u.id)).filter_map(|u| u.listed).collect();
     for id in &indexes {
         go_on()?;
         match repository.read_index(id) {
@@ -445,65 +443,8 @@ fn mend_lists(repository: &Repository, in_force: &BTreeMap<[u8; 32], i64>) -> Re
     Ok(())
 }
 
-/// Marks every chunk that a backup needs; returns the round's number.
-fn mark_used(repository: &Repository, known: &[[u8; 32]], cancel: &CancellationToken) -> Result<i64> {
-    let round = repository.local.begin_marks()?;
-    let listed = repository.listed_backups()?;
-    repository.storage.are_gone("backups/", known.iter().filter(|id| !listed.contains(*id)).map(manifest_name))?;
-    for id in listed {
-        let manifest: Manifest = repository.read_manifest(&id).map_err(refuse)?;
-        let pages = manifest.sources.iter().flat_map(|s| s.pages.iter().map(|p| ChunkId(*p.chunk)));
-        let mut todo: VecDeque<ChunkId> = VecDeque::new();
-        let all: Vec<ChunkId> = pages.collect();
-        mark_new(repository, round, &all, true, &mut todo)?;
-        while let Some(id) = todo.pop_front() {
-            if cancel.is_cancelled() {
-                return Err(RepositoryError::Cancelled);
-            }
-            let bytes = repository.read_chunk(&id).map_err(refuse)?;
-            let table = page::references(&bytes)
-                .map_err(|e| refuse(repository.damaged(&format!("page {id}"), format!("it is no valid page: {e}"))))?;
-            mark_new(repository, round, &table, false, &mut todo)?;
-        }
-    }
-    Ok(round)
-}
-
-/// Marks chunks; those of metadata seen for the first time are read later.
-fn mark_new(repository: &Repository, round: i64, ids: &[ChunkId], pages: bool, todo: &mut VecDeque<ChunkId>) -> Result<()> {
-    let marks = repository.local.mark(round, ids)?;
-    for (id, mut mark) in ids.iter().zip(marks) {
-        // What the local index lacks may be in the repository all the same; then it has learnt it.
-        if mark == Mark::Unknown && repository.locate(id).is_ok() {
-            mark = repository.local.mark(round, std::slice::from_ref(id))?.first().copied().unwrap_or(Mark::Unknown);
-        }
-        match mark {
-            Mark::Unknown => {
-                return Err(refuse(repository.damaged(&format!("chunk {id}"), "no pack holds it, but a backup needs it".into())));
-            }
-            Mark::Lost | Mark::Again => {}
-            // A table names data chunks and lists; the lists lie in metadata packs.
-            Mark::First(kind) => {
-                if pages || kind == ObjectKind::MetaPack {
-                    todo.push_back(*id);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn refuse(error: RepositoryError) -> RepositoryError {
-    match error {
-        e @ (RepositoryError::Cancelled | RepositoryError::Storage(_)) => e,
-        e => RepositoryError::Other(format!(
-            "nothing was pruned, because it is not known what the backups need: {e}; 'keepctl check' names what is hurt"
-        )),
-    }
-}
-
 /// Seals the living chunks of packs anew into fuller ones.
-fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel: &CancellationToken) -> Result<Vec<IndexedPack>> {
+fn repack(repository: &Arc<Repository>, dead: &Dead, packs: &[PackUsage], cancel: &CancellationToken) -> Result<Vec<IndexedPack>> {
     let (mut done, memory, mut prover) = (Vec::new(), PackMemory::default(), Prover::default());
     let (mut opener, mut raw) = (ChunkOpener::default(), Vec::new());
     for kind in [ObjectKind::DataPack, ObjectKind::MetaPack] {
@@ -513,7 +454,7 @@ fn repack(repository: &Arc<Repository>, round: i64, packs: &[PackUsage], cancel:
                 return Err(RepositoryError::Cancelled);
             }
             let cipher = repository.pack_cipher(&pack.id, kind)?;
-            for (ordinal, c) in repository.local.marked_chunks(round, &pack.id)? {
+            for (ordinal, c) in repository.local.needed_chunks(dead, &pack.id)? {
                 let sealed = repository.storage.range(&pack_name(&pack.id), u64::from(c.offset), u64::from(c.sealed_len))?;
                 let sealed = SealedChunk { ordinal: u64::from(ordinal), id: c.id, len: c.len, bytes: &sealed };
                 opener

@@ -1,0 +1,296 @@
+//! The local index held against what backups need: how much of each pack that is, what is dead, what is lost.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{LocalIndex, kind_of};
+use crate::crypto::ObjectKind;
+use crate::repository::entry::ChunkId;
+use crate::repository::error::{RepositoryError, Result};
+use crate::repository::pack::PackedChunk;
+use crate::repository::runs::{Merged, Runs};
+
+/// The cache held against all that is needed.
+pub struct Held {
+    /// Every pack, with its needed chunks and their sealed bytes.
+    pub usage: Vec<PackUsage>,
+    pub dead: Dead,
+    /// What is needed and in no pack of the cache.
+    pub missing: Vec<ChunkId>,
+}
+
+/// Why a cache was not held against what is needed.
+enum Scan {
+    Files(std::io::Error),
+    Database(rusqlite::Error),
+    Damaged,
+}
+
+impl From<rusqlite::Error> for Scan {
+    fn from(error: rusqlite::Error) -> Self {
+        match error {
+            rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..) => Scan::Damaged,
+            e => Scan::Database(e),
+        }
+    }
+}
+
+impl Held {
+    fn scan(&mut self, db: &Connection, needed: &mut Merged<'_>) -> Result<(), Scan> {
+        let tx = db.unchecked_transaction()?;
+        let mut packs: BTreeMap<i64, PackUsage> = BTreeMap::new();
+        let mut next = needed.next().map_err(Scan::Files)?;
+        {
+            let mut statement = tx.prepare("SELECT n, id, size, kind, condemned, listed FROM pack")?;
+            let mut rows = statement.query([])?;
+            while let Some(r) = rows.next()? {
+                let (id, size, kind) = (r.get(1)?, r.get::<_, i64>(2)? as u64, kind_of(r.get(3)?));
+                let usage = PackUsage { id, size, kind, used_bytes: 0, used_chunks: 0, condemned: r.get(4)?, listed: r.get(5)? };
+                packs.insert(r.get(0)?, usage);
+            }
+            let mut kill = tx.prepare(&format!("INSERT INTO {} (id) VALUES (?1)", self.dead.table))?;
+            let mut statement = tx.prepare("SELECT id, pack, sealed FROM chunk ORDER BY id")?;
+            let mut rows = statement.query([])?;
+            let mut last: Option<ChunkId> = None;
+            while let Some(r) = rows.next()? {
+                let id = ChunkId(r.get(0)?);
+                // In another order one that is needed would be passed by.
+                if last.is_some_and(|last| last >= id) {
+                    return Err(Scan::Damaged);
+                }
+                last = Some(id);
+                while let Some(passed) = next.filter(|next| *next < id) {
+                    self.missing.push(passed);
+                    next = needed.next().map_err(Scan::Files)?;
+                }
+                let is_needed = next == Some(id);
+                if is_needed {
+                    next = needed.next().map_err(Scan::Files)?;
+                }
+                match packs.get_mut(&r.get(1)?) {
+                    _ if !is_needed => drop(kill.execute([id.0])?),
+                    Some(usage) => {
+                        usage.used_bytes = usage.used_bytes.saturating_add(r.get::<_, i64>(2)? as u64);
+                        usage.used_chunks += 1;
+                    }
+                    // A chunk of a pack that is not there is nowhere.
+                    None => self.missing.push(id),
+                }
+            }
+        }
+        while let Some(passed) = next {
+            self.missing.push(passed);
+            next = needed.next().map_err(Scan::Files)?;
+        }
+        tx.commit()?;
+        self.usage = packs.into_values().collect();
+        Ok(())
+    }
+}
+
+/// The chunks of the cache that nothing needs, as a temporary table of its connection; gone with this.
+pub struct Dead {
+    db: Arc<Mutex<Connection>>,
+    table: String,
+}
+
+impl Dead {
+    fn new(local: &LocalIndex) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let table = format!("temp.dead_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let made = local.db().execute_batch(&format!("CREATE TABLE {table} (id BLOB PRIMARY KEY) WITHOUT ROWID"));
+        made.map_err(|e| local.fail(e))?;
+        Ok(Self { db: local.db.clone(), table })
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(e) = db.execute_batch(&format!("DROP TABLE {}", self.table)) {
+            tracing::debug!("{}: {e}", self.table);
+        }
+    }
+}
+
+/// How much of a pack is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackUsage {
+    pub id: [u8; 32],
+    pub size: u64,
+    pub kind: ObjectKind,
+    pub used_bytes: u64,
+    pub used_chunks: u64,
+    pub condemned: bool,
+    /// The index object it stands in.
+    pub listed: Option<[u8; 32]>,
+}
+
+impl LocalIndex {
+    /// Holds all that is needed against all chunks of the cache, both in the order of ids. A cache that is found damaged is emptied, and made anew by the next
+    /// run.
+    pub fn hold_against(&self, needed: &mut Runs) -> Result<Held> {
+        let mut held = Held { usage: Vec::new(), dead: Dead::new(self)?, missing: Vec::new() };
+        let mut merged = needed.merged().map_err(|e| self.no_room(&e))?;
+        let scanned = {
+            let db = self.db();
+            held.scan(&db, &mut merged)
+        };
+        match scanned {
+            Ok(()) => Ok(held),
+            Err(Scan::Files(e)) => Err(self.no_room(&e)),
+            Err(Scan::Database(e)) => Err(self.fail(e)),
+            Err(Scan::Damaged) => {
+                self.clear()?;
+                let text = "what it has of chunks is damaged, and nothing was pruned. It is a cache: it is made anew from the repository, and the next prune goes on";
+                Err(RepositoryError::LocalIndex { location: self.location.clone(), text: text.into() })
+            }
+        }
+    }
+
+    /// Which of the chunks that are needed the cache has in which pack; None for one that is dead, or that it does not have.
+    pub fn needed_in(&self, dead: &Dead, ids: &[ChunkId]) -> Result<Vec<Option<[u8; 32]>>> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<Vec<Option<[u8; 32]>>> {
+            let tx = db.transaction()?;
+            let mut look = tx.prepare(&format!(
+                "SELECT p.id FROM chunk c JOIN pack p ON p.n = c.pack WHERE c.id = ?1 AND NOT EXISTS (SELECT 1 FROM {} d WHERE d.id = c.id)",
+                dead.table
+            ))?;
+            ids.iter().map(|id| look.query_row([id.0], |r| r.get(0)).optional()).collect()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Which chunks of a pack are needed, with their ordinals.
+    pub fn needed_chunks(&self, dead: &Dead, pack: &[u8; 32]) -> Result<Vec<(u32, PackedChunk)>> {
+        let db = self.db();
+        let work = || -> rusqlite::Result<Vec<(u32, PackedChunk)>> {
+            let mut statement = db.prepare(&format!(
+                "SELECT c.ordinal, c.id, c.start, c.sealed, c.len FROM chunk c JOIN pack p ON p.n = c.pack
+                 WHERE p.id = ?1 AND NOT EXISTS (SELECT 1 FROM {} d WHERE d.id = c.id) ORDER BY c.ordinal",
+                dead.table
+            ))?;
+            let rows = statement.query_map([pack], |r| {
+                Ok((r.get(0)?, PackedChunk { id: ChunkId(r.get(1)?), offset: r.get(2)?, sealed_len: r.get(3)?, len: r.get(4)? }))
+            })?;
+            rows.collect()
+        };
+        work().map_err(|e| self.fail(e))
+    }
+
+    /// Damaged packs, and how many of these chunks, which are needed and in no other pack, were in them.
+    pub fn lost(&self, needed: &HashSet<ChunkId>) -> Result<BTreeMap<[u8; 32], u64>> {
+        let rows: Vec<(ChunkId, [u8; 32])> = self.rows("SELECT id, pack FROM lost", [], |r| Ok((ChunkId(r.get(0)?), r.get(1)?)))?;
+        let mut lost = BTreeMap::new();
+        for (chunk, pack) in rows {
+            *lost.entry(pack).or_default() += u64::from(needed.contains(&chunk));
+        }
+        Ok(lost)
+    }
+
+    /// Which of these chunks were in a data pack and do not open any more, and that is known.
+    pub fn known_as_lost(&self, ids: &[ChunkId]) -> Result<HashSet<ChunkId>> {
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<HashSet<ChunkId>> {
+            let tx = db.transaction()?;
+            let mut look = tx.prepare_cached("SELECT 1 FROM lost WHERE id = ?1 AND pack IN (SELECT id FROM pack WHERE kind = 1)")?;
+            let mut known = HashSet::new();
+            for id in ids {
+                if look.exists([id.0])? {
+                    known.insert(*id);
+                }
+            }
+            Ok(known)
+        };
+        work().map_err(|e| self.fail(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::HEADER_BYTES;
+    use crate::repository::index::IndexedPack;
+
+    fn id(n: u8) -> ChunkId {
+        ChunkId([n; 32])
+    }
+
+    fn pack(name: u8, chunks: &[u8]) -> IndexedPack {
+        let offset = |n: usize| (HEADER_BYTES + 10 * n) as u32;
+        let chunks: Vec<PackedChunk> =
+            chunks.iter().enumerate().map(|(n, c)| PackedChunk { id: id(*c), offset: offset(n), sealed_len: 10, len: 1 }).collect();
+        IndexedPack { id: [name; 32], size: 1000, kind: ObjectKind::DataPack, chunks }
+    }
+
+    #[test]
+    fn what_is_needed_dead_and_missing_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = LocalIndex::open(&dir.path().join("index.sqlite"), "there").unwrap();
+        local.load(&[([1; 32], vec![pack(1, &[9, 2, 5]), pack(2, &[4, 2])]), ([2; 32], vec![pack(3, &[7])])]).unwrap();
+        let mut needed = Runs::within(dir.path());
+        for n in [5, 3, 2, 5, 8, 4, 200] {
+            needed.add(id(n)).unwrap();
+        }
+        let used = |held: &Held| held.usage.iter().map(|u| (u.id[0], u.used_chunks, u.used_bytes)).collect::<Vec<_>>();
+        let held = local.hold_against(&mut needed).unwrap();
+        assert_eq!(used(&held), [(1, 2, 20), (2, 1, 10), (3, 0, 0)], "a chunk that is in two packs counts where it was first");
+        assert_eq!(held.missing, [id(3), id(8), id(200)]);
+        // Another one at the same time, which needs all.
+        (0..=255).for_each(|n| needed.add(id(n)).unwrap());
+        let all = local.hold_against(&mut needed).unwrap();
+        assert_eq!(used(&all), [(1, 3, 30), (2, 1, 10), (3, 1, 10)]);
+        assert_eq!(local.needed_in(&held.dead, &[id(9), id(2), id(3)]).unwrap(), [None, Some([1; 32]), None]);
+        assert_eq!(local.needed_in(&all.dead, &[id(9), id(2), id(3)]).unwrap(), [Some([1; 32]), Some([1; 32]), None]);
+        let ordinals: Vec<u32> = local.needed_chunks(&held.dead, &[1; 32]).unwrap().iter().map(|(ordinal, _)| *ordinal).collect();
+        assert_eq!(ordinals, [1, 2]);
+        let table = held.dead.table.clone();
+        drop(held);
+        assert!(local.db().execute_batch(&format!("SELECT * FROM {table}")).is_err());
+        local.mark_lost(&[1; 32], &[id(5)]).unwrap();
+        assert_eq!(local.hold_against(&mut needed).unwrap().missing.iter().filter(|c| **c == id(5)).count(), 1);
+        assert_eq!(local.known_as_lost(&[id(5), id(8)]).unwrap(), HashSet::from([id(5)]));
+        assert_eq!(local.lost(&HashSet::from([id(5)])).unwrap(), BTreeMap::from([([1; 32], 1)]));
+    }
+
+    #[test]
+    fn a_cache_with_a_wrong_row_is_emptied_and_nothing_is_concluded() {
+        for damage in ["UPDATE chunk SET id = 'text' WHERE pack = 1", "UPDATE pack SET id = x'00' WHERE n = 1"] {
+            let dir = tempfile::tempdir().unwrap();
+            let local = LocalIndex::open(&dir.path().join("index.sqlite"), "there").unwrap();
+            local.load(&[([1; 32], vec![pack(1, &[9])])]).unwrap();
+            assert_eq!(local.execute(damage), 1);
+            let told = local.hold_against(&mut Runs::within(dir.path())).err().unwrap().to_string();
+            assert!(told.contains("nothing was pruned"), "{told}");
+            assert!(local.loaded().unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn many_are_taken_up_in_another_way_and_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = LocalIndex::open(&dir.path().join("index.sqlite"), "there").unwrap();
+        let id = |n: u32| ChunkId(*blake3::hash(&n.to_le_bytes()).as_bytes());
+        let chunk = |n: u32| PackedChunk { id: id(n), offset: HEADER_BYTES as u32 + n % 1000 * 10, sealed_len: 10, len: 1 };
+        let pack = |name: u32| IndexedPack {
+            id: id(name).0,
+            size: 1,
+            kind: ObjectKind::DataPack,
+            chunks: (0..1000).map(|n| chunk(name * 1000 + n)).collect(),
+        };
+        let indexes: Vec<_> = (0..120).map(|n| (id(n).0, vec![pack(n)])).collect();
+        local.load(&indexes).unwrap();
+        for n in [0, 1, 77_777, 119_999] {
+            let at = local.lookup(&id(n)).unwrap().unwrap();
+            assert_eq!((at.pack, at.ordinal), (id(n / 1000).0, n % 1000));
+        }
+        let made = local.db().query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'chunk_pack'", [], |r| r.get::<_, i64>(0));
+        assert_eq!((made.unwrap(), local.loaded().unwrap().len()), (1, 120));
+    }
+}
