@@ -278,7 +278,10 @@ impl Model {
     fn look_at_rules(&mut self) {
         let all: Vec<_> = self.rules.iter().filter(|(_, rule)| rule.pending.is_some()).map(|(key, rule)| (key.clone(), *rule)).collect();
         for ((job, destination), rule) in all {
-            if self.counted(&job, &destination).count() <= rule.keep_last {
+            let newest_proven = self.counted(&job, &destination).filter(|b| b.proven.is_some()).max_by_key(|b| b.time).map(|b| &b.id);
+            let stays = |b: &&Backup| b.pinned || Some(&b.id) == newest_proven;
+            let falling = |keep| self.counted(&job, &destination).filter(|b| !stays(b) && self.newer(b, &destination) >= keep).count();
+            if falling(rule.keep_last) <= rule.pending.map_or(0, falling) {
                 self.rules.insert((job, destination), Rule { pending: None, unsure: true, ..rule });
             }
         }

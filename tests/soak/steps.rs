@@ -630,8 +630,9 @@ impl World {
                 // Zeros that are a hole in the one and stored in the other are told, though they are the same bytes.
                 let holed =
                     x.is_some_and(|n| size(n).split(' ').nth(2).and_then(|len| len.parse().ok()).is_some_and(|len: u64| len > 1 << 20));
+                // What was cut elsewhere and copied here is told where it was touched meanwhile.
                 assert!(
-                    holed || x != y || !told.contains(&named(name)),
+                    holed || !one_place || x != y || !told.contains(&named(name)),
                     "diff tells of {}, which is the same",
                     String::from_utf8_lossy(name)
                 );
@@ -690,7 +691,13 @@ impl World {
         if !self.jobs.contains_key("extra") {
             let files = self.path("extra-files").to_str().unwrap().to_owned();
             let mut arguments = words(&["job", "add", "extra", "--files", &files, "--destination", "two", "--destination", "arch"]);
-            arguments.extend(words(&["--retention", "keep_last=3", "--yes"]));
+            arguments.extend(words(&[
+                "--retention",
+                "keep_last=3",
+                "--set",
+                "suspect={ smaller = 0, larger = 0, fewer_files = 0, changed = 0, incompressible = 0 }",
+                "--yes",
+            ]));
             let broken = self.next_break.is_some();
             self.perform(Deed { arguments, good: vec![0], ..Deed::default() });
             if broken && !self.path("conf.d/job.extra.toml").exists() && !self.configured("job.extra") {
