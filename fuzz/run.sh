@@ -52,7 +52,7 @@ for target in $targets; do
         mkdir "$found.merged"
         KEEPD_FUZZ_TARGET=$target "$program" -merge=1 -set_cover_merge=1 -use_counters=0 -max_len=16384 -merge_control_file="$found.control" "$found.merged" "$corpus" "$found" \
             >"$found.merge" 2>&1 || tail -n 40 "$found.merge" >&2
-        kept=$(python3 fuzz/keep.py "$found.control" "$corpus" $most $longest) || broken=1
+        kept=$(python3 fuzz/keep.py "$found.control" "$corpus" $most $longest) || { broken=1 kept=0; }
     fi
     rmdir "$regressions" 2>/dev/null || true
     set -- "$(stat number_of_executed_units)" "$(stat average_exec_per_sec)" "$(first cov)" "$(last cov)" "$(last ft)" "$(stat peak_rss_mb)"
