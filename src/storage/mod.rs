@@ -442,7 +442,9 @@ fn is_denied(reason: &str) -> bool {
 }
 
 fn is_no_space(reason: &str) -> bool {
-    const WORDS: [&str; 8] = [
+    const WORDS: [&str; 9] = [
+        // Insufficient Storage, from a server that says no more.
+        "the storage answered 507",
         "os error 28",
         "os error 122",
         "No space left",

@@ -262,8 +262,11 @@ impl Remote {
         let written = async {
             self.write(&temporary, bytes, false).await?;
             self.has_size(&temporary, bytes.len()).await?;
-            self.patiently(self.operator.rename(&temporary, name)).await?;
-            self.has_size(name, bytes.len()).await
+            match self.patiently(self.operator.rename(&temporary, name)).await {
+                Ok(()) => self.has_size(name, bytes.len()).await,
+                // It may be done all the same: the answer was lost, or a proxy asked twice and the second one found nothing to rename.
+                Err(e) => self.is_ours(name, bytes).await.map_err(|_| e),
+            }
         };
         let result = written.await;
         if result.is_err() {
@@ -368,13 +371,26 @@ impl Remote {
                 Err(e) => return Err(e),
                 Ok(_) => return Err(Error::new(ErrorKind::AlreadyExists, "there is another object of this name")),
             }
-            self.patiently(self.operator.rename(&upload.under, name)).await
+            match self.patiently(self.operator.rename(&upload.under, name)).await {
+                Ok(()) => Ok(()),
+                Err(e) => match self.was_renamed(&upload.under, name, size).await {
+                    true => Ok(()),
+                    false => Err(e),
+                },
+            }
         };
         let result = finished.await;
         if result.is_err() {
             self.abort_upload(upload).await;
         }
         result
+    }
+
+    /// Whether a renaming that was told to have failed was done: the answer was lost, or a proxy asked twice.
+    async fn was_renamed(&self, from: &str, to: &str, size: u64) -> bool {
+        let there = self.patiently(self.operator.stat(to)).await;
+        there.is_ok_and(|there| there.content_length() == size)
+            && matches!(self.patiently(self.operator.stat(from)).await, Err(e) if e.kind() == ErrorKind::NotFound)
     }
 
     /// Gives it up. Best effort: what cannot be removed now is swept later.

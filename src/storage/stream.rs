@@ -28,12 +28,16 @@ const LONG_PART_BYTES: usize = 64 << 20;
 const SYNC_BYTES: u64 = 32 << 20;
 /// Bytes of a request for a part of an object that is read from its start to its end.
 const READ_BYTES: u64 = 4 << 20;
+/// So many bytes tell whose object it is that arrived in part.
+const BEGINNING_BYTES: usize = 1 << 10;
 
 /// Takes an object of any length.
 pub struct ObjectWriter {
     storage: Storage,
     name: String,
     to: To,
+    /// Its first bytes.
+    beginning: Vec<u8>,
     len: u64,
 }
 
@@ -66,7 +70,7 @@ impl Storage {
                 To::Upload { upload: Some(self.wait("write", name, remote.begin_upload(name))?), part: Vec::new(), parts: 0 }
             }
         };
-        Ok(ObjectWriter { storage: self.clone(), name: name.to_owned(), to, len: 0 })
+        Ok(ObjectWriter { storage: self.clone(), name: name.to_owned(), to, beginning: Vec::new(), len: 0 })
     }
 
     /// Reads an object from its start to its end.
@@ -117,6 +121,8 @@ impl Storage {
 
 impl ObjectWriter {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        let missing = BEGINNING_BYTES.saturating_sub(self.beginning.len()).min(bytes.len());
+        self.beginning.extend_from_slice(bytes.get(..missing).unwrap_or_default());
         match &mut self.to {
             To::File { file, synced, .. } => {
                 for piece in bytes.chunks(self.storage.shared.pace.piece(Way::Up, PIECE_BYTES).max(1)) {
@@ -208,7 +214,23 @@ impl ObjectWriter {
         }
         match storage.size(&name)? {
             there if there == self.len => Ok(()),
-            there => Err(storage.failed("write", &name, format!("{there} of {} bytes arrived", self.len))),
+            there => {
+                self.remove_part(&name, there);
+                Err(storage.failed("write", &name, format!("{there} of {} bytes arrived", self.len)))
+            }
+        }
+    }
+
+    /// Removes the beginning of an object that arrived under its name: nobody could read it, and it would stay for ever. Best effort; what is no beginning of it
+    /// somebody else put there at the same time.
+    fn remove_part(&self, name: &str, there: u64) {
+        let len = there.min(self.beginning.len() as u64);
+        let mut found = ReadBuffer::default();
+        let is_ours = there < self.len
+            && self.storage.range_into(name, 0, len, &mut found).is_ok()
+            && self.beginning.get(..len as usize).is_some_and(|ours| *ours == found[..]);
+        if is_ours && !self.storage.is_append_only() {
+            let _ = self.storage.delete(name);
         }
     }
 }
