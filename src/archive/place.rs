@@ -122,10 +122,13 @@ impl Archives {
         self.storage.put(&format!("{}{COMPANION}", companion.archive), json)
     }
 
-    /// Removes an archive, then its companion; what is gone already is fine.
+    /// Removes an archive, then its companion; what is gone already is fine. The archive is the backup: a companion that does not go is swept later.
     pub fn remove(&self, object: &str) -> Result<(), StorageError> {
         self.storage.delete(object)?;
-        self.storage.delete(&format!("{object}{COMPANION}"))
+        if let Err(e) = self.storage.delete(&format!("{object}{COMPANION}")) {
+            tracing::warn!("{e}; the archive is removed, and the next prune removes what stood beside it");
+        }
+        Ok(())
     }
 
     /// Removes what interrupted writes and removals left; how many objects.
