@@ -19,6 +19,7 @@ use super::database::{Database, HEADER_BYTES, Header, prepare};
 use super::signature::Signature;
 use super::snapshot::{Snapshot, shape};
 use crate::source::{Context, SourceError};
+use crate::sqlite_error;
 
 const PAUSE: Duration = Duration::from_millis(1);
 /// Restarts before writers have to wait.
@@ -36,16 +37,9 @@ pub fn snapshot(database: &Database, before: &Signature, tuning: &Tuning, contex
     let (page_size, page_count) = shape(&source).map_err(failed)?;
     check_space(database, work_dir, page_count * u64::from(page_size))?;
 
-    let staging = |e: &dyn std::fmt::Display| {
-        SourceError::Failed(format!(
-            "no private copy of the database {} can be made in {} (one is needed as it has a rollback journal; `PRAGMA journal_mode=WAL` \
-             avoids it): {e}",
-            database.shown(),
-            work_dir.display()
-        ))
-    };
+    let staging = |e: &dyn std::fmt::Display| not_made(database, work_dir, e);
     let (copy, mut target) = create(work_dir, tuning, cancel).map_err(|e| staging(&e))?;
-    let Some((header, held)) = run(database, &source, &mut target, tuning, cancel)? else { return Ok(None) };
+    let Some((header, held)) = run(database, &source, &mut target, tuning, context)? else { return Ok(None) };
     if held >= TELL_AFTER {
         context.report.message(
             Level::Warning,
@@ -63,6 +57,22 @@ pub fn snapshot(database: &Database, before: &Signature, tuning: &Tuning, contex
     let signature = unchanged.then(|| before.clone());
     drop(source);
     Snapshot::of_copy(copy, target, signature).map(Some).map_err(failed)
+}
+
+fn not_made(database: &Database, work_dir: &Path, why: &dyn std::fmt::Display) -> SourceError {
+    SourceError::Failed(format!(
+        "no private copy of the database {} can be made in {} (one is needed as it has a rollback journal; `PRAGMA journal_mode=WAL` avoids \
+         it): {why}",
+        database.shown(),
+        work_dir.display()
+    ))
+}
+
+/// Nothing but the copy is written.
+fn is_of_writing(error: &rusqlite::Error) -> bool {
+    // SQLITE_IOERR_WRITE, _FSYNC, _TRUNCATE
+    const WRITING: [i32; 3] = [778, 1034, 1546];
+    error.sqlite_error().is_some_and(|e| e.code == rusqlite::ErrorCode::DiskFull || WRITING.contains(&e.extended_code))
 }
 
 fn check_space(database: &Database, work_dir: &Path, bytes: u64) -> Result<(), SourceError> {
@@ -102,9 +112,14 @@ fn run(
     source: &Connection,
     target: &mut Connection,
     tuning: &Tuning,
-    cancel: &CancellationToken,
+    context: &Context<'_>,
 ) -> Result<Option<(Header, Duration)>, SourceError> {
-    let failed = |e| database.failed("copying it", &e);
+    let (work_dir, cancel) = (context.work_dir, context.cancel);
+    let failed = |e: rusqlite::Error| match is_of_writing(&e) {
+        // Not the database's fault: where the copy goes there is no room.
+        true => not_made(database, work_dir, &sqlite_error::words(&e, &work_dir.join("copy")).0),
+        false => database.failed("copying it", &e),
+    };
     let step = tuning.step_pages;
     let (_, page_count) = shape(source).map_err(failed)?;
     let mut remaining = i32::try_from(page_count).unwrap_or(i32::MAX);
