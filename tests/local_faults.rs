@@ -1,10 +1,19 @@
-//! What goes wrong on the machine itself: no space, read-only file systems, a ledger that is locked, damaged or gone, no descriptors, no memory.
+//! What goes wrong on the machine itself: no space, a quota, read-only file systems, what belongs to somebody else, a ledger that is locked, damaged or gone, no
+//! descriptors, no memory, sources that do not answer, no directory for temporary files, a configuration that cannot be written.
 //!
 //! Each fault, at each size that it comes in: a run is good only if what it says it made is restored byte for byte; what was good before stays so;
 //! the message names the cause; and when the fault is over, the next run is good with nothing done by hand. Mounts are made in a namespace of the
 //! test's own. `KEEPD_TEST_LONG=1` sweeps finer, `KEEPD_REQUIRE_MOUNTS=1` makes a failure of what would be skipped.
 
 mod common;
+#[path = "local_faults/hung.rs"]
+mod hung;
+#[path = "local_faults/owners.rs"]
+mod owners;
+#[path = "local_faults/places.rs"]
+mod places;
+#[path = "local_faults/quota.rs"]
+mod quota;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -193,8 +202,13 @@ fn recovers(keepd: &Keepd, fault: &str, first: &str, good: Option<String>) {
 }
 
 fn prepared(namespace: &Namespace) -> Keepd {
-    let mut keepd = Keepd::prepared();
+    let mut keepd = filled(Keepd::prepared());
     keepd.wrapper = namespace.wrapper();
+    keepd
+}
+
+/// With what a job backs up.
+fn filled(keepd: Keepd) -> Keepd {
     let db = make_database(&keepd.path("shop.db"), 500);
     // Copied to the work directory first.
     db.execute_batch("PRAGMA journal_mode = DELETE").unwrap();

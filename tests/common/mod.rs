@@ -17,6 +17,8 @@ pub struct Keepd {
     pub environment: Vec<(String, String)>,
     /// The daemon is started through this (a namespace, limits), which becomes it.
     pub wrapper: Vec<String>,
+    /// The file that the daemon reads.
+    pub config: PathBuf,
     child: Option<Child>,
 }
 
@@ -40,8 +42,12 @@ pub fn python() -> PathBuf {
 impl Keepd {
     /// Sources db (shop.db, WAL) and files (`files`), one destination; not started.
     pub fn prepared() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let keepd = Self { dir, environment: Vec::new(), wrapper: Vec::new(), child: None };
+        Self::prepared_in(tempfile::tempdir().unwrap())
+    }
+
+    pub fn prepared_in(dir: tempfile::TempDir) -> Self {
+        let config = dir.path().join("keepd.toml");
+        let keepd = Self { dir, environment: Vec::new(), wrapper: Vec::new(), config, child: None };
         keepd.generate_key("main.key");
         fs::create_dir(keepd.path("files")).unwrap();
         keepd.configure("", "");
@@ -83,7 +89,7 @@ impl Keepd {
     pub fn command(&self) -> Command {
         let words: Vec<std::ffi::OsString> = self.wrapper.iter().map(Into::into).chain([keepd_binary().into()]).collect();
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).arg("--config").arg(self.path("keepd.toml")).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
+        command.args(&words[1..]).arg("--config").arg(&self.config).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
         command
     }
 

@@ -20,6 +20,9 @@ use crate::rule::{Action, Rule, Verb};
 /// The name whose lookup says that a syncfs was done.
 pub const SYNCFS: &str = ".keepd-faultfs-syncfs";
 
+/// Between two looks whether what hangs may go on.
+const HANGS_FOR: Duration = Duration::from_millis(10);
+
 /// One operation that took place, or was begun when the process was killed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
@@ -170,6 +173,13 @@ impl Control {
                 drop(state);
                 std::thread::sleep(for_);
                 state = self.lock();
+            }
+            Some(Action::Hang) => {
+                while !state.rules.is_empty() {
+                    drop(state);
+                    std::thread::sleep(HANGS_FOR);
+                    state = self.lock();
+                }
             }
             _ => {}
         }

@@ -80,6 +80,8 @@ pub enum Action {
     Short(usize),
     /// It waits first.
     Delay(Duration),
+    /// It waits until there are no rules any more, as where a server is gone.
+    Hang,
     /// A listing leaves out the entries whose names match this glob.
     Omit(String),
     /// A listing gives what was there when the rule was added.
