@@ -3,11 +3,15 @@
 //!
 //! `KEEPD_TEST_LONG=1` tries every place where a fault can be met instead of one of each kind; `KEEPD_TEST_SEED` chooses which.
 
+mod archives;
 mod bucket;
 #[path = "../common/mod.rs"]
 mod common;
 mod crash;
+mod dav;
 mod disk;
 mod matrix;
+mod plugin;
 mod s3;
+mod services;
 mod world;

@@ -10,6 +10,8 @@ use keepd_faultfs::Mounted;
 use serde_json::Value;
 
 use crate::common::*;
+use crate::dav::{self, Dav};
+use crate::plugin::{self, Plugin};
 use crate::s3::{self, S3};
 
 /// The destination that misbehaves: a word that nothing else has in what keepd says.
@@ -22,6 +24,8 @@ pub const IMPATIENCE: u64 = 2;
 
 /// Backups of a job that retention keeps.
 const KEPT: usize = 3;
+/// Stored configurations that retention keeps.
+const KEPT_CONFIGS: usize = 2;
 
 /// Paths and digests of contents.
 pub type Tree = BTreeMap<PathBuf, [u8; 32]>;
@@ -31,6 +35,16 @@ pub enum Place {
     S3(S3),
     /// A directory, through a file system that misbehaves on command.
     Fs(Mounted),
+    Dav(Dav),
+    Plugin(Plugin),
+}
+
+/// How backups lie there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    Repository,
+    /// Each is a file for itself (docs/archive-layout.md).
+    Archive,
 }
 
 /// A fault that is about to be met.
@@ -39,14 +53,21 @@ pub enum Place {
 pub enum Trouble {
     S3(s3::Rule),
     Fs(keepd_faultfs::Rule),
+    Dav(dav::Rule),
+    Plugin(plugin::Rule),
 }
 
 pub struct World {
     // Ended before what is mounted in the directory, and that before the directory goes: see `drop`.
     pub place: Place,
     pub keepd: Keepd,
+    pub layout: Layout,
     /// What was told to be backed up to the destination that misbehaves, oldest first, and what was in it.
     expected: Vec<(String, Tree)>,
+    /// The stored configurations that are to be there.
+    configs: Vec<String>,
+    /// A key of somebody else that is to open it, or is not to; the slot it has.
+    pub other_key: Option<(PathBuf, String)>,
     changes: u64,
 }
 
@@ -65,16 +86,35 @@ impl Drop for World {
 impl World {
     /// A keepd with destinations [`NAME`], which misbehaves, and `near`, a directory; two backups are there.
     pub fn on_s3() -> Self {
-        Self::started(Keepd::prepared(), Place::S3(S3::started()), PATIENCE)
+        Self::started(Keepd::prepared(), Place::S3(S3::started()), Layout::Repository, PATIENCE)
     }
 
     /// The same, and it gives up soon when nothing is answered.
     pub fn on_s3_impatient() -> Self {
-        Self::started(Keepd::prepared(), Place::S3(S3::started()), IMPATIENCE)
+        Self::started(Keepd::prepared(), Place::S3(S3::started()), Layout::Repository, IMPATIENCE)
     }
 
-    /// The same with the destination in a directory; None where no file system can be mounted.
-    pub fn on_fs() -> Option<Self> {
+    /// The same with archives instead of a repository.
+    pub fn of_archives_on_s3(is_patient: bool) -> Self {
+        Self::started(Keepd::prepared(), Place::S3(S3::started()), Layout::Archive, if is_patient { PATIENCE } else { IMPATIENCE })
+    }
+
+    /// On WebDAV.
+    pub fn on_dav(layout: Layout, is_patient: bool) -> Self {
+        let keepd = Keepd::prepared();
+        let dav = Dav::started(keepd.dir.path());
+        Self::started(keepd, Place::Dav(dav), layout, if is_patient { PATIENCE } else { IMPATIENCE })
+    }
+
+    /// With a storage plugin.
+    pub fn on_plugin(is_patient: bool) -> Self {
+        let keepd = Keepd::prepared();
+        let plugin = Plugin::prepared(keepd.dir.path());
+        Self::started(keepd, Place::Plugin(plugin), Layout::Repository, if is_patient { PATIENCE } else { IMPATIENCE })
+    }
+
+    /// In a directory; None where no file system can be mounted.
+    pub fn on_fs(layout: Layout) -> Option<Self> {
         if let Some(why) = keepd_faultfs::unavailable() {
             eprintln!("SKIPPED: {why}");
             assert!(std::env::var_os("KEEPD_REQUIRE_FUSE").is_none(), "{why}");
@@ -85,26 +125,31 @@ impl World {
         fs::create_dir(&behind).unwrap();
         fs::create_dir(&at).unwrap();
         let mounted = Mounted::new(&behind, &at).unwrap();
-        Some(Self::started(keepd, Place::Fs(mounted), PATIENCE))
+        Some(Self::started(keepd, Place::Fs(mounted), layout, PATIENCE))
     }
 
-    fn started(mut keepd: Keepd, place: Place, patience: u64) -> Self {
+    fn started(mut keepd: Keepd, place: Place, layout: Layout, patience: u64) -> Self {
         let d = keepd.dir.path().display();
-        let more = format!("timeout = \"{patience}s\"\nretry = {{ attempts = 2 }}\nprune_grace = \"0s\"");
+        let how = match layout {
+            Layout::Repository => "prune_grace = \"0s\"",
+            Layout::Archive => "layout = \"archive\"",
+        };
+        let more = format!("timeout = \"{patience}s\"\nretry = {{ attempts = 2 }}\n{how}");
         let destination = match &place {
             Place::S3(s3) => s3.destination(NAME, "pre", &keepd.path("secret"), &more),
             Place::Fs(mounted) => {
-                format!(
-                    "[destination.{NAME}]\nservice = \"fs\"\nroot = \"{}\"\nencryption = \"main\"\nprune_grace = \"0s\"\n",
-                    mounted.at().display()
-                )
+                let at = mounted.at().display();
+                format!("[destination.{NAME}]\nservice = \"fs\"\nroot = \"{at}\"\nencryption = \"main\"\n{how}\n")
             }
+            Place::Dav(dav) => dav.destination(NAME, &more),
+            Place::Plugin(plugin) => plugin.destination(NAME, &more),
         };
-        let rules = "suspect = { smaller = 0, fewer_files = 0 }";
+        let rules = "suspect = { smaller = 0, fewer_files = 0, larger = 0 }";
         let source = |job: &str| format!("[[job.{job}.source]]\nname = \"files\"\nfiles = \"{d}/files\"\n");
         let text = format!(
-            "[daemon]\nstate_dir = \"{d}/state\"\nsocket = \"{d}/keepd.sock\"\n[encryption.main]\nkey_file = \"main.key\"\n{destination}\n\
+            "[daemon]\nstate_dir = \"{d}/state\"\nsocket = \"{d}/keepd.sock\"\n[encryption.main]\nkey_file = \"{d}/main.key\"\n{destination}\n\
              [destination.near]\nservice = \"fs\"\nroot = \"{d}/near\"\nencryption = \"main\"\nprune_grace = \"0s\"\n\
+             [config_backup]\ndestination = \"{NAME}\"\nretention = {{ keep_last = {KEPT_CONFIGS} }}\n\
              [job.shop]\ndestinations = [\"{NAME}\"]\nretention = {{ keep_last = {KEPT} }}\n{rules}\n{}\
              [job.docs]\ndestinations = [\"near\"]\n{rules}\n{}",
             source("shop"),
@@ -115,7 +160,7 @@ impl World {
             fs::write(keepd.path(&format!("files/stays-{n}")), noise(20_000, n + 1)).unwrap();
         }
         keepd.start();
-        let mut world = Self { place, keepd, expected: Vec::new(), changes: 0 };
+        let mut world = Self { place, keepd, layout, expected: Vec::new(), configs: Vec::new(), other_key: None, changes: 0 };
         world.backed_up();
         world.remember();
         world.backed_up();
@@ -124,8 +169,11 @@ impl World {
 
     /// What listings of an older state will say.
     pub fn remember(&self) {
-        if let Place::S3(s3) = &self.place {
-            s3.remember();
+        match &self.place {
+            Place::S3(s3) => s3.remember(),
+            Place::Dav(dav) => dav.remember(),
+            Place::Plugin(plugin) => plugin.remember(),
+            Place::Fs(_) => {}
         }
     }
 
@@ -133,6 +181,8 @@ impl World {
         match (&self.place, trouble) {
             (Place::S3(s3), Trouble::S3(rule)) => s3.set(rule.clone()),
             (Place::Fs(mounted), Trouble::Fs(rule)) => mounted.control().add(rule.clone()),
+            (Place::Dav(dav), Trouble::Dav(rule)) => dav.set(rule.clone()),
+            (Place::Plugin(plugin), Trouble::Plugin(rule)) => plugin.set(rule),
             _ => panic!("this storage has no such trouble"),
         }
     }
@@ -141,6 +191,8 @@ impl World {
     pub fn disarm(&self) -> u64 {
         match &self.place {
             Place::S3(s3) => s3.clear() as u64,
+            Place::Dav(dav) => dav.clear() as u64,
+            Place::Plugin(plugin) => plugin.clear() as u64,
             Place::Fs(mounted) => {
                 let fired = mounted.control().fired();
                 mounted.control().clear_rules();
@@ -151,9 +203,12 @@ impl World {
 
     /// The storage had an answer to everything.
     pub fn was_understood(&self) {
-        if let Place::S3(s3) = &self.place {
-            assert_eq!(s3.unknown(), Vec::<String>::new());
-        }
+        let unknown = match &self.place {
+            Place::S3(s3) => s3.unknown(),
+            Place::Dav(dav) => dav.unknown(),
+            Place::Fs(_) | Place::Plugin(_) => Vec::new(),
+        };
+        assert_eq!(unknown, Vec::<String>::new());
     }
 
     /// Where the destination that misbehaves is, as messages say it.
@@ -161,13 +216,29 @@ impl World {
         match &self.place {
             Place::S3(s3) => format!("s3:{}/pre at http://127.0.0.1:{}", s3::BUCKET, s3.port),
             Place::Fs(mounted) => format!("fs:{}", mounted.at().display()),
+            Place::Dav(dav) => format!("webdav:/pre at http://127.0.0.1:{}", dav.port),
+            Place::Plugin(_) => format!("exec:{NAME} through "),
         }
     }
 
     pub fn s3(&self) -> &S3 {
         match &self.place {
             Place::S3(s3) => s3,
-            Place::Fs(_) => panic!("it lies in a directory"),
+            _ => panic!("it lies elsewhere"),
+        }
+    }
+
+    /// What lies there now, whatever is listed.
+    pub fn stored(&self) -> Vec<String> {
+        let below = |root: &Path| {
+            let names = files_below(root).into_iter().map(|path| path.strip_prefix(root).unwrap().to_string_lossy().into_owned());
+            names.collect::<Vec<String>>()
+        };
+        match &self.place {
+            Place::S3(s3) => s3.names().iter().filter_map(|name| name.strip_prefix("pre/")).map(str::to_owned).collect(),
+            Place::Fs(_) => below(&self.keepd.path("behind")),
+            Place::Dav(dav) => below(&dav.data()),
+            Place::Plugin(plugin) => below(&plugin.objects()),
         }
     }
 
@@ -228,10 +299,63 @@ impl World {
         self.expected.last().unwrap().clone()
     }
 
+    /// The key file that the configuration names.
+    pub fn key(&self) -> PathBuf {
+        let text = fs::read_to_string(self.keepd.path("keepd.toml")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("key_file = ")).unwrap();
+        PathBuf::from(line.trim().trim_matches('"'))
+    }
+
     pub fn rescue(&self, command: &str, arguments: &[&str]) -> Output {
+        self.rescue_with(&self.key(), command, arguments)
+    }
+
+    pub fn rescue_with(&self, key: &Path, command: &str, arguments: &[&str]) -> Output {
         let mut run = Command::new(keepd_binary());
         run.args(["rescue", command, "--destination"]).arg(self.keepd.path("keepd.toml")).args(["--name", NAME, "--key"]);
-        run.arg(self.keepd.path("main.key")).args(arguments).current_dir(self.keepd.dir.path()).output().unwrap()
+        run.arg(key).args(arguments).current_dir(self.keepd.dir.path()).output().unwrap()
+    }
+
+    /// A number that was not given before.
+    pub fn next_number(&mut self) -> u64 {
+        self.changes += 1;
+        self.changes
+    }
+
+    /// Of an operation that stored the configuration: it opens with the key alone, and is to stay. What is wrong with it.
+    pub fn config_stored(&mut self) -> Option<String> {
+        let listed = self.keepd.json(&["config", "list", NAME]);
+        let mut names: Vec<String> = listed["backups"].as_array().unwrap().iter().map(|b| b["name"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        let Some(newest) = names.pop() else { return Some("a stored configuration is not listed".into()) };
+        let to = self.keepd.path("fetched.json.gz.enc");
+        let _ = fs::remove_file(&to);
+        let fetched = self.keepd.ctl(&["config", "fetch", &newest, "--destination", NAME, "-o", to.to_str().unwrap()]);
+        let proven = self.keepd.ctl(&["config", "validate", to.to_str().unwrap(), "--key", self.key().to_str().unwrap()]);
+        if !fetched.status.success() || !proven.status.success() {
+            return Some(format!("{newest} was stored and does not open: {}{}", text(&fetched), text(&proven)));
+        }
+        if !self.configs.contains(&newest) {
+            self.configs.push(newest);
+        }
+        let excess = self.configs.len().saturating_sub(KEPT_CONFIGS);
+        self.configs.drain(..excess);
+        None
+    }
+
+    /// Of archives: those that lie there and are in no list, so that nobody will ever remove them.
+    pub fn strays(&self) -> Vec<String> {
+        if self.layout == Layout::Repository {
+            return Vec::new();
+        }
+        let swept = self.keepd.ctl(&["prune", NAME]);
+        if !swept.status.success() {
+            return vec![format!("nothing can be swept: {}", text(&swept))];
+        }
+        let listed = self.keepd.json(&["list", "--destination", NAME]).as_array().unwrap().len();
+        let is_archive = |name: &&String| name.contains(".tar") && !name.ends_with(".meta.json");
+        let there: Vec<String> = self.stored().iter().filter(is_archive).cloned().collect();
+        if there.len() > listed { there } else { Vec::new() }
     }
 
     /// Backups that were told to be there and are not, or that do not come back as they were, as a reader sees it that has no state.
@@ -241,7 +365,13 @@ impl World {
             return vec![format!("nothing can be listed: {}", text(&listed))];
         }
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        let mut lost = Vec::new();
+        let stored = self.stored();
+        let mut lost: Vec<String> = self
+            .configs
+            .iter()
+            .filter(|name| !stored.iter().any(|there| there.ends_with(name.as_str())))
+            .map(|name| format!("{name} is gone"))
+            .collect();
         for (id, files) in &self.expected {
             if !listed.contains(id.as_str()) {
                 lost.push(format!("{id} is not listed"));
