@@ -264,8 +264,7 @@ impl Remote {
             self.has_size(&temporary, bytes.len()).await?;
             match self.patiently(self.operator.rename(&temporary, name)).await {
                 Ok(()) => self.has_size(name, bytes.len()).await,
-                // It may be done all the same: the answer was lost, or a proxy asked twice and the second one found nothing to rename.
-                Err(e) => self.is_ours(name, bytes).await.map_err(|_| e),
+                Err(e) => self.renamed_all_the_same(&temporary, name, bytes).await.unwrap_or(Err(e)),
             }
         };
         let result = written.await;
@@ -274,6 +273,16 @@ impl Remote {
             let _ = self.patiently(self.operator.delete(&temporary)).await;
         }
         result
+    }
+
+    /// What a renaming that was told to have failed came to: it is done where its answer was lost. Where a proxy asked twice, the second one found nothing to rename, and
+    /// WebDAV removes what is in the way before it looks: then neither is there, and it may be written again. None: it was not done.
+    async fn renamed_all_the_same(&self, from: &str, to: &str, bytes: &Bytes) -> Option<Result<(), Error>> {
+        if self.is_ours(to, bytes).await.is_ok() {
+            return Some(Ok(()));
+        }
+        let is_gone = matches!(self.patiently(self.operator.stat(from)).await, Err(e) if e.kind() == ErrorKind::NotFound);
+        is_gone.then(|| Err(Error::new(ErrorKind::Unexpected, "it was to be renamed, and is gone").set_temporary()))
     }
 
     async fn has_size(&self, name: &str, size: usize) -> Result<(), Error> {
