@@ -79,6 +79,11 @@ fn places(world: &mut World, operation: Operation) -> BTreeMap<(Verb, String), u
     let more: &[&str] = if world.layout == Layout::Repository { &["keepd.json", "keys"] } else { &[] };
     for kind in kinds.into_iter().chain(more.iter().map(|kind| (*kind).to_owned())) {
         for verb in [Verb::Open, Verb::Read, Verb::Stat] {
+            // Archives are opened by who reads them; what stands beside one is read where the ledger was lost.
+            let reads = [Operation::Backup, Operation::Check, Operation::Restore, Operation::CopyFrom, Operation::Export];
+            if kind.starts_with('.') && verb != Verb::Stat && (kind != ".tar" || !reads.contains(&operation)) {
+                continue;
+            }
             places.insert((verb, kind.clone()), 3);
         }
     }
