@@ -60,6 +60,27 @@ fn an_archive_in_parts_is_there_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_listing_that_lacks_archives_forgets_and_blames_nothing() {
+    let mut world = World::of_archives_on_s3(true);
+    world.backed_up();
+    let before = world.keepd.backups();
+    for fault in [Fault::Nothing, Fault::Holes, Fault::Stale] {
+        for command in [&["check", NAME, "--read-data"][..], &["backup", "shop"], &["destination", "take-over", NAME]] {
+            world.change();
+            let rule = Rule { verb: Verb::List, name: String::new(), nth: 1, times: usize::MAX, fault };
+            world.arm(&Trouble::S3(rule));
+            let told = world.keepd.fails(1, command);
+            assert!(world.disarm() > 0);
+            assert!(told.contains("the listing lacks") && !told.contains("is missing"), "{fault:?}, {command:?}: {told}");
+            assert_eq!(world.keepd.backups(), before, "{fault:?}, {command:?}");
+        }
+    }
+    world.keepd.ok(&["check", NAME, "--read-data"]);
+    world.backed_up();
+    assert_eq!(world.lost(), Vec::<String>::new());
+}
+
+#[test]
 fn half_an_archive_does_not_stay() {
     let mut world = World::of_archives_on_s3(true);
     for fault in [Fault::ShortWrite, Fault::Lost] {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::open;
 use crate::archive::companion::{CompanionSource, Said};
-use crate::archive::place::{ReadError, There};
+use crate::archive::place::{List, ReadError, There};
 use crate::archive::{ArchiveName, Archives, Companion, describe};
 use crate::config::Destination;
 use crate::crypto;
@@ -52,11 +52,23 @@ pub fn accept_emptied(ledger: &Ledger, destination: &str) -> Result<(), Failure>
     Ok(ledger.set_note(&accepted_note(destination), "yes")?)
 }
 
+/// What there is, and the archives that the ledger knows, with their backups. An error where the list lacks one of them that is there: then it is old or not complete.
+pub fn listed(place: &Archives, ledger: &Ledger) -> Result<(List, BTreeMap<String, String>), Failure> {
+    // What comes and goes meanwhile is not looked at.
+    let before = ledger.objects(&place.name)?;
+    let list = place.list()?;
+    let mut known = ledger.objects(&place.name)?;
+    let present: HashSet<&str> = list.archives.iter().map(|a| a.object.as_str()).collect();
+    known.retain(|object, _| before.contains_key(object) || present.contains(object.as_str()));
+    let lacking = known.keys().filter(|object| !present.contains(object.as_str())).cloned();
+    place.storage.are_gone("the archives", lacking)?;
+    Ok((list, known))
+}
+
 /// Adds backups that came, removes those that went; returns what could not be read.
 pub fn sync(place: &Archives, ledger: &Ledger, cancel: &CancellationToken) -> Result<Vec<String>, Failure> {
     let destination = place.name.as_str();
-    let list = place.list()?;
-    let known = ledger.objects(destination)?;
+    let (list, known) = listed(place, ledger)?;
     let present: HashSet<&str> = list.archives.iter().map(|a| a.object.as_str()).collect();
     if list.archives.is_empty() && !known.is_empty() && ledger.note(&accepted_note(destination))?.as_deref() != Some("yes") {
         return Err(Failure::Storage(format!(

@@ -181,8 +181,7 @@ pub struct Examined {
 
 /// Looks at all archives, and reads `percent` of them whole.
 pub fn examine(place: &Archives, ledger: &Ledger, percent: u32, live: &LiveRun) -> Result<Examined, Failure> {
-    let list = place.list()?;
-    let known = ledger.objects(&place.name)?;
+    let (list, known) = catalogue::listed(place, ledger)?;
     let all = list.archives.len();
     let mut found =
         Examined { problems: Vec::new(), hurt: Vec::new(), all, read: 0, bytes: 0, closed: 0, not_open: Vec::new(), known: known.len() };
