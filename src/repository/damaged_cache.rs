@@ -62,6 +62,41 @@ fn what_the_cache_lacks_is_found_however_much_it_is() {
 }
 
 #[test]
+fn a_repository_that_was_begun_and_cut_off_leaves_no_slot() {
+    let world = World::new();
+    let keys = world.path().join("repository/keys");
+    std::fs::create_dir_all(&keys).unwrap();
+    std::fs::write(keys.join("0011223344556677.json"), "{}").unwrap();
+    drop(world.seen_by("a", None));
+    assert_eq!(std::fs::read_dir(&keys).unwrap().count(), 1);
+    assert!(!keys.join("0011223344556677.json").exists());
+    // Something is there that it might open.
+    std::fs::remove_file(world.path().join("repository/keepd.json")).unwrap();
+    let pack = world.path().join("repository/packs/00");
+    std::fs::create_dir_all(&pack).unwrap();
+    std::fs::write(pack.join("00".repeat(32)), "").unwrap();
+    drop(world.try_open("b", None, None));
+    assert_eq!(std::fs::read_dir(&keys).unwrap().count(), 2);
+}
+
+#[test]
+fn what_it_forgets_it_forgets_as_a_whole() {
+    let world = with_something_dead();
+    let a = world.seen_by("a", None);
+    a.sync_index().unwrap();
+    let loaded = a.local.loaded().unwrap();
+    assert!(!loaded.is_empty());
+    // The second half of it does not go through.
+    a.local.execute("CREATE TRIGGER listed BEFORE UPDATE OF listed ON pack BEGIN SELECT RAISE(ABORT, 'no'); END");
+    assert!(a.local.unload(&loaded.iter().copied().collect::<Vec<_>>()).is_err());
+    assert_eq!(a.local.loaded().unwrap(), loaded);
+    let chunks = a.local.execute("UPDATE chunk SET mark = mark");
+    a.local.execute("CREATE TRIGGER gone BEFORE DELETE ON pack BEGIN SELECT RAISE(ABORT, 'no'); END");
+    assert!(chunks > 0 && a.local.clear().is_err());
+    assert_eq!(a.local.execute("UPDATE chunk SET mark = mark"), chunks);
+}
+
+#[test]
 fn a_damaged_index_object_goes_with_the_next_prune() {
     let world = with_something_dead();
     let a = world.seen_by("a", None);

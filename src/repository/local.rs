@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::entry::{ChunkId, MAX_CHUNK_BYTES};
 use super::error::{RepositoryError, Result};
@@ -140,9 +140,12 @@ impl LocalIndex {
         self.rows("SELECT id FROM loaded", [], |r| r.get(0))
     }
 
-    /// Empties the cache.
+    /// Empties the cache, wholly or not at all: packs that are known and hold nothing are worse than none.
     pub fn clear(&self) -> Result<()> {
-        self.db().execute_batch("DELETE FROM chunk; DELETE FROM pack; DELETE FROM loaded;").map_err(|e| self.fail(e))
+        let mut db = self.db();
+        let work =
+            |tx: Transaction<'_>| tx.execute_batch("DELETE FROM chunk; DELETE FROM pack; DELETE FROM loaded;").and_then(|()| tx.commit());
+        db.transaction().and_then(work).map_err(|e| self.fail(e))
     }
 
     /// Takes up index objects: their ids and packs.
@@ -512,14 +515,19 @@ impl LocalIndex {
         Ok(())
     }
 
-    /// Notes that index objects were removed.
+    /// Notes that index objects were removed; all of it or nothing: a pack that is still listed in one that is not known any more would have every later prune
+    /// look for that one.
     pub fn unload(&self, index_ids: &[[u8; 32]]) -> Result<()> {
-        let db = self.db();
-        for id in index_ids {
-            db.execute("DELETE FROM loaded WHERE id = ?1", [id]).map_err(|e| self.fail(e))?;
-            db.execute("UPDATE pack SET listed = NULL WHERE listed = ?1", [id]).map_err(|e| self.fail(e))?;
-        }
-        Ok(())
+        let mut db = self.db();
+        let mut work = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            for id in index_ids {
+                tx.execute("DELETE FROM loaded WHERE id = ?1", [id])?;
+                tx.execute("UPDATE pack SET listed = NULL WHERE listed = ?1", [id])?;
+            }
+            tx.commit()
+        };
+        work().map_err(|e| self.fail(e))
     }
 
     /// The directory of the cache.

@@ -718,8 +718,20 @@ fn create(storage: &Storage, options: &OpenOptions<'_>) -> Result<RepositoryConf
         // the first commit.
         std::thread::sleep(SETTLE);
         is_still(storage, &config.repository)?;
+    } else if !storage.is_append_only() {
+        remove_other_slots(storage, &slot);
     }
     Ok(config)
+}
+
+/// What was cut off when it made a repository here left a key slot, which opens nothing. All stay where there is anything that one of them might open. Best effort: they are
+/// passed over.
+fn remove_other_slots(storage: &Storage, slot: &str) {
+    if ["packs/", "index/", "backups/"].iter().all(|kind| storage.names(kind).is_ok_and(|names| names.is_empty())) {
+        for other in storage.names("keys/").unwrap_or_default().iter().filter(|name| *name != slot) {
+            let _ = storage.delete(other);
+        }
+    }
 }
 
 /// Where create-if-absent is ignored, what is put last counts, also when it was on its way for long: so each one shows itself by its key
