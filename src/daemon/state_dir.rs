@@ -20,7 +20,7 @@ pub enum StateDirError {
 }
 
 /// How the names of files begin that take another's place when they are whole.
-const HALF_WRITTEN: [&str; 3] = ["pagemap-", "pieces-new-", ".audit-head-"];
+const HALF_WRITTEN: [&str; 4] = ["pagemap-", "pieces-new-", ".audit-head-", ".instance-"];
 
 /// Makes the directory with mode 0700 where it is missing, and takes away what others may do there.
 pub fn prepare(dir: &Path) -> Result<(), StateDirError> {
@@ -62,7 +62,7 @@ pub fn clear_work(dir: &Path) -> Result<(), StateDirError> {
     removed.map_err(|source| StateDirError::Clear { path: work.display().to_string(), source })
 }
 
-/// Removes what was to take the place of a source's cache, or of the note of the audit's head, and was not finished: nobody else ever looks at it. Best effort.
+/// Removes what was to take the place of a source's cache, or of the note of the audit's head or of the instance, and was not finished: nobody else ever looks at it. Best effort.
 fn clear_half_written(dir: &Path) {
     let below = |dir: std::path::PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
     let sources = below(dir.join("repositories")).flat_map(|r| below(r.join("sources"))).flat_map(below).flat_map(below);
@@ -88,10 +88,15 @@ mod tests {
             std::fs::write(cache.join(name), "").expect("written");
         }
         std::fs::write(temp.path().join(".audit-head-Ab1"), "").expect("written");
+        std::fs::write(temp.path().join(".instance-Ab1"), "").expect("written");
         std::fs::write(temp.path().join("audit-head"), "").expect("written");
         clear_work(temp.path()).expect("cleared");
         assert!(kept.iter().all(|n| cache.join(n).exists()) && temp.path().join("audit-head").exists());
-        assert!(!gone.iter().any(|n| cache.join(n).exists()) && !temp.path().join(".audit-head-Ab1").exists());
+        assert!(
+            !gone.iter().any(|n| cache.join(n).exists())
+                && !temp.path().join(".audit-head-Ab1").exists()
+                && !temp.path().join(".instance-Ab1").exists()
+        );
     }
 
     fn mode(path: &Path) -> u32 {

@@ -2,7 +2,8 @@
 //!
 //! `writer.json` names the holder and a counter that the holder raises while it works. No clocks need agree: whoever finds
 //! a lease watches it on its own monotonic clock, and only when the counter stood still for the whole term is the holder
-//! taken for dead. What a holder left behind by crashing is taken over at once by the next start on the same machine.
+//! taken for dead. What a holder left behind by crashing is taken over at once by the next start with the same state directory, which
+//! knows the runs that took one; without it (the state was lost, or an older one brought back) the machine's start and the process tell, or the term is waited for.
 //!
 //! After the work the lease is released and goes on naming its machine: a clone of the machine, or a restored image beside the
 //! original, would otherwise write in turns with it and nobody would notice. Another machine is refused until it takes over by command.
@@ -84,8 +85,15 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Takes the lease, waiting up to `term` for a holder that may be dead.
-    pub fn acquire(repository: &Arc<Repository>, holder: &Holder, run: &str, term: Duration, cancel: &CancellationToken) -> Result<Self> {
+    /// Takes the lease, waiting up to `term` for a holder that may be dead. `earlier`: runs that this state directory had begun to take it for.
+    pub fn acquire(
+        repository: &Arc<Repository>,
+        holder: &Holder,
+        run: &str,
+        earlier: &[String],
+        term: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<Self> {
         let mut record = fresh(holder, run, term);
         let mut seen: Option<(Record, Instant)> = None;
         let mut contradicted = 0;
@@ -110,7 +118,7 @@ impl Lease {
             };
             // Whoever can write to the storage can write any number.
             record.counter = found.counter.wrapping_add(1);
-            if may_follow(&found, &record)? || is_own_leftover(&found, &record) {
+            if may_follow(&found, &record)? || is_own_leftover(&found, &record, earlier) {
                 repository.storage.put(NAME, encode(&record)?)?;
                 break;
             }
@@ -249,11 +257,14 @@ fn is_same(theirs: &Holder, ours: &Holder) -> bool {
     theirs.instance == ours.instance || theirs.machine.is_empty() || theirs.machine == ours.machine
 }
 
-/// A lease of this state directory and this start of the machine, whose process is not there any more, or is this one.
-fn is_own_leftover(found: &Record, record: &Record) -> bool {
+/// A lease of this state directory: of a run that it knows of (whoever asks has the directory for itself, so that one is over, also when the power went out
+/// meanwhile or another process has its number now), or of this start of the machine, whose process is not there any more, or is this one.
+fn is_own_leftover(found: &Record, record: &Record, earlier: &[String]) -> bool {
     let pid = i32::try_from(found.pid).ok().and_then(rustix::process::Pid::from_raw);
     let alive = || pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH));
-    found.holder == record.holder && (found.pid == record.pid || !alive())
+    let (theirs, ours) = (&found.holder, &record.holder);
+    let is_known = theirs.instance == ours.instance && theirs.machine == ours.machine && earlier.contains(&found.run);
+    is_known || (theirs == ours && (found.pid == record.pid || !alive()))
 }
 
 fn fresh(holder: &Holder, run: &str, term: Duration) -> Record {
@@ -306,7 +317,7 @@ mod tests {
     const SHORT: Duration = Duration::from_secs(1);
 
     fn acquire(repository: &Arc<Repository>, holder: &Holder, run: &str) -> Result<Lease> {
-        Lease::acquire(repository, holder, run, SHORT, &CancellationToken::new())
+        Lease::acquire(repository, holder, run, &["known".to_owned()], SHORT, &CancellationToken::new())
     }
 
     #[test]
@@ -359,7 +370,17 @@ mod tests {
         put(&Record { pid: i32::MAX as u32 - 7, ..fresh(&holder("one", "m1", "now"), "run3", TERM) });
         let since = Instant::now();
         drop(acquire(&a, &holder("one", "m1", "now"), "run4").unwrap());
+        // The machine was started anew, or another process has the number; but this state directory knows the run: at once.
+        for boot in ["before", "now"] {
+            put(&Record { pid: 1, ..fresh(&holder("one", "m1", boot), "known", TERM) });
+            drop(acquire(&a, &holder("one", "m1", "now"), "run4").unwrap());
+        }
         assert!(since.elapsed() < TERM / 2);
+        // Another machine's is not one's own for that.
+        put(&Record { pid: 1, ..fresh(&holder("one", "m2", "now"), "known", SHORT) });
+        let since = Instant::now();
+        drop(acquire(&a, &holder("one", "m1", "now"), "run4").unwrap());
+        assert!(since.elapsed() >= SHORT);
         // A lost state directory on the same machine.
         drop(acquire(&a, &holder("other", "m1", "now"), "run5").unwrap());
         // A dead one of another machine is not followed without a word.
@@ -374,7 +395,7 @@ mod tests {
         a.storage.put(NAME, b"{".to_vec()).unwrap();
         let cancel = CancellationToken::new();
         cancel.cancel();
-        let waiting = Lease::acquire(&a, &holder("one", "m1", "now"), "run9", SHORT, &cancel);
+        let waiting = Lease::acquire(&a, &holder("one", "m1", "now"), "run9", &[], SHORT, &cancel);
         assert!(matches!(waiting, Err(RepositoryError::Cancelled)));
     }
 }

@@ -1,5 +1,6 @@
 //! Opening a destination's repository as configured.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -153,9 +154,19 @@ pub fn open_for_writing(
     Ok((repository, lease))
 }
 
-/// Becomes the writer of an open repository.
+/// So many runs before are remembered: each may have ended before it wrote its lease over that of the one before.
+const LEASES_KNOWN: usize = 8;
+
+/// Becomes the writer of an open repository. Which runs did is remembered first, so that what one leaves by a crash is known as one's own.
 pub fn lease(env: &Environment, repository: &Arc<Repository>, live: &LiveRun) -> Result<Lease, Failure> {
-    Ok(Lease::acquire(repository, &holder(&env.config.daemon.state_dir)?, &live.id(), TERM, &live.cancel)?)
+    let (run, holder) = (live.id(), holder(&env.config.daemon.state_dir)?);
+    let earlier = env.ledger.change_note(&format!("lease at {}", repository.location()), |note| {
+        let earlier: Vec<String> = note.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+        let kept = earlier.iter().rev().take(LEASES_KNOWN).rev().map(String::as_str);
+        let note = kept.chain([run.as_str()]).collect::<Vec<_>>().join(" ");
+        (earlier, Some(note))
+    })?;
+    Ok(Lease::acquire(repository, &holder, &run, &earlier, TERM, &live.cancel)?)
 }
 
 fn id_note(location: &str) -> String {
@@ -206,6 +217,12 @@ pub fn holder(state_dir: &Path) -> Result<Holder, Failure> {
 fn fresh_instance(path: &Path) -> std::io::Result<String> {
     let random: [u8; 8] = crypto::random().map_err(|e| std::io::Error::other(e.to_string()))?;
     let instance = HEXLOWER.encode(&random);
-    std::fs::write(path, format!("{instance}\n"))?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    // On the disk before a lease with it is: a machine whose power went out would not know its own.
+    let mut new = tempfile::Builder::new().prefix(".instance-").tempfile_in(directory)?;
+    new.write_all(format!("{instance}\n").as_bytes())?;
+    new.as_file().sync_all()?;
+    new.persist(path).map_err(|e| e.error)?;
+    std::fs::File::open(directory)?.sync_all()?;
     Ok(instance)
 }
