@@ -98,6 +98,21 @@ pub fn finish_change(main: &Path) -> Result<bool, String> {
     }
 }
 
+/// Where the configuration from before the last change is kept.
+pub fn previous(state_dir: &Path) -> PathBuf {
+    state_dir.join("previous-config")
+}
+
+/// Removes what was kept for a change that was finished, or that never began: a power cut may have brought it back. Best effort.
+pub fn clear_kept(main: &Path, previous: &Path) {
+    let main = absolute(main);
+    if let Ok(_lock) = Lock::take(&main)
+        && matches!(Journal::read(&main), Ok(None))
+    {
+        let _ = std::fs::remove_dir_all(beside(previous));
+    }
+}
+
 /// Back to what was before the last change that keepd made. Refused when nothing was kept, or when the files were changed since.
 pub fn undo(main: &Path, previous: &Path) -> Result<Draft, String> {
     finish_change(main)?;
@@ -356,6 +371,8 @@ fn finish(main: &Path, journal: Option<Journal>) -> Result<bool, String> {
             Journal::path(main).display()
         )
     })?;
+    // What the one that was cut off had written beside its places is not what was put there now.
+    clear(main);
     Ok(true)
 }
 
@@ -839,6 +856,20 @@ mod tests {
                 other => panic!("{what} ended with {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_a_power_cut_brings_back_of_a_change_goes_and_what_a_journal_needs_stays() {
+        let bench = Bench::new();
+        let next = beside(&bench.previous);
+        std::fs::create_dir(&next).unwrap();
+        std::fs::write(next.join("0.toml"), "").unwrap();
+        std::fs::write(Journal::path(&bench.main), "{}").unwrap();
+        clear_kept(&bench.main, &bench.previous);
+        assert!(next.exists(), "a journal is there, whatever it says");
+        std::fs::remove_file(Journal::path(&bench.main)).unwrap();
+        clear_kept(&bench.main, &bench.previous);
+        assert!(!next.exists() && bench.previous.exists() && bench.is_tidy());
     }
 
     /// No test by itself: what [`Bench::killed`] starts.

@@ -38,7 +38,7 @@ mod value;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-pub use change::{finish_change, undo};
+pub use change::{clear_kept, finish_change, previous, undo};
 pub use destination::is_common_key;
 pub use draft::Draft;
 pub use environment::check_files;

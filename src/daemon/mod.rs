@@ -86,6 +86,7 @@ fn start(config: Config, config_path: PathBuf) -> Result<Exit, String> {
     let _lock = StateLock::acquire(state_dir).map_err(|e| e.to_string())?;
     // Only now is it certain that what was staged there is nobody's.
     state_dir::clear_work(state_dir).map_err(|e| e.to_string())?;
+    config::clear_kept(&config_path, &config::previous(state_dir));
     let ledger = Arc::new(Ledger::open(state_dir).map_err(|e| e.to_string())?);
     crate::run::memory::few_pools();
     can_make_threads().map_err(|e| format!("cannot start threads: {e}; raise the limits on memory and tasks"))?;

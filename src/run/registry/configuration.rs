@@ -84,7 +84,7 @@ impl Runs {
 
     /// Where the configuration from before the last change is kept.
     pub(super) fn previous(&self) -> PathBuf {
-        self.config.get().daemon.state_dir.join("previous-config")
+        config::previous(&self.config.get().daemon.state_dir)
     }
 
     /// The tables as they stand in the files; those of `items` (`job.shop`, or `job` for all jobs), or all.
