@@ -3,7 +3,7 @@
 //! That a directory is there does not say that its name is on the disk: a process that was killed may have made it, or another thread just now. So each is taken for durable only when
 //! this process has synced the one above it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -61,6 +61,36 @@ fn making(directory: &Path, make: impl FnOnce() -> io::Result<()>) -> io::Result
     Ok(())
 }
 
+/// Directories in which a keepd that ended in the middle of its work may have left names that no disk has yet.
+static IN_DOUBT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// The note of the ledger that destinations are in doubt; empty when they are not any more.
+pub const DOUBTED: &str = "destinations in doubt";
+
+/// What an earlier keepd left in these directories may be gone after a power cut, as it had no time to sync it.
+pub fn doubt(directories: impl IntoIterator<Item = PathBuf>) {
+    IN_DOUBT.lock().unwrap_or_else(PoisonError::into_inner).extend(directories);
+}
+
+/// Before anything relies on what is in a directory: what was there when it was doubted is on the disk when this returns.
+pub fn believe(directory: &Path) -> io::Result<()> {
+    let in_doubt = || IN_DOUBT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !in_doubt().contains(directory) {
+        return Ok(());
+    }
+    match File::open(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => keepd_writer::syncfs(opened?)?,
+    }
+    in_doubt().remove(directory);
+    Ok(())
+}
+
+/// Whether no directory is in doubt any more.
+pub fn is_sure() -> bool {
+    IN_DOUBT.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+}
+
 fn sync(directory: &Path) -> io::Result<()> {
     match File::open(directory) {
         // Who may write into a directory and not read it cannot sync it either.
@@ -76,6 +106,19 @@ mod tests {
     fn is_known(directory: &Path) -> bool {
         let found = fs::metadata(directory).expect("there");
         durable().as_ref().is_some_and(|known| known.contains(&(directory.to_owned(), found.dev(), found.ino())))
+    }
+
+    #[test]
+    fn one_in_doubt_is_believed_once_it_is_there() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let directory = temp.path().join("repository");
+        let is_doubted = || IN_DOUBT.lock().unwrap_or_else(PoisonError::into_inner).contains(&directory);
+        doubt([directory.clone()]);
+        believe(&directory).expect("not mounted yet");
+        assert!(is_doubted());
+        fs::create_dir(&directory).expect("made");
+        believe(&directory).expect("synced");
+        assert!(!is_doubted());
     }
 
     #[test]

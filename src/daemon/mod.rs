@@ -34,6 +34,7 @@ use self::status::Picture;
 use self::wiring::ControlParts;
 use crate::config::{self, Config};
 use crate::control::listener;
+use crate::durable;
 use crate::ledger::Ledger;
 use crate::ledger::lock::StateLock;
 use crate::machine;
@@ -105,6 +106,17 @@ fn start(config: Config, config_path: PathBuf) -> Result<Exit, String> {
     exit
 }
 
+/// What a run that was cut off gave its name may not be on the disk yet. Remembered until it is, for this keepd may end before that, too.
+fn doubt_destinations(ledger: &Ledger, config: &Config) -> crate::ledger::Result<()> {
+    if ledger.has_unfinished_runs()? {
+        ledger.set_note(durable::DOUBTED, "yes")?;
+    }
+    if ledger.note(durable::DOUBTED)?.is_some_and(|doubted| !doubted.is_empty()) {
+        durable::doubt(config.destinations.values().filter_map(|d| d.directory()).map(PathBuf::from));
+    }
+    Ok(())
+}
+
 /// tokio panics where it cannot make a thread, and then waits for ever for those that it made: that is asked before.
 fn can_make_threads() -> std::io::Result<()> {
     let gate = Arc::new(std::sync::Mutex::new(()));
@@ -141,6 +153,7 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
     let (jobs, destinations) = (config.jobs.len(), config.destinations.len());
     let current = Arc::new(config::Current::new(config));
     let (events, _) = broadcast::channel(EVENTS);
+    doubt_destinations(&ledger, &current.get()).map_err(|e| format!("what an earlier keepd left unfinished cannot be told: {e}"))?;
     let interrupted = ledger
         .close_interrupted_runs(
             "keepd ended before the run did (killed, crashed, or the power failed); what it had stored is used again",

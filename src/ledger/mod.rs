@@ -277,6 +277,11 @@ impl Ledger {
         self.with_ends(&list)
     }
 
+    /// At start: whether an earlier daemon left runs queued or running.
+    pub fn has_unfinished_runs(&self) -> Result<bool> {
+        self.run_sql(|db| db.query_row("SELECT EXISTS (SELECT 1 FROM run WHERE finished = 0)", [], |r| r.get(0)))
+    }
+
     /// At start: runs that an earlier daemon left queued or running become failed, with that reason. Returns them.
     pub fn close_interrupted_runs(&self, reason: &str, now: Timestamp) -> Result<Vec<Run>> {
         let sql = "SELECT json FROM run WHERE finished = 0 ORDER BY queued";

@@ -104,7 +104,11 @@ impl Storage {
         let failed = |reason: String| StorageError::Failed { location: location.clone(), verb: "open", name: "the storage".into(), reason };
         let shared = Shared::of(&location, &destination.transfer);
         let place = match (destination.service.as_str(), destination.directory()) {
-            ("fs", Some(root)) => Place::Directory(root.into()),
+            ("fs", Some(root)) => {
+                // A backup that is found there counts as one, and the next one refers to packs that are: neither may go with the power.
+                crate::durable::believe(root.as_ref()).map_err(|e| failed(format!("what is there cannot be synced: {e}")))?;
+                Place::Directory(root.into())
+            }
             ("fs", None) => return Err(failed("the option root is missing".into())),
             _ => {
                 let _inside = runtime.enter();

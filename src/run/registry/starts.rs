@@ -13,6 +13,7 @@ use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named,
 use crate::access::By;
 use crate::config::{Destination, Job};
 use crate::crypto::Lent;
+use crate::durable;
 use crate::repository::{self, Entry, Manifest, Repository};
 use crate::run::backup::{Environment, short};
 use crate::run::live::{Failure, Finish, LiveRun};
@@ -772,6 +773,14 @@ impl Runs {
                         lock(&runs.problems).insert(name.clone(), (RunKind::Backup, e.to_string()));
                     }
                 }
+            }
+            // Each was opened, and so synced where that was to be done.
+            if durable::is_sure()
+                && let Ok(Some(doubted)) = env.ledger.note(durable::DOUBTED)
+                && !doubted.is_empty()
+                && let Err(e) = env.ledger.set_note(durable::DOUBTED, "")
+            {
+                tracing::warn!("that the destinations are synced is not remembered: {e}");
             }
             runs.resume_reencryptions();
             runs.start_all_missing_copies(&By::schedule());
