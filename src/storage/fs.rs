@@ -58,15 +58,17 @@ pub(super) fn publish_file(storage: &Storage, root: &Path, from: &Path, name: &s
     }
 }
 
-/// Removes temporary files of streams that nobody holds a lock on.
+/// Removes temporary files of streams that nobody holds a lock on, and others (of which nothing but their age tells) that are old.
 pub(super) fn sweep_unlocked(storage: &Storage, root: &Path) -> Result<u64> {
     let mut swept = 0;
     for object in list(storage, root, super::TEMPORARY)? {
-        let path = root.join(&object.name);
-        let Some(file) = File::open(&path).ok().filter(|_| super::is_temporary_name(&object.name) && object.name.ends_with(STREAM)) else {
-            continue;
+        let Some(file) = File::open(root.join(&object.name)).ok().filter(|_| super::is_temporary_name(&object.name)) else { continue };
+        let is_left = if object.name.ends_with(STREAM) {
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+        } else {
+            file.metadata().and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|age| age > super::OLD))
         };
-        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if is_left {
             delete(storage, root, &object.name)?;
             swept += 1;
         }

@@ -44,6 +44,9 @@ fn temporary_name() -> Result<String, CryptoError> {
     Ok(format!("{TEMPORARY}{}", data_encoding::HEXLOWER.encode(&random)))
 }
 
+/// Nobody still writes to a temporary object of this age.
+const OLD: std::time::Duration = std::time::Duration::from_secs(86_400);
+
 /// Whether a name is one that [`temporary_name`] gives, or one of a stream.
 fn is_temporary_name(name: &str) -> bool {
     let random = name.strip_prefix(TEMPORARY).map(|rest| rest.strip_suffix(fs::STREAM).unwrap_or(rest));
@@ -342,9 +345,8 @@ impl Storage {
         Ok(list.len() as u64)
     }
 
-    /// Removes what an interrupted [`Storage::writer`] left behind, and nothing that somebody still writes; how many those were.
+    /// Removes what an interrupted [`Storage::writer`], or a write of another kind a day ago, left behind, and nothing that somebody still writes; how many those were.
     pub fn sweep_streams(&self) -> Result<u64> {
-        const OLD: std::time::Duration = std::time::Duration::from_secs(86_400);
         let mut swept = 0;
         match &self.place {
             Place::Directory(root) => swept += fs::sweep_unlocked(self, root)?,
