@@ -83,19 +83,26 @@ pub fn fetch(storage: &Storage, name: &str) -> Result<Bytes, StorageError> {
     storage.get(name, MAX_BYTES)
 }
 
-/// Stores one; where a name is taken it gets that of the next second.
-pub fn write(storage: &Storage, now: Timestamp, sealed: bool, bytes: &[u8]) -> Result<Stored, StorageError> {
+/// Stores one; where a name is taken it gets that of the next second. `before` is told each name before anything has it.
+pub fn write<E: From<StorageError>>(
+    storage: &Storage,
+    now: Timestamp,
+    sealed: bool,
+    bytes: &[u8],
+    mut before: impl FnMut(&str) -> Result<(), E>,
+) -> Result<Stored, E> {
     let mut time = Timestamp::from_second(now.as_second()).unwrap_or(now);
     let mut tried = 1;
     loop {
         let name = name(time, sealed);
+        before(&name)?;
         match storage.put_new(&name, bytes.to_vec()) {
             Ok(()) => return Ok(Stored { name, time, bytes: bytes.len() as u64 }),
             Err(StorageError::Exists { .. }) if tried < MOST_TRIED => {
                 time = time.checked_add(SignedDuration::from_secs(1)).unwrap_or(time);
                 tried += 1;
             }
-            Err(e) => return Err(e),
+            Err(e) => return Err(e.into()),
         }
     }
 }

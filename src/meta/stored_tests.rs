@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 
 use super::stored::*;
 use crate::config::{Destination, Retention};
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageError};
 
 struct World {
     dir: tempfile::TempDir,
@@ -36,12 +36,12 @@ fn names_say_when_and_a_taken_one_gets_the_next_second() {
     let storage = world.storage(false);
     assert_eq!(newest(&storage).unwrap(), None);
     let now = t("2026-11-22T03:45:00.9Z");
-    let first = write(&storage, now, true, b"one").unwrap();
+    let first = write(&storage, now, true, b"one", |_| Ok::<_, StorageError>(())).unwrap();
     assert_eq!((first.name.as_str(), first.bytes), ("config/config_backup_20261122T034500Z.json.gz.enc", 3));
-    let second = write(&storage, now, true, b"two").unwrap();
+    let second = write(&storage, now, true, b"two", |_| Ok::<_, StorageError>(())).unwrap();
     assert_eq!(second.name, "config/config_backup_20261122T034501Z.json.gz.enc");
     assert_eq!(second.time, t("2026-11-22T03:45:01Z"));
-    let open = write(&storage, t("2026-01-01T00:00:00Z"), false, b"open").unwrap();
+    let open = write(&storage, t("2026-01-01T00:00:00Z"), false, b"open", |_| Ok::<_, StorageError>(())).unwrap();
     assert_eq!(open.name, "config/config_backup_20260101T000000Z.json.gz");
     for foreign in
         ["config_backup_20261322T034500Z.json.gz", "config_backup_2026.json.gz", "notes.txt", "old/config_backup_20261122T034500Z.json.gz"]
@@ -61,7 +61,7 @@ fn rules_remove_the_old_and_never_the_newest() {
     let storage = world.storage(false);
     let days = ["2026-11-18", "2026-11-19", "2026-11-20", "2026-11-21"];
     for day in days {
-        write(&storage, t(&format!("{day}T02:00:00Z")), true, b"x").unwrap();
+        write(&storage, t(&format!("{day}T02:00:00Z")), true, b"x", |_| Ok::<_, StorageError>(())).unwrap();
     }
     storage.put_new("config/notes.txt", b"x".to_vec()).unwrap();
     let (now, zone) = (t("2026-11-22T00:00:00Z"), TimeZone::UTC);

@@ -53,6 +53,32 @@ fn set_own(ledger: &Ledger, target: &Destination, own: &BTreeSet<String>) -> Res
     Ok(ledger.set_note(&own_note(target), &serde_json::to_string(own).unwrap_or_default())?)
 }
 
+/// What is on its way: its name and the sum of its bytes. Empty when it is one of [`own`].
+fn pending_note(target: &Destination) -> String {
+    format!("configuration on its way to {}", target.name)
+}
+
+fn sum(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// One that was written when keepd ended, and that is this keepd's own therefore, is known as such: else no retention would ever remove it.
+fn take_up_pending(env: &Environment, target: &Destination, storage: &Storage) -> Result<(), Failure> {
+    let note = env.ledger.note(&pending_note(target))?.unwrap_or_default();
+    let Some((name, meant)) = note.split_once(' ') else { return Ok(()) };
+    match stored::fetch(storage, name) {
+        Ok(bytes) if sum(&bytes) == meant => {
+            let mut own = own(&env.ledger, target)?;
+            own.insert(name.to_owned());
+            set_own(&env.ledger, target, &own)?;
+        }
+        // It never came to be, or another one's has the name.
+        Ok(_) | Err(StorageError::NotFound { .. }) => {}
+        Err(e) => return Err(e.into()),
+    }
+    Ok(env.ledger.set_note(&pending_note(target), "")?)
+}
+
 /// Whether the configuration of now is stored where `[config_backup]` says, and lies there still.
 pub fn is_stored(env: &Environment, wanted: &ConfigBackup) -> Result<bool, Failure> {
     let Some(target) = env.config.destinations.get(&wanted.destination) else { return Ok(false) };
@@ -106,7 +132,10 @@ fn store_at(env: &Environment, wanted: &ConfigBackup, target: &Destination, stor
         return Err(Failure::Cancelled);
     }
     live.step(&format!("writing to {}", target.name));
-    let stored = stored::write(storage, Timestamp::now(), profile.is_some(), &bytes)?;
+    take_up_pending(env, target, storage)?;
+    let stored = stored::write(storage, Timestamp::now(), profile.is_some(), &bytes, |name| {
+        Ok::<_, Failure>(env.ledger.set_note(&pending_note(target), &format!("{name} {}", sum(&bytes)))?)
+    })?;
     live.set_added(stored.bytes);
     live.step("reading it back");
     let proven = prove(storage, &stored, &bytes, &envelope, profile.as_ref(), live);
@@ -125,6 +154,7 @@ fn store_at(env: &Environment, wanted: &ConfigBackup, target: &Destination, stor
     let mut own = own(&env.ledger, target)?;
     own.insert(stored.name.clone());
     set_own(&env.ledger, target, &own)?;
+    env.ledger.set_note(&pending_note(target), "")?;
     let newest = Newest { object: stored.name.clone(), texts: digest };
     env.ledger.set_note(&newest_note(target), &serde_json::to_string(&newest).unwrap_or_default())?;
     env.ledger.set_note(&used_note(target), "used")?;
