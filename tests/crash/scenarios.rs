@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Output;
 
 use crate::common;
-use crate::world::{Result, World, copy, picture, rows};
+use crate::world::{Facts, Ground, Picture, Result, World, picture, picture_of_known, rows};
 
 pub struct Scenario {
     pub name: &'static str,
@@ -47,6 +47,24 @@ const A_START: Scenario = Scenario {
     again: NOTHING,
 };
 
+const DELETED: Scenario = Scenario {
+    name: "delete",
+    prepare: |w| {
+        begin(w, "[\"local\"]", "", 2)?;
+        w.remember("deleted", 1)
+    },
+    operate: Some(|w| w.ctl(&["delete", w.remembered("deleted"), "--yes"])),
+    removes: &["deleted"],
+    after: NOTHING,
+    told: |w, _| match w.good()?.contains_key(w.remembered("deleted")) {
+        true => Err("what was deleted is there again".into()),
+        false => Ok(()),
+    },
+    again: |w| {
+        if w.good()?.contains_key(w.remembered("deleted")) { w.ok(&["delete", w.remembered("deleted"), "--yes"]).map(drop) } else { Ok(()) }
+    },
+};
+
 pub const ALL: &[Scenario] = &[
     A_BACKUP,
     Scenario { name: "backup", prepare: |w| begin(w, "[\"local\"]", "", 2), ..A_BACKUP },
@@ -78,27 +96,7 @@ pub const ALL: &[Scenario] = &[
         told: |w, _| if w.good_at("second")? > 0 { Ok(()) } else { Err("the copy is not there".into()) },
         again: |w| w.ok(&["copy", "latest", "--to", "second"]).or_else(|e| if e.contains("already") { Ok(e) } else { Err(e) }).map(drop),
     },
-    Scenario {
-        name: "delete",
-        prepare: |w| {
-            begin(w, "[\"local\"]", "", 2)?;
-            w.remember("deleted", 1)
-        },
-        operate: Some(|w| w.ctl(&["delete", w.remembered("deleted"), "--yes"])),
-        removes: &["deleted"],
-        after: NOTHING,
-        told: |w, _| match w.good()?.contains_key(w.remembered("deleted")) {
-            true => Err("what was deleted is there again".into()),
-            false => Ok(()),
-        },
-        again: |w| {
-            if w.good()?.contains_key(w.remembered("deleted")) {
-                w.ok(&["delete", w.remembered("deleted"), "--yes"]).map(drop)
-            } else {
-                Ok(())
-            }
-        },
-    },
+    DELETED,
     Scenario {
         name: "prune",
         prepare: |w| {
@@ -167,7 +165,7 @@ pub const ALL: &[Scenario] = &[
         again: |w| {
             let out = w.ctl(&["check", "local", "--read-data"]);
             // 3: damage was found and repaired. The damaged pack itself is told of until the next prune, which takes it away.
-            if !matches!(out.status.code(), Some(0 | 3)) && !common::text(&out).contains("0 of 2 backups hurt") {
+            if !matches!(out.status.code(), Some(0 | 3)) && !common::text(&out).contains(" 0 of ") {
                 return Err(common::text(&out));
             }
             w.ok(&["prune", "local"]).map(drop)
@@ -232,7 +230,7 @@ pub const ALL: &[Scenario] = &[
         prepare: |w| {
             begin(w, "[\"local\"]", "", 2)?;
             let before = names(w).join(" ");
-            w.words.insert("before", before);
+            w.facts.words.insert("before", before);
             Ok(())
         },
         operate: Some(|w| w.ctl(&["key", "re-encrypt", "local", "--yes"])),
@@ -242,7 +240,16 @@ pub const ALL: &[Scenario] = &[
             Some(name) => Err(format!("{name}, which opens with the old master key, is there again")),
             None => Ok(()),
         },
-        again: |w| w.ok(&["key", "re-encrypt", "local", "--yes"]).map(drop),
+        again: |w| {
+            // keepd goes on with it by itself, once it has looked at its destinations.
+            let since = std::time::Instant::now();
+            loop {
+                match w.ok(&["key", "re-encrypt", "local", "--yes"]) {
+                    Err(e) if e.contains("is being re-encrypted already") && since.elapsed().as_secs() < 60 => w.settled()?,
+                    said => return said.map(drop),
+                }
+            }
+        },
     },
     Scenario {
         name: "import",
@@ -271,13 +278,13 @@ pub const ALL: &[Scenario] = &[
         operate: Some(|w| w.ctl(&["restore", w.remembered("wanted"), "--in-place", "--yes"])),
         removes: &[],
         after: |w| old_or_new(w, "wanted"),
-        told: |w, _| match is(w, &w.known[w.remembered("wanted")])? {
+        told: |w, _| match is(w, &w.facts.known[w.remembered("wanted")])? {
             true => Ok(()),
             false => Err("it is not what was wanted".into()),
         },
         again: |w| {
             w.ok(&["restore", w.remembered("wanted"), "--in-place", "--yes"])?;
-            if is(w, &w.known[w.remembered("wanted")].clone())? { Ok(()) } else { Err("it is not what was wanted".into()) }
+            if is(w, &w.facts.known[w.remembered("wanted")].clone())? { Ok(()) } else { Err("it is not what was wanted".into()) }
         },
     },
     Scenario {
@@ -288,19 +295,19 @@ pub const ALL: &[Scenario] = &[
             w.ok(&["backup", "shop"])?;
             w.remember("undone", 0)?;
             let run = w.json(&["restore", w.remembered("wanted"), "--in-place", "--yes"])?;
-            w.words.insert("run", run["id"].as_str().unwrap_or_default().to_owned());
+            w.facts.words.insert("run", run["id"].as_str().unwrap_or_default().to_owned());
             Ok(())
         },
         operate: Some(|w| w.ctl(&["undo", w.remembered("run"), "--yes"])),
         removes: &[],
         after: |w| old_or_new(w, "undone"),
-        told: |w, _| match is(w, &w.known[w.remembered("undone")])? {
+        told: |w, _| match is(w, &w.facts.known[w.remembered("undone")])? {
             true => Ok(()),
             false => Err("it is not what was there before the restore".into()),
         },
         again: |w| {
             w.ok(&["undo", w.remembered("run"), "--yes"]).or_else(|e| if e.contains("undone") { Ok(String::new()) } else { Err(e) })?;
-            if is(w, &w.known[w.remembered("undone")])? { Ok(()) } else { Err("it is not what was there before the restore".into()) }
+            if is(w, &w.facts.known[w.remembered("undone")])? { Ok(()) } else { Err("it is not what was there before the restore".into()) }
         },
     },
     Scenario {
@@ -319,6 +326,125 @@ pub const ALL: &[Scenario] = &[
             w.ok(&["job", "edit", "shop", "--max-age", "26h", "--yes"])?;
             max_age_is_26_hours(w, "")
         },
+    },
+    Scenario {
+        name: "configuration import",
+        prepare: |w| {
+            begin(w, "[\"local\"]", "", 1)?;
+            let file = w.at("config.json").display().to_string();
+            let alone = fs::read_to_string(w.at("keepd.toml")).map_err(|e| e.to_string())?;
+            let other = format!("[[job.other.source]]\nname = \"files\"\nfiles = \"{}\"\n", w.at("files").display());
+            fs::write(w.at("keepd.toml"), format!("{alone}[job.other]\ndestinations = [\"local\"]\n{other}")).map_err(|e| e.to_string())?;
+            w.ok(&["reload"])?;
+            w.ok(&["job", "edit", "shop", "--max-age", "26h", "--yes"])?;
+            w.ok(&["config", "export", "--type", "jobs", "--encryption", "none", "-o", &file])?;
+            fs::write(w.at("keepd.toml"), alone).map_err(|e| e.to_string())?;
+            w.ok(&["reload"]).map(drop)
+        },
+        operate: Some(import_configuration),
+        removes: &[],
+        after: |w| {
+            if w.at(".keepd-change.json").exists() {
+                return Err("the journal of the change is still there".into());
+            }
+            w.ok(&["config", "check"])?;
+            is_imported(w).map(drop)
+        },
+        told: |w, _| if is_imported(w)? { Ok(()) } else { Err("the configuration is as it was before".into()) },
+        again: |w| {
+            let out = import_configuration(w);
+            match out.status.success() && is_imported(w)? {
+                true => Ok(()),
+                false => Err(common::text(&out)),
+            }
+        },
+    },
+    Scenario {
+        name: "configuration backup",
+        prepare: |w| {
+            w.more = "[config_backup]\ndestination = \"local\"\nretention = { keep_last = 2 }";
+            begin(w, "[\"local\"]", "", 1)?;
+            store_configuration(w)?;
+            store_configuration(w)?;
+            let before = configurations(w).join(" ");
+            w.facts.words.insert("before", before);
+            Ok(())
+        },
+        operate: Some(|w| w.ctl(&["config", "backup"])),
+        removes: &[],
+        after: |w| if configurations(w).len() < 2 { Err("LOST: a stored configuration".into()) } else { Ok(()) },
+        told: |w, _| match configurations(w).iter().any(|name| !w.remembered("before").contains(name.as_str())) {
+            true => Ok(()),
+            false => Err("LOST: the configuration that was stored".into()),
+        },
+        again: |w| {
+            store_configuration(w)?;
+            let to = w.beside("fetched.json");
+            let _ = fs::remove_file(&to);
+            w.ok(&["config", "fetch", "-o", &to.display().to_string()])?;
+            match configurations(w).len() {
+                2 => Ok(()),
+                n => Err(format!("GARBAGE: {n} stored configurations, and 2 are kept")),
+            }
+        },
+    },
+    Scenario {
+        name: "key remove",
+        prepare: |w| {
+            begin(w, "[\"local\"]", "", 1)?;
+            w.generate_key("other.key");
+            let own = slots(w);
+            w.ok(&["key", "add", "local", "--key", &w.at("other.key").display().to_string()])?;
+            let slot = slots(w).into_iter().find(|slot| !own.contains(slot)).ok_or("no slot was added")?;
+            w.facts.words.insert("slot", slot);
+            Ok(())
+        },
+        operate: Some(|w| w.ctl(&["key", "remove", "local", w.remembered("slot"), "--yes"])),
+        removes: &[],
+        after: |w| opens(w, "repository", "main.key"),
+        told: |w, _| match opens(w, "repository", "other.key") {
+            Ok(()) => Err("the key that was removed opens the repository again".into()),
+            Err(_) => Ok(()),
+        },
+        again: |w| {
+            if slots(w).iter().any(|slot| slot == w.remembered("slot")) {
+                w.ok(&["key", "remove", "local", w.remembered("slot"), "--yes"])?;
+            }
+            match slots(w).len() {
+                1 if opens(w, "repository", "other.key").is_err() => Ok(()),
+                n => Err(format!("{n} slots, and the removed key opens one")),
+            }
+        },
+    },
+    Scenario {
+        name: "archive",
+        prepare: |w| begin(w, "[\"archives\"]", "", 1),
+        told: |w, said| is_there(w, said, &["archives"]),
+        ..A_BACKUP
+    },
+    Scenario {
+        name: "backup with an archive",
+        prepare: |w| begin(w, "[\"local\", \"archives\"]", "", 1),
+        told: |w, said| is_there(w, said, &["local", "archives"]),
+        ..A_BACKUP
+    },
+    Scenario {
+        name: "retention of archives",
+        prepare: |w| {
+            begin(w, "[\"archives\"]", "retention = { keep_last = 2 }", 2)?;
+            w.remember("oldest", 1)
+        },
+        removes: &["oldest"],
+        told: |w, said| is_there(w, said, &["archives"]),
+        ..A_BACKUP
+    },
+    Scenario {
+        name: "archive deleted",
+        prepare: |w| {
+            begin(w, "[\"archives\"]", "", 2)?;
+            w.remember("deleted", 1)
+        },
+        ..DELETED
     },
     Scenario {
         name: "pin",
@@ -344,29 +470,35 @@ pub const ALL: &[Scenario] = &[
 ];
 
 impl Scenario {
-    /// Prepares the state to begin with and saves it as `base`; what its backups hold is known then.
-    pub fn prepared(&self) -> Result<World> {
-        let mut world = World::new();
-        (self.prepare)(&mut world)?;
+    /// Whether keepctl has said that all of it is done; damage that was found and repaired has a status of its own.
+    pub fn is_done(&self, out: &Output) -> bool {
+        out.status.success() || (self.name == "repair" && out.status.code() == Some(3))
+    }
+
+    /// Whether each backup may take the place of an older one.
+    pub fn forgets(&self) -> bool {
+        self.removes.contains(&"oldest")
+    }
+
+    /// Prepares the state to begin with, saves it as `base` and makes the world that; what its backups hold is known then.
+    pub fn prepared(&self, world: &mut World, ground: &Ground) -> Result<()> {
+        world.clear(Facts { scene: ground.scene(self.name), ..Facts::default() })?;
+        (self.prepare)(world)?;
         if !world.at_rest {
-            for id in world.good()?.into_keys() {
-                let to = world.restored(&id, &format!("known-{id}"))?;
-                world.known.insert(id, to);
-            }
+            world.know()?;
             world.settled()?;
             world.stop()?;
         }
-        let base = world.save("base");
+        let base = world.save("base")?;
         world.start()?;
         world.settled()?;
         world.ok(&["backup", "shop"])?;
-        world.live = world.restored("latest", "live")?;
-        let live = world.live.clone();
-        if !is(&world, &live)? {
+        world.facts.live = world.restored_for_all("latest", "live")?;
+        let live = world.facts.live.clone();
+        if !is(world, &live)? {
             return Err("a backup is not what is live".into());
         }
-        world.reset(&base)?;
-        Ok(world)
+        world.reset(&base)
     }
 }
 
@@ -397,6 +529,40 @@ fn names(w: &World) -> Vec<String> {
     all.filter_map(|p| Some(p.file_name()?.to_str()?.to_owned())).collect()
 }
 
+/// The ids of the key slots.
+fn slots(w: &World) -> Vec<String> {
+    let all = common::files_below(&w.at("repository/keys"));
+    all.iter().filter_map(|p| Some(p.file_stem()?.to_str()?.to_owned())).collect()
+}
+
+/// The names of the stored configurations.
+fn configurations(w: &World) -> Vec<String> {
+    let all = common::files_below(&w.at("repository/config"));
+    all.iter().filter_map(|p| Some(p.file_name()?.to_str()?.to_owned())).collect()
+}
+
+/// Stored in a second of its own: one of the same second is called by the next one, and retention leaves alone what is of a later time.
+fn store_configuration(w: &World) -> Result<()> {
+    let now = || jiff::Timestamp::now().strftime("config_backup_%Y%m%dT%H%M%SZ").to_string();
+    while configurations(w).last().is_some_and(|newest| *newest >= now()) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    w.ok(&["config", "backup"]).map(drop)
+}
+
+fn import_configuration(w: &World) -> Output {
+    w.ctl(&["config", "import", &w.at("config.json").display().to_string(), "--on-conflict", "overwrite", "--yes"])
+}
+
+/// Whether the configuration is what was imported, or what was there before; something of both is neither.
+fn is_imported(w: &World) -> Result<bool> {
+    let status = w.json(&["status"])?;
+    let jobs: Vec<_> = status["jobs"].as_array().into_iter().flatten().collect();
+    let changed = jobs.iter().any(|j| j["name"] == "shop" && j["max_age_seconds"] == 93600);
+    let added = jobs.iter().any(|j| j["name"] == "other");
+    if changed == added { Ok(added) } else { Err(format!("half of the import: {}", status["jobs"])) }
+}
+
 fn max_age_is_26_hours(w: &World, _: &str) -> Result<()> {
     let status = w.json(&["status"])?;
     if status["jobs"][0]["max_age_seconds"] == 93600 { Ok(()) } else { Err(format!("max_age: {}", status["jobs"][0])) }
@@ -411,18 +577,13 @@ fn write(w: &World, name: &str, bytes: &[u8]) {
 /// Key, configuration, so many backups of different states, and one state that no backup has.
 fn begin(w: &mut World, destinations: &str, job: &str, backups: u64) -> Result<()> {
     w.generate_key("main.key");
-    w.configure(destinations, job, "");
+    w.configure(destinations, job, w.more);
     w.change(0);
     w.start()?;
     for state in 1..=backups {
         w.ok(&["backup", "shop"])?;
         // Known before the next one may remove it.
-        for id in w.good()?.into_keys() {
-            if !w.known.contains_key(&id) {
-                let to = w.restored(&id, &format!("known-{id}"))?;
-                w.known.insert(id, to);
-            }
-        }
+        w.know()?;
         w.change(state);
     }
     w.settled()
@@ -459,34 +620,36 @@ fn interrupted(w: &mut World) -> Result<()> {
 /// Rows of a database that somebody may have open, read from a copy that another process makes: keepd looks for who has it open, and a child that is just being started has all
 /// that this process has.
 fn live_rows(w: &World) -> Result<Vec<(i64, i64, String)>> {
-    let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    for suffix in ["", "-wal"] {
-        let from = w.at(&format!("shop.db{suffix}"));
-        if from.exists() {
-            copy(&from, &dir.path().join(format!("db{suffix}")))?;
-        }
-    }
-    rows(&dir.path().join("db"))
+    let dir = tempfile::tempdir_in(w.beside("")).map_err(|e| e.to_string())?;
+    let there = ["shop.db", "shop.db-wal"].map(|name| w.at(name)).into_iter().filter(|path| path.exists());
+    let status = std::process::Command::new("cp").arg("-a").args(there).arg(dir.path()).status().map_err(|e| e.to_string())?;
+    if status.success() { rows(&dir.path().join("shop.db")) } else { Err("the database is not copied".into()) }
 }
 
 /// Whether what is live is what a restored backup has.
 fn is(w: &World, restored: &std::path::Path) -> Result<bool> {
-    Ok(picture(&w.at("files"))? == picture(&restored.join("files"))? && live_rows(w)? == restored_rows(restored)?)
+    // What is restored for all workers stays as it is, what is beside everything does not.
+    let files: std::sync::Arc<Picture> = if restored.starts_with(w.beside("")) {
+        picture(&restored.join("files"))?.into()
+    } else {
+        picture_of_known(&restored.join("files"))?
+    };
+    Ok(picture(&w.at("files"))? == *files && live_rows(w)? == restored_rows(w, restored)?)
 }
 
 /// Rows of a restored database, read from a copy: to open it would change it.
-fn restored_rows(restored: &std::path::Path) -> Result<Vec<(i64, i64, String)>> {
+fn restored_rows(w: &World, restored: &std::path::Path) -> Result<Vec<(i64, i64, String)>> {
     let found = common::files_below(&restored.join("db"));
     let db = found.first().ok_or("no database was restored")?;
-    let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let dir = tempfile::tempdir_in(w.beside("")).map_err(|e| e.to_string())?;
     fs::copy(db, dir.path().join("db")).map_err(|e| e.to_string())?;
     rows(&dir.path().join("db"))
 }
 
 /// All or nothing: what was live before, or what the remembered backup has.
 fn old_or_new(w: &World, word: &str) -> Result<()> {
-    let new = &w.known[w.remembered(word)];
-    if is(w, &w.live)? || is(w, new)? {
+    let new = &w.facts.known[w.remembered(word)];
+    if is(w, &w.facts.live)? || is(w, new)? {
         return Ok(());
     }
     let now = picture(&w.at("files"))?;
@@ -496,7 +659,7 @@ fn old_or_new(w: &World, word: &str) -> Result<()> {
         let missing = other.iter().filter(|(k, _)| !now.contains_key(*k)).map(|(k, _)| format!("{k} is missing, "));
         Ok(differs.chain(missing).collect())
     };
-    Err(format!("what is live is neither old ({}) nor new ({})", against(&w.live)?, against(new)?))
+    Err(format!("what is live is neither old ({}) nor new ({})", against(&w.facts.live)?, against(new)?))
 }
 
 /// A backup made now has what is live now.
