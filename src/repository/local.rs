@@ -76,6 +76,9 @@ const ITSELF: ChunkId = ChunkId([0; 32]);
 impl LocalIndex {
     /// Opens the cache at `path`; a file that is no database of this layout is thrown away, for it can be made again.
     pub fn open(path: &Path, location: &str) -> Result<Self> {
+        // To put a new file into WAL mode waits for nobody: of two that open it at once, as after a start, one would find it locked.
+        static OPENING: Mutex<()> = Mutex::new(());
+        let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         let connect = || -> rusqlite::Result<Connection> {
             let db = Connection::open(path)?;
             db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -8192; PRAGMA busy_timeout = 5000; PRAGMA temp_store = FILE;")?;
