@@ -91,7 +91,7 @@ fn to_destination(
     let added_before = live.snapshot().progress.added_bytes;
     let started = Timestamp::now();
     let mut writer = Writer::new(repository.clone(), live.cancel.clone())?;
-    let set = live.capturing(|| set::capture(env, job, previous, &repository, &mut writer, live))?;
+    let set = set::capture(env, job, previous, &repository, &mut writer, live)?;
     live.step("storing");
     let flushed = writer.flush()?;
     live.set_added(added_before + flushed.added_bytes);

@@ -25,17 +25,8 @@ pub struct LiveRun {
     state: Mutex<State>,
     changed: watch::Sender<Arc<Run>>,
     events: broadcast::Sender<Event>,
-    capture: Mutex<Capture>,
-    on_give_up: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
     /// On whose behalf.
     pub by: By,
-}
-
-/// Whether sources are read just now. Nothing but packs that nobody needs is written meanwhile, so a run that hangs there can be left to itself.
-enum Capture {
-    Outside,
-    Reading,
-    GivenUp,
 }
 
 struct State {
@@ -111,8 +102,6 @@ impl LiveRun {
             state: Mutex::new(State { run, step_started: now, started: now }),
             changed,
             events,
-            capture: Mutex::new(Capture::Outside),
-            on_give_up: Mutex::default(),
             by: By::default(),
         };
         live.event(EventKind::RunQueued, String::new());
@@ -139,43 +128,6 @@ impl LiveRun {
     /// The same run for what is done however it was cancelled; nobody follows it.
     pub fn uncancelled(&self) -> Self {
         Self::new(self.snapshot(), broadcast::Sender::new(1)).on_behalf_of(self.by.clone())
-    }
-
-    fn capture(&self) -> std::sync::MutexGuard<'_, Capture> {
-        self.capture.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does what reads sources and commits nothing. Cancelled where the run was given up meanwhile: others may write to its destination by then.
-    pub fn capturing<T>(&self, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-        let becomes = |to: Capture| match &mut *self.capture() {
-            Capture::GivenUp => Err(Failure::Cancelled),
-            capture => {
-                *capture = to;
-                Ok(())
-            }
-        };
-        becomes(Capture::Reading)?;
-        let result = work();
-        becomes(Capture::Outside)?;
-        result
-    }
-
-    /// Gives up a run that was cancelled and does not come back from reading its sources; false where it does something else.
-    pub fn give_up(&self) -> bool {
-        let mut capture = self.capture();
-        let is_reading = matches!(*capture, Capture::Reading);
-        if is_reading {
-            *capture = Capture::GivenUp;
-            drop(capture);
-            let let_go = std::mem::take(&mut *self.on_give_up.lock().unwrap_or_else(PoisonError::into_inner));
-            let_go.into_iter().for_each(|let_go| let_go());
-        }
-        is_reading
-    }
-
-    /// Lets go of what others wait for, when the run is given up.
-    pub fn on_give_up(&self, let_go: impl FnOnce() + Send + 'static) {
-        self.on_give_up.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(let_go));
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

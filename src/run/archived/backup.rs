@@ -59,7 +59,7 @@ pub fn backup(
         other => Failure::from(other),
     };
     let mut sink = ArchiveSink::new(ArchiveWriter::create(out, &options, &head, None).map_err(unwritten)?, live.cancel.clone());
-    let captured = live.capturing(|| capture::capture(env, job, &mut sink, live))?;
+    let captured = capture::capture(env, job, &mut sink, live)?;
     live.set_added(written.load(Ordering::Relaxed));
     live.tick();
     let snapshot = live.snapshot();

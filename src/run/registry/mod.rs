@@ -33,9 +33,6 @@ use crate::ledger::Ledger;
 const KEEP_RUNS: u32 = 5000;
 /// Runs that may be queued or running at once, of all kinds.
 const MAX_LIVE: usize = 64;
-/// So long a run that was cancelled may take to come back from reading its sources: then one of them does not answer (a file system whose server is gone), and others need not wait
-/// for it.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 /// Of these, for all users but root together: the others stay for root, the schedule and what follows by itself.
 const MAX_OF_USERS: usize = 32;
 
@@ -132,31 +129,11 @@ pub struct Runs {
     unwritten: AtomicUsize,
 }
 
-/// What is let go of by whoever is first: its holder, or who gives the holder up.
-struct Held(Arc<Mutex<Option<Box<dyn Send>>>>);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        drop(lock(&self.0).take());
-    }
-}
-
 /// Of one destination: who writes, and who reads what a prune would remove.
 #[derive(Clone, Default)]
 struct Locks {
     writer: Arc<tokio::sync::Mutex<()>>,
     readers: Arc<RwLock<()>>,
-}
-
-/// Ends when a run was cancelled, did not come back from reading its sources, and was given up.
-async fn given_up(live: &LiveRun) {
-    live.cancel.cancelled().await;
-    loop {
-        tokio::time::sleep(GIVE_UP_AFTER).await;
-        if live.give_up() {
-            return;
-        }
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -240,16 +217,6 @@ impl Runs {
             let text = format!("there is no destination '{name}'; configured are: {known}");
             Error::NotFound { what: "destination", name: name.into(), text }
         })
-    }
-
-    /// As [`Self::wait_to_write`], for a run that can be given up: others may write there then, for it commits nothing any more.
-    fn wait_to_write_or_give_up(&self, destination: &str, live: &LiveRun) -> Result<Box<dyn Send>, Failure> {
-        let writing = Arc::new(Mutex::new(Some(self.wait_to_write(destination, live)?)));
-        live.on_give_up({
-            let writing = writing.clone();
-            move || drop(lock(&writing).take())
-        });
-        Ok(Box::new(Held(writing)))
     }
 
     /// Waits until nobody else writes to a destination, or the run is cancelled.
@@ -445,7 +412,7 @@ impl Runs {
             };
             (writers, place)
         };
-        let mut held = tokio::select! {
+        let held = tokio::select! {
             held = prepare => Some(held),
             () = live.cancel.cancelled() => None,
         };
@@ -461,7 +428,7 @@ impl Runs {
                 let _ = self.save(&live.snapshot()).await;
                 let ticking = self.tick(live.clone());
                 let (worker, runs) = (live.clone(), self.clone());
-                let mut working = tokio::task::spawn_blocking(move || {
+                let done = tokio::task::spawn_blocking(move || {
                     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&worker))).unwrap_or_else(|_| {
                         Err(Failure::Failed("an internal error (a panic, see the log); nothing was committed by it".into()))
                     });
@@ -469,29 +436,10 @@ impl Runs {
                         runs.publish_heads(&audit::written_to(&work, &worker), &worker);
                     }
                     result
-                });
-                let done = tokio::select! {
-                    done = &mut working => Some(done),
-                    () = given_up(&live) => None,
-                };
+                })
+                .await;
                 ticking.abort();
-                match done {
-                    Some(done) => done.unwrap_or_else(|e| Err(Failure::Failed(e.to_string()))),
-                    None => {
-                        live.message(Level::Warning, format!(
-                            "what it reads does not answer, {} s after it was cancelled: it is left to itself; the job's next run waits until it answers, others do not",
-                            GIVE_UP_AFTER.as_secs()
-                        ));
-                        // The job, its services and its sources stay taken; its place among the runs and the destination do not.
-                        if let Some((writers, _)) = held.take() {
-                            self.runtime.spawn(async move {
-                                let _ = working.await;
-                                drop(writers);
-                            });
-                        }
-                        Err(Failure::Cancelled)
-                    }
-                }
+                done.unwrap_or_else(|e| Err(Failure::Failed(e.to_string())))
             }
         };
         drop(held);

@@ -44,7 +44,7 @@ impl Runs {
         let runs = self.clone();
         self.start(work, move |live| {
             in_place::nothing_is_left(&env, &job.name, &live.id())?;
-            let writing = |name: &str| runs.wait_to_write_or_give_up(name, live);
+            let writing = |name: &str| runs.wait_to_write(name, live);
             let work = || backup::backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing).map(|(finish, _)| finish);
             let finish = hooks::around_backup(&job, request.r#type.as_str(), live, work)?;
             let copies = runs.start_missing_copies(&job.name, &request.by.following());
