@@ -171,7 +171,7 @@ fn index(c: &mut Criterion) {
             .map(|n| PackedChunk { id: id(p * per_pack + n), offset: 64 + n as u32 * 1000, sealed_len: 1000, len: 4000 })
             .collect(),
     };
-    if index.load(&[0; 32], &(0..packs).map(pack).collect::<Vec<_>>()).is_err() {
+    if index.load(&[([0; 32], (0..packs).map(pack).collect::<Vec<_>>())]).is_err() {
         return;
     }
     let mut group = c.benchmark_group("index of 200,000 chunks");

@@ -36,9 +36,8 @@ fn of_the_system(path: &Path) -> Option<String> {
     if let Err(e) = std::fs::File::open("/dev/null") {
         return Some(format!("{e}; raise the limit of open files (LimitNOFILE=)"));
     }
-    if let Err(e) = std::fs::File::open(path)
-        && e.kind() == std::io::ErrorKind::PermissionDenied
-    {
+    // Not by opening it: to close it again would let go of every lock that this process has on it.
+    if let Err(e @ rustix::io::Errno::ACCESS) = rustix::fs::access(path, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK) {
         return Some(format!("{e}; give it to the user that keepd runs as"));
     }
     let stat = rustix::fs::statvfs(path.parent()?).ok()?;

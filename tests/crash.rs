@@ -499,7 +499,7 @@ impl<'s> Run<'s> {
             };
             if attack.next(world) {
                 let tried = self.tried.fetch_add(1, Ordering::SeqCst) + 1;
-                if settings.long && tried % 250 == 0 {
+                if settings.long && tried.is_multiple_of(250) {
                     eprintln!("{tried} points in {:.0} s", self.since.elapsed().as_secs_f64());
                 }
             }

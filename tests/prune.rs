@@ -198,7 +198,7 @@ fn what_is_damaged_is_stored_anew_and_that_heals_older_backups() {
         assert!(fs::read(back.join("files/blob")).unwrap() == noise(3 << 20, 3));
     }
     let told = keepd.fails(3, &["check", "local", "--read-data"]);
-    assert!(told.contains("every backup is whole all the same") && told.contains("keepctl prune local"), "{told}");
+    assert!(told.contains("no backup lacks anything by them") && told.contains("keepctl prune local"), "{told}");
     assert!(keepd.ok(&["prune", "local"]).contains("rewritten"));
     assert!(!largest.exists());
     keepd.stop();
@@ -225,7 +225,7 @@ fn a_pack_of_which_the_footer_alone_is_damaged_is_replaced() {
     }
     for _ in 0..2 {
         let told = keepd.fails(3, &["check", "local", "--read-data"]);
-        assert!(told.contains("every backup is whole all the same") && told.contains("keepctl prune local"), "{told}");
+        assert!(told.contains("no backup lacks anything by them") && told.contains("keepctl prune local"), "{told}");
     }
     keepd.ok(&["prune", "local"]);
     assert!(keepd.packs().iter().all(|pack| !damaged.contains(pack)));

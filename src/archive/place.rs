@@ -136,6 +136,10 @@ impl Archives {
         let mut swept = self.storage.sweep_streams()?;
         let list = self.list()?;
         for orphan in list.companions.iter().filter(|c| !list.archives.iter().any(|a| a.object == **c)) {
+            // The listing may be old, or the archive just coming.
+            if self.storage.exists(orphan)? {
+                continue;
+            }
             self.storage.delete(&format!("{orphan}{COMPANION}"))?;
             swept += 1;
         }

@@ -138,18 +138,10 @@ impl Ledger {
             db.execute_batch(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; PRAGMA cache_size = -2048;",
             )?;
-            let whole = || db.query_row("PRAGMA integrity_check(1)", [], |r| r.get::<_, String>(0));
-            let mut said = whole()?;
-            // Its indexes are made of its tables: one that hides or invents a row is made anew.
-            if said.contains(" index ") {
-                db.execute_batch("REINDEX")?;
-                let before = std::mem::replace(&mut said, whole()?);
-                tracing::warn!("the ledger {} was damaged ({before}): its indexes were made anew", path.display());
-            }
-            match said.as_str() {
+            db.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0)).and_then(|text| match text.as_str() {
                 "ok" => db.query_row("PRAGMA user_version", [], |r| r.get(0)),
-                _ => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(said))),
-            }
+                _ => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(text))),
+            })
         };
         match prepare(&db).map_err(|e| at_fault(&e))? {
             0 => {
@@ -177,6 +169,15 @@ impl Ledger {
             }
         }
         sums::add(&mut db).map_err(|e| at_fault(&e))?;
+        // An index is made of its table: one that hides or invents a row is made anew, once rows that are damaged themselves are forgotten. Whatever comes of it, the
+        // ledger opens: what quick_check has found whole can be used.
+        let whole = || db.query_row("PRAGMA integrity_check(1)", [], |r| r.get::<_, String>(0));
+        let said = whole().unwrap_or_else(|e| e.to_string());
+        if said != "ok" {
+            let mended = sums::forget_damaged(&mut db).and_then(|()| db.execute_batch("REINDEX"));
+            let outcome = mended.map_or_else(|e| format!("they could not be made anew: {e}"), |()| "they were made anew".into());
+            tracing::warn!("indexes of the ledger {} are damaged ({said}); {outcome}", path.display());
+        }
         db.set_prepared_statement_cache_capacity(32);
         Ok(Self {
             db: Mutex::new(db),
@@ -426,41 +427,17 @@ impl Ledger {
     /// the next look at the destination makes its list anew.
     pub fn backups_at(&self, job: &str, destination: &str) -> Result<Vec<Backup>> {
         let sql = format!("SELECT {} FROM backup WHERE job = ?1 AND destination = ?2 ORDER BY time DESC, id", sums::BACKUP);
-        // A destination that was away when a backup was proven or pinned has no mark of it.
-        let elsewhere = format!(
-            "SELECT {} FROM backup WHERE job = ?1 AND destination != ?2 AND outcome = 'good'
-             AND (json ->> '$.backup.proven' IS NOT NULL OR json ->> '$.backup.pinned')",
-            sums::BACKUP
-        );
-        let (rows, elsewhere) = self.run_sql(|db| {
+        let rows = self.run_sql(|db| {
             let rows = db
                 .prepare_cached(&sql)?
                 .query_map([job, destination], |row| sums::fits(row).then(|| row.get::<_, String>("json")).transpose())?
                 .collect::<rusqlite::Result<Option<Vec<String>>>>()?;
-            let Some(rows) = rows else { return sums::forget_damaged(db).map(|()| (Vec::new(), Vec::new())) };
-            let elsewhere = db
-                .prepare_cached(&elsewhere)?
-                .query_map([job, destination], |row| sums::fits(row).then(|| row.get::<_, String>("json")).transpose())?
-                .filter_map(rusqlite::Result::transpose)
-                .collect::<rusqlite::Result<Vec<String>>>()?;
-            Ok((rows, elsewhere))
-        })?;
-        let mut known: BTreeMap<String, (bool, Option<String>)> = BTreeMap::new();
-        for json in &elsewhere {
-            let backup = from_json::<BackupDetail>(json)?.backup;
-            let (pinned, proven) = known.entry(backup.id).or_default();
-            *pinned |= backup.pinned;
-            *proven = later(proven.take(), backup.proven);
-        }
-        let merged = |json: &String| {
-            let mut backup = from_json::<BackupDetail>(json)?.backup;
-            if let Some((pinned, proven)) = known.get(&backup.id) {
-                backup.pinned |= pinned;
-                backup.proven = later(backup.proven, proven.clone());
+            match rows {
+                Some(rows) => Ok(rows),
+                None => sums::forget_damaged(db).map(|()| Vec::new()),
             }
-            Ok(backup)
-        };
-        rows.iter().map(merged).collect()
+        })?;
+        rows.iter().map(|json| Ok(from_json::<BackupDetail>(json)?.backup)).collect()
     }
 
     /// The newest good backups of a job at a destination, newest first, with their facts; imported ones say nothing of how the job does.
@@ -721,20 +698,6 @@ mod tests {
         assert!(ledger.unwritten().is_empty());
         drop(ledger);
         assert_eq!(Ledger::open(dir.path()).unwrap().run("r1").unwrap().unwrap().state, RunState::Failed);
-    }
-
-    #[test]
-    fn what_is_proven_or_pinned_at_another_destination_counts_here() {
-        let dir = tempfile::tempdir().unwrap();
-        let ledger = Ledger::open(dir.path()).unwrap();
-        let mut known = detail("aa11", "shop", "2026-01-01T00:00:00Z", Outcome::Good);
-        ledger.put_backup("here", &known).unwrap();
-        (known.backup.pinned, known.backup.proven) = (true, Some("2026-01-03T00:00:00Z".into()));
-        ledger.put_backup("there", &known).unwrap();
-        let here = ledger.backups_at("shop", "here").unwrap();
-        assert_eq!((here.len(), here[0].pinned, here[0].proven.as_deref()), (1, true, Some("2026-01-03T00:00:00Z")));
-        ledger.run_sql(|db| db.execute("UPDATE backup SET sum = x'00' WHERE destination = 'there'", [])).unwrap();
-        assert!(ledger.backups_at("shop", "here").unwrap()[0].proven.is_none(), "a row that does not fit says nothing");
     }
 
     #[test]

@@ -71,7 +71,11 @@ pub fn check(repository: &Arc<Repository>, reading: Reading, progress: Progress<
         match repository.read_index(&id) {
             Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
             Err(e) => {
-                report.replaceable += 1;
+                // From now on it is none of those that were read, and the next prune replaces it.
+                if repository.is_damaged_index(&id)? {
+                    repository.local.unload(&[id])?;
+                    report.replaceable += 1;
+                }
                 if !report.problems.contains(&e.to_string()) {
                     report.problems.push(e.to_string());
                 }
@@ -260,6 +264,8 @@ fn read_pack(repository: &Repository, id: &[u8; 32], tools: &mut Tools) -> Resul
                 }
             }
         }
+        // Nobody can read it, and the local index has but some of its chunks here.
+        _ if promised.is_empty() => lost.extend(repository.local.chunks_in(id)?),
         _ => lost.extend(promised.iter().map(|c| c.id)),
     }
     // Header, every chunk, footer and its place are authenticated: when all of it opened, and it is what was promised under this

@@ -90,10 +90,10 @@ fn what_it_forgets_it_forgets_as_a_whole() {
     a.local.execute("CREATE TRIGGER listed BEFORE UPDATE OF listed ON pack BEGIN SELECT RAISE(ABORT, 'no'); END");
     assert!(a.local.unload(&loaded.iter().copied().collect::<Vec<_>>()).is_err());
     assert_eq!(a.local.loaded().unwrap(), loaded);
-    let chunks = a.local.execute("UPDATE chunk SET mark = mark");
+    let chunks = a.local.execute("UPDATE chunk SET len = len");
     a.local.execute("CREATE TRIGGER gone BEFORE DELETE ON pack BEGIN SELECT RAISE(ABORT, 'no'); END");
     assert!(chunks > 0 && a.local.clear().is_err());
-    assert_eq!(a.local.execute("UPDATE chunk SET mark = mark"), chunks);
+    assert_eq!(a.local.execute("UPDATE chunk SET len = len"), chunks);
 }
 
 #[test]

@@ -118,6 +118,7 @@ impl Lease {
             };
             // Whoever can write to the storage can write any number.
             record.counter = found.counter.wrapping_add(1);
+            let earlier = if found.holder.boot == record.holder.boot || !repository.storage.may_be_shared() { earlier } else { &[] };
             if may_follow(&found, &record)? || is_own_leftover(&found, &record, earlier) {
                 repository.storage.put(NAME, encode(&record)?)?;
                 break;
@@ -257,8 +258,8 @@ fn is_same(theirs: &Holder, ours: &Holder) -> bool {
     theirs.instance == ours.instance || theirs.machine.is_empty() || theirs.machine == ours.machine
 }
 
-/// A lease of this state directory: of a run that it knows of (whoever asks has the directory for itself, so that one is over, also when the power went out
-/// meanwhile or another process has its number now), or of this start of the machine, whose process is not there any more, or is this one.
+/// A lease of this state directory: of one of the `earlier` runs that it knows of (whoever asks has the directory for itself, so that one is over, also when the power
+/// went out meanwhile or another process has its number now), or of this start of the machine, whose process is not there any more, or is this one.
 fn is_own_leftover(found: &Record, record: &Record, earlier: &[String]) -> bool {
     let pid = i32::try_from(found.pid).ok().and_then(rustix::process::Pid::from_raw);
     let alive = || pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH));

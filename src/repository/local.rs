@@ -81,12 +81,16 @@ impl LocalIndex {
         let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         let connect = || -> rusqlite::Result<Connection> {
             let db = Connection::open(path)?;
-            db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -8192; PRAGMA busy_timeout = 5000; PRAGMA temp_store = FILE;")?;
+            db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -8192; PRAGMA busy_timeout = 120000; PRAGMA temp_store = FILE;")?;
             let version: i64 = db.query_row("PRAGMA user_version", [], |r| r.get(0))?;
             if version != VERSION {
                 db.execute_batch(
-                    "DROP TABLE IF EXISTS pack; DROP TABLE IF EXISTS chunk; DROP TABLE IF EXISTS loaded; DROP TABLE IF EXISTS note; DROP TABLE IF EXISTS condemned; DROP TABLE IF EXISTS lost;",
+                    "DROP TABLE IF EXISTS pack; DROP TABLE IF EXISTS chunk; DROP TABLE IF EXISTS loaded; DROP TABLE IF EXISTS note; DROP TABLE IF EXISTS condemned;",
                 )?;
+                // What is lost cannot be learnt from the repository; version 4 has it in the same columns.
+                if version != 4 {
+                    db.execute_batch("DROP TABLE IF EXISTS lost")?;
+                }
                 db.pragma_update(None, "user_version", VERSION)?;
             }
             db.execute_batch(SCHEMA)?;
@@ -169,10 +173,8 @@ impl LocalIndex {
                 chunks = 0;
             }
         }
-        if is_bulk {
-            self.db().execute_batch(SCHEMA).map_err(|e| self.fail(e))?;
-        }
-        done
+        let indexed = if is_bulk { self.db().execute_batch(SCHEMA).map_err(|e| self.fail(e)) } else { Ok(()) };
+        done.and(indexed)
     }
 
     fn is_empty(&self) -> Result<bool> {
@@ -362,6 +364,11 @@ impl LocalIndex {
             [],
             id_and_number,
         )
+    }
+
+    /// The chunks that the cache has in a pack, however many of it those are.
+    pub fn chunks_in(&self, pack: &[u8; 32]) -> Result<Vec<ChunkId>> {
+        self.rows("SELECT c.id FROM chunk c JOIN pack p ON p.n = c.pack WHERE p.id = ?1", [pack], |r| Ok(ChunkId(r.get(0)?)))
     }
 
     /// A pack is damaged, and these chunks of it (none, when its header or footer alone is) do not open any more: from now on they are not there, so

@@ -16,12 +16,17 @@ use super::open::{Repository, manifest_name};
 use super::page;
 use super::runs::Runs;
 
+/// So many chunks that the local index lacks are looked for one by one: of one that lacks more, more is wrong.
+const MAX_LOCATED: usize = 1000;
+
 /// What backups need of a repository's packs.
 pub struct Needed {
     /// Every pack, with how much of it is needed.
     pub usage: Vec<PackUsage>,
-    /// Damaged packs, and how many of their lost chunks are needed and in no other pack.
+    /// Damaged packs, and how many of their lost chunks are needed and in no other pack of the index.
     pub lost: BTreeMap<[u8; 32], u64>,
+    /// The needed ones of these chunks.
+    pub lost_chunks: HashSet<ChunkId>,
     /// The chunks of the index that nothing needs.
     pub dead: Dead,
 }
@@ -45,14 +50,17 @@ impl Needed {
             let lost = repository.local.known_as_lost(&missing)?;
             let unknown: Vec<ChunkId> = missing.into_iter().filter(|id| !lost.contains(id)).collect();
             if unknown.is_empty() {
-                return Ok(Self { usage, lost: repository.local.lost(&lost)?, dead });
+                return Ok(Self { usage, lost: repository.local.lost(&lost)?, lost_chunks: lost, dead });
             }
             // What the local index lacks may be in the repository all the same; then it has learnt it.
-            for id in unknown {
+            for id in unknown.iter().take(MAX_LOCATED) {
                 walk.go_on()?;
-                if !located.insert(id) || repository.locate(&id).is_err() {
+                if repository.locate(id).is_err() {
                     return Err(refuse(repository.damaged(&format!("chunk {id}"), "no pack holds it, but a backup needs it".into())));
                 }
+            }
+            if unknown.len() > MAX_LOCATED || unknown.into_iter().any(|id| !located.insert(id)) {
+                return Err(repository.local.damaged()?);
             }
         }
     }

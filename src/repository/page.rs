@@ -191,9 +191,9 @@ pub fn references_and_lists(bytes: &[u8]) -> Result<(Vec<ChunkId>, Vec<ChunkId>)
         // Shared bytes, suffix; kind; mode, owner, group, two times, inode, size.
         d.skip()?;
         d.skip()?;
-        let is_file = d.u8()? == 0;
+        let kind = d.u8()?;
         (0..7).try_for_each(|_| d.skip())?;
-        if is_file {
+        if kind == 0 {
             expect_array(&mut d, 3)?;
             d.skip()?;
             match d.u8()? {
@@ -206,8 +206,10 @@ pub fn references_and_lists(bytes: &[u8]) -> Result<(Vec<ChunkId>, Vec<ChunkId>)
                 }
                 _ => return Err(bad("contents of unknown form")),
             }
+        } else if kind <= 3 {
+            d.null()?;
         } else {
-            d.skip()?;
+            return Err(bad("an entry of unknown kind"));
         }
         d.skip()?;
     }

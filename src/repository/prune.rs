@@ -24,6 +24,7 @@ use super::open::{Repository, pack_name};
 use super::pack::{ChunkOpener, PACK_TARGET_BYTES, PackBuilder, PackMemory, Prover, SealedChunk};
 use super::writer;
 use crate::crypto::{CryptoError, ObjectKind};
+use crate::storage::StorageError;
 
 /// A pack is rewritten when less than this share of it, in percent, is needed.
 const REPACK_BELOW_PERCENT: u64 = 70;
@@ -347,6 +348,8 @@ fn prove_dead(
         let ids: Vec<ChunkId> = pack.chunks.iter().map(|c| c.id).collect();
         for (chunk, there) in ids.iter().zip(repository.local.needed_in(&needed.dead, &ids)?) {
             match there {
+                // It was in a pack that is damaged, and here it may lie whole: emptied, the local index finds it here.
+                None if needed.lost_chunks.contains(chunk) && !needed.lost.contains_key(&pack.id) => return Err(wrong(chunk, &pack.id)),
                 None => {}
                 Some(there) if is_rewritten && there == pack.id => {}
                 Some(there) if leaving.contains(&there) => return Err(wrong(chunk, &there)),
@@ -368,6 +371,8 @@ fn prove_dead(
         go_on()?;
         match repository.read_index(id) {
             Ok(index) => index.packs.iter().filter(|pack| going.remove(&pack.id)).try_for_each(&mut look_at)?,
+            // The local index has a wrong one.
+            Err(RepositoryError::Storage(StorageError::NotFound { .. })) => {}
             Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
             Err(_) => {}
         }
@@ -454,7 +459,12 @@ fn repack(repository: &Arc<Repository>, dead: &Dead, packs: &[PackUsage], cancel
                 return Err(RepositoryError::Cancelled);
             }
             let cipher = repository.pack_cipher(&pack.id, kind)?;
-            for (ordinal, c) in repository.local.needed_chunks(dead, &pack.id)? {
+            let chunks = repository.local.needed_chunks(dead, &pack.id)?;
+            if chunks.len() as u64 != pack.used_chunks {
+                let text = format!("{} was changed in the meantime by somebody else; nothing was pruned, try again", pack_name(&pack.id));
+                return Err(RepositoryError::LocalIndex { location: repository.location().to_owned(), text });
+            }
+            for (ordinal, c) in chunks {
                 let sealed = repository.storage.range(&pack_name(&pack.id), u64::from(c.offset), u64::from(c.sealed_len))?;
                 let sealed = SealedChunk { ordinal: u64::from(ordinal), id: c.id, len: c.len, bytes: &sealed };
                 opener

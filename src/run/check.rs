@@ -138,9 +138,9 @@ fn check_backups(
             return Ok(Finish::Partial);
         }
     }
-    if report.hurt.is_empty() && lost.is_empty() && report.replaceable == report.problems.len() {
+    if report.hurt.is_empty() && lost.is_empty() && report.replaceable == report.problems.len() && !target.append_only {
         let text = format!(
-            "{} damaged or missing objects, and every backup is whole all the same; 'keepctl prune {}' replaces them ({read})",
+            "{} damaged or missing objects, and no backup lacks anything by them; 'keepctl prune {}' replaces them ({read})",
             report.problems.len(),
             target.name
         );

@@ -74,7 +74,10 @@ fn take_up_pending(env: &Environment, target: &Destination, storage: &Storage) -
         }
         // It never came to be, or another one's has the name.
         Ok(_) | Err(StorageError::NotFound { .. }) => {}
-        Err(e) => return Err(e.into()),
+        // Nothing new waits for one that cannot be read.
+        Err(e) => {
+            tracing::warn!(destination = %target.name, "whether {name} is one of this keepd's own is not known, and it is left there: {e}");
+        }
     }
     Ok(env.ledger.set_note(&pending_note(target), "")?)
 }

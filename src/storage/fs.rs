@@ -129,7 +129,28 @@ pub(super) fn read(storage: &Storage, root: &Path, name: &str, offset: u64, len:
 }
 
 pub(super) fn size(storage: &Storage, root: &Path, name: &str) -> Result<u64> {
-    Ok(fs::metadata(root.join(name)).map_err(|e| absent_or(storage, "look at", name, &e))?.len())
+    let meta = fs::metadata(root.join(name)).map_err(|e| absent_or(storage, "look at", name, &e))?;
+    // What is no file is no object, and no listing has it.
+    if meta.is_file() { Ok(meta.len()) } else { Err(absent_or(storage, "look at", name, &std::io::ErrorKind::NotFound.into())) }
+}
+
+/// Whether a directory lies on a file system that other machines may have mounted too; true where that cannot be told.
+pub(super) fn is_of_a_network(root: &Path) -> bool {
+    /// NFS, SMB, CIFS, SMB 2, FUSE (sshfs, GlusterFS), Ceph, 9P, AFS, GFS2, OCFS2 and Lustre: `statfs(2)`, linux/magic.h.
+    const SHARED: [u32; 11] = [
+        0x6969,
+        0x517B,
+        0xFF53_4D42,
+        0xFE53_4D42,
+        0x6573_5546,
+        0x00C3_6400,
+        0x0102_1997,
+        0x5346_414F,
+        0x0116_1970,
+        0x7461_636F,
+        0x0BD0_0BD0,
+    ];
+    rustix::fs::statfs(root).map_or(true, |found| SHARED.contains(&(found.f_type as u32)))
 }
 
 /// All files below the directory `prefix`, sorted by name; what was removed meanwhile is not among them.

@@ -171,6 +171,14 @@ impl Storage {
         matches!(self.place, Place::Remote(_))
     }
 
+    /// Whether another machine may write there as well, a copy of this one among them.
+    pub fn may_be_shared(&self) -> bool {
+        match &self.place {
+            Place::Directory(root) => fs::is_of_a_network(root),
+            Place::Remote(_) => true,
+        }
+    }
+
     /// False where two writers may both believe that they made an object.
     pub fn creates_if_absent(&self) -> bool {
         match &self.place {

@@ -226,7 +226,7 @@ impl ObjectWriter {
     fn remove_part(&self, name: &str, there: u64) {
         let len = there.min(self.beginning.len() as u64);
         let mut found = ReadBuffer::default();
-        let is_ours = there < self.len
+        let is_ours = (1..self.len).contains(&there)
             && self.storage.range_into(name, 0, len, &mut found).is_ok()
             && self.beginning.get(..len as usize).is_some_and(|ours| *ours == found[..]);
         if is_ours && !self.storage.is_append_only() {

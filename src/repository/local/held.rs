@@ -75,7 +75,7 @@ impl Held {
                 match packs.get_mut(&r.get(1)?) {
                     _ if !is_needed => drop(kill.execute([id.0])?),
                     Some(usage) => {
-                        usage.used_bytes = usage.used_bytes.saturating_add(r.get::<_, i64>(2)? as u64);
+                        usage.used_bytes = usage.used_bytes.saturating_add(u64::from(r.get::<_, u32>(2)?));
                         usage.used_chunks += 1;
                     }
                     // A chunk of a pack that is not there is nowhere.
@@ -145,12 +145,15 @@ impl LocalIndex {
             Ok(()) => Ok(held),
             Err(Scan::Files(e)) => Err(self.no_room(&e)),
             Err(Scan::Database(e)) => Err(self.fail(e)),
-            Err(Scan::Damaged) => {
-                self.clear()?;
-                let text = "what it has of chunks is damaged, and nothing was pruned. It is a cache: it is made anew from the repository, and the next prune goes on";
-                Err(RepositoryError::LocalIndex { location: self.location.clone(), text: text.into() })
-            }
+            Err(Scan::Damaged) => Err(self.damaged()?),
         }
+    }
+
+    /// Empties a cache that was found damaged; what is to be told of that.
+    pub fn damaged(&self) -> Result<RepositoryError> {
+        self.clear()?;
+        let text = "what it has of chunks is damaged, and nothing was pruned. It is a cache: it is made anew from the repository, and the next prune goes on";
+        Ok(RepositoryError::LocalIndex { location: self.location.clone(), text: text.into() })
     }
 
     /// Which of the chunks that are needed the cache has in which pack; None for one that is dead, or that it does not have.
