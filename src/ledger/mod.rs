@@ -683,6 +683,22 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_is_no_json_any_more_keeps_no_ledger_from_opening() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.put_backup("a", &detail("aa11", "shop", "2026-01-01T00:00:00Z", Outcome::Good)).unwrap();
+        ledger.run_sql(|db| db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")).unwrap();
+        drop(ledger);
+        let path = dir.path().join("ledger.sqlite");
+        let bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(8).position(|w| w == b"{\"backup").unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().write_all_at(b"x", at as u64).unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        assert!(ledger.backups_at("shop", "a").unwrap().is_empty(), "it is read anew from its destination");
+    }
+
+    #[test]
     fn the_end_of_a_run_that_cannot_be_written_holds_and_is_written_later() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();

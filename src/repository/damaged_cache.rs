@@ -154,3 +154,35 @@ fn a_chunk_beyond_its_pack_is_read_where_it_lies() {
     let report = check(&a, Reading::Percent(0), &|_, _, _| {}, &CancellationToken::new()).unwrap();
     assert!(report.hurt.is_empty(), "{report:?}");
 }
+
+/// A chunk is in two packs, of which the local index knows one, and that rots.
+#[test]
+fn a_second_copy_of_what_is_lost_is_not_dead() {
+    let world = World::new();
+    let (a, b) = (world.seen_by("a", None), world.seen_by("b", None));
+    let (mut first, mut second) = (Backup::of(a.clone(), 1), Backup::of(b, 1));
+    // Neither knows of what the other stores.
+    first.part(0);
+    second.part(0);
+    first.part(1);
+    first.part(2);
+    let packs = || a.storage().names("packs/").unwrap();
+    let path = |name: &String| world.path().join("repository").join(name);
+    let longest = packs().into_iter().max_by_key(|name| std::fs::metadata(path(name)).unwrap().len()).unwrap();
+    second.part(1);
+    drop(second);
+    a.sync_index().unwrap();
+    assert_eq!(packs().len(), 4, "each has a pack of contents and one of pages");
+    let mut bytes = std::fs::read(path(&longest)).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(path(&longest)).unwrap();
+    std::fs::write(path(&longest), bytes).unwrap();
+    let report = check(&a, Reading::Percent(100), &|_, _, _| {}, &CancellationToken::new()).unwrap();
+    assert_eq!(report.problems.len(), 1, "{report:?}");
+    let told = prune_with(&a, std::time::Duration::ZERO).unwrap_err().to_string();
+    assert!(told.contains("nothing was pruned"), "{told}");
+    prune_with(&a, std::time::Duration::ZERO).unwrap();
+    assert!(!packs().contains(&longest));
+    nothing_is_lost(&world, "pruned when one of two copies was lost");
+}
