@@ -118,7 +118,11 @@ fn a_source_that_does_not_answer_holds_up_nobody_elsewhere_and_goes_on_when_it_a
         keepd.ok(&["check", destination, "--read-data"]);
     }
     prove(&keepd, keepd.json(&["list", "--job", "shop"])[0]["id"].as_str().unwrap());
-    // keepd ends while one hangs, and the next start finds nothing open.
+    if !is_long() {
+        mounted.unmount().unwrap();
+        return;
+    }
+    // keepd ends while one hangs, after it waited a minute for the run, and the next start finds nothing open.
     mounted.control().add(Rule::on(&[Verb::Read], "**").does(Action::Hang));
     fs::write(keepd.path("behind-share/hangs"), noise(3 << 20, 99)).unwrap();
     keepd.ok(&["backup", "share", "--detach"]);
@@ -131,7 +135,7 @@ fn a_source_that_does_not_answer_holds_up_nobody_elsewhere_and_goes_on_when_it_a
     signal(pid, "TERM");
     let since = Instant::now();
     while keepd.is_alive() {
-        assert!(since.elapsed() < PATIENCE, "keepd does not end while a source hangs: {}", keepd.log());
+        assert!(since.elapsed() < 3 * PATIENCE, "keepd does not end while a source hangs: {}", keepd.log());
         std::thread::sleep(Duration::from_millis(100));
     }
     println!("a source that hangs: keepd ended {:.1} s after SIGTERM", since.elapsed().as_secs_f64());

@@ -208,7 +208,18 @@ impl ArchiveReader {
     }
 
     /// What went by. The error says why it is no whole archive.
-    pub fn finish(self) -> Result<Summary, String> {
+    pub fn finish(mut self) -> Result<Summary, String> {
+        // It was not tried with the last of what came.
+        if self.state == State::Head && !self.held.is_empty() {
+            match self.read_head() {
+                Ok(used) => {
+                    let rest = std::mem::take(&mut self.held).split_off(used);
+                    self.go_through(&rest)?;
+                }
+                Err(Trouble::Wrong(text)) => return Err(text),
+                Err(Trouble::Short) => {}
+            }
+        }
         match self.state {
             State::Anything => return Ok(self.summary),
             State::Head => {
