@@ -370,6 +370,11 @@ impl World {
             .configs
             .iter()
             .filter(|name| !stored.iter().any(|there| there.ends_with(name.as_str())))
+            // A new key stores it anew by itself: names begin with the time, and retention takes what has enough newer ones.
+            .filter(|name| {
+                let newer = |there: &&String| there.contains("config_backup_") && there.rsplit('/').next() > name.rsplit('/').next();
+                stored.iter().filter(newer).count() < KEPT_CONFIGS
+            })
             .map(|name| format!("{name} is gone"))
             .collect();
         for (id, files) in &self.expected {
@@ -390,7 +395,9 @@ impl World {
     /// Objects that no backup can need: nothing may be left over after a prune.
     pub fn left_over(&self) -> Vec<String> {
         let strange = |name: &&String| {
-            !["packs/", "index/", "backups/", "marks/", "audit/", "keys/", "keepd.json", "writer.json"].iter().any(|d| name.contains(d))
+            // Configurations are stored for themselves, and retention looks after them.
+            let known = ["packs/", "index/", "backups/", "marks/", "audit/", "keys/", "config/config_backup_", "keepd.json", "writer.json"];
+            !known.iter().any(|d| name.contains(d))
         };
         self.s3().names().iter().filter(|name| name.starts_with("pre/")).filter(strange).cloned().collect()
     }
