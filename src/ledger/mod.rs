@@ -134,16 +134,22 @@ impl Ledger {
             (text, false) => failed(&text),
         };
         let mut db = Connection::open(&path).map_err(|e| at_fault(&e))?;
-        let prepare = |db: &Connection| -> rusqlite::Result<i64> {
+        let said = |db: &Connection, check: &str| db.query_row(&format!("PRAGMA {check}(1)"), [], |r| r.get::<_, String>(0));
+        // The version, and what integrity_check says, which looks at all that quick_check does and at the indexes: only when it is not satisfied is the other asked, whether the
+        // tables can be used.
+        let prepare = |db: &Connection| -> rusqlite::Result<(i64, String)> {
             db.execute_batch(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; PRAGMA cache_size = -2048;",
             )?;
-            db.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0)).and_then(|text| match text.as_str() {
-                "ok" => db.query_row("PRAGMA user_version", [], |r| r.get(0)),
-                _ => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(text))),
-            })
+            let integrity = said(db, "integrity_check").unwrap_or_else(|e| e.to_string());
+            let tables = if integrity == "ok" { integrity.clone() } else { said(db, "quick_check")? };
+            match tables.as_str() {
+                "ok" => Ok((db.query_row("PRAGMA user_version", [], |r| r.get(0))?, integrity)),
+                _ => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(tables))),
+            }
         };
-        match prepare(&db).map_err(|e| at_fault(&e))? {
+        let (version, integrity) = prepare(&db).map_err(|e| at_fault(&e))?;
+        match version {
             0 => {
                 let tx = db.transaction().map_err(|e| at_fault(&e))?;
                 tx.execute_batch(SCHEMA).and_then(|()| tx.commit()).map_err(|e| at_fault(&e))?;
@@ -171,12 +177,10 @@ impl Ledger {
         sums::add(&mut db).map_err(|e| at_fault(&e))?;
         // An index is made of its table: one that hides or invents a row is made anew, once rows that are damaged themselves are forgotten. Whatever comes of it, the
         // ledger opens: what quick_check has found whole can be used.
-        let whole = || db.query_row("PRAGMA integrity_check(1)", [], |r| r.get::<_, String>(0));
-        let said = whole().unwrap_or_else(|e| e.to_string());
-        if said != "ok" {
+        if integrity != "ok" {
             let mended = sums::forget_damaged(&mut db).and_then(|()| db.execute_batch("REINDEX"));
             let outcome = mended.map_or_else(|e| format!("they could not be made anew: {e}"), |()| "they were made anew".into());
-            tracing::warn!("indexes of the ledger {} are damaged ({said}); {outcome}", path.display());
+            tracing::warn!("indexes of the ledger {} are damaged ({integrity}); {outcome}", path.display());
         }
         db.set_prepared_statement_cache_capacity(32);
         Ok(Self {
