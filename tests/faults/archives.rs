@@ -3,8 +3,9 @@
 use crate::bucket::{cells, heals};
 use crate::common::*;
 use crate::disk;
+use crate::http::Fault;
 use crate::matrix::{OF_ARCHIVES, Operation, is_long, try_all};
-use crate::s3::{Fault, Rule, Verb};
+use crate::s3::{Rule, Verb};
 use crate::world::{Layout, NAME, Trouble, World};
 
 /// Whether one attempt more gets over it. An archive is a stream that goes by: what was acknowledged and is not there cannot be sent once more.

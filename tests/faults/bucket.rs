@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::*;
+use crate::http::Fault;
 use crate::matrix::{Cell, OPERATIONS, Operation, seed, thinned, try_all};
-use crate::s3::{Fault, Rule, Verb};
+use crate::s3::{Rule, Verb};
 use crate::world::{Layout, NAME, Trouble, World};
 
 /// What may go wrong with requests of a verb.

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use crate::common::files_below;
 use crate::common::servers::{Kind, SECRET, Server};
-use crate::s3::Fault;
+use crate::http::{self, Answer, Fault, Rules, read_headers, send, serve};
+
+pub type Rule = http::Rule<Verb>;
 
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,27 +25,11 @@ pub enum Verb {
     Delete,
 }
 
-#[derive(Debug, Clone)]
-pub struct Rule {
-    pub verb: Verb,
-    /// What the path contains.
-    pub name: String,
-    /// Begins with this occurrence, counted from 1.
-    pub nth: usize,
-    /// And ends after so many.
-    pub times: usize,
-    pub fault: Fault,
-}
-
 #[derive(Default)]
 struct State {
-    rule: Option<Rule>,
-    seen: usize,
-    hits: usize,
-    log: Vec<(Verb, String)>,
+    rules: Rules<Verb>,
     /// The files that there were, by their paths below the root.
     remembered: BTreeSet<String>,
-    unknown: Vec<String>,
 }
 
 struct Shared {
@@ -67,18 +52,6 @@ struct Request {
     body: Vec<u8>,
 }
 
-struct Answer {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn of(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into() }
-    }
-}
-
 fn lock(shared: &Shared) -> MutexGuard<'_, State> {
     shared.state.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -94,7 +67,7 @@ impl Dav {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = shared.clone();
-                std::thread::spawn(move || serve(&stream, &shared));
+                std::thread::spawn(move || serve(&stream, read_request, |request| handle(&request, &stream, &shared)));
             }
         });
         proxy
@@ -111,17 +84,14 @@ impl Dav {
 
     /// From now on this fault; counts begin anew.
     pub fn set(&self, rule: Rule) {
-        let mut state = lock(&self.shared);
-        (state.seen, state.hits, state.rule) = (0, 0, Some(rule));
-        state.log.clear();
+        lock(&self.shared).rules.set(rule);
     }
 
     /// No fault any more, and what hangs ends. How often it was met.
     pub fn clear(&self) -> usize {
-        let mut state = lock(&self.shared);
-        state.rule = None;
+        let hits = lock(&self.shared).rules.clear();
         self.shared.released.notify_all();
-        state.hits
+        hits
     }
 
     /// What [`Fault::Stale`] lists.
@@ -132,38 +102,16 @@ impl Dav {
     }
 
     pub fn log(&self) -> Vec<(Verb, String)> {
-        lock(&self.shared).log.clone()
+        lock(&self.shared).rules.log.clone()
     }
 
     pub fn forget_log(&self) {
-        lock(&self.shared).log.clear();
+        lock(&self.shared).rules.log.clear();
     }
 
     /// Requests of no known kind: a test that has some tests something else.
     pub fn unknown(&self) -> Vec<String> {
-        lock(&self.shared).unknown.clone()
-    }
-}
-
-fn serve(stream: &TcpStream, shared: &Shared) {
-    let _ = stream.set_nodelay(true);
-    let Ok(read) = stream.try_clone() else { return };
-    let mut reader = BufReader::new(read);
-    while let Some(request) = read_request(&mut reader) {
-        if handle(&request, stream, shared).is_none() {
-            break;
-        }
-    }
-    let _ = stream.shutdown(Shutdown::Both);
-}
-
-fn read_headers(reader: &mut impl BufRead) -> Option<Vec<(String, String)>> {
-    let mut headers = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { return Some(headers) };
-        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        lock(&self.shared).rules.unknown.clone()
     }
 }
 
@@ -272,14 +220,14 @@ impl Request {
 /// Answers a request; None when the connection is to end.
 fn handle(request: &Request, stream: &TcpStream, shared: &Shared) -> Option<()> {
     let Some(verb) = request.verb() else {
-        lock(shared).unknown.push(format!("{} {}", request.method, request.target));
-        return send(stream, &Answer::of(501, "the tests' proxy knows no such request"), None);
+        lock(shared).rules.unknown.push(format!("{} {}", request.method, request.target));
+        return send(stream, &Answer::of(501, "the tests' proxy knows no such request"), true, None);
     };
     let name = request.name();
     let fault = {
         let mut state = lock(shared);
-        state.log.push((verb, name.clone()));
-        state.fault(verb, &name)
+        state.rules.log.push((verb, name.clone()));
+        state.rules.fault(verb, &name)
     };
     let server = shared.server;
     match fault {
@@ -294,12 +242,12 @@ fn handle(request: &Request, stream: &TcpStream, shared: &Shared) -> Option<()> 
         }
         Some(Fault::DoneAndError) => {
             request.done(server, &request.body)?;
-            return send(stream, &Answer::of(500, "We encountered an internal error (InternalError)"), None);
+            return send(stream, &Answer::of(500, "We encountered an internal error (InternalError)"), true, None);
         }
         _ => {}
     }
     let answer = answer(request, verb, &name, fault, shared)?;
-    let sent = send(stream, &answer, fault);
+    let sent = send(stream, &answer, answer.status != 204, fault);
     if fault == Some(Fault::HangInBody) {
         wait_for_release(shared);
         return None;
@@ -386,49 +334,5 @@ fn listed(text: &str, directory: &str, fault: Fault, remembered: &BTreeSet<Strin
 
 /// Until the rule is cleared.
 fn wait_for_release(shared: &Shared) {
-    drop(shared.released.wait_while(lock(shared), |state| state.rule.is_some()));
-}
-
-fn send(mut stream: &TcpStream, answer: &Answer, fault: Option<Fault>) -> Option<()> {
-    let mut head = format!("HTTP/1.1 {} Answer\r\n", answer.status);
-    for (name, value) in &answer.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    let body = &answer.body;
-    if answer.status != 204 {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-    }
-    head.push_str("\r\n");
-    stream.write_all(head.as_bytes()).ok()?;
-    match fault {
-        Some(Fault::Cut) => {
-            stream.write_all(&body[..body.len() / 2]).ok()?;
-            None
-        }
-        Some(Fault::HangInBody) => {
-            stream.write_all(&body[..body.len() / 2]).ok()?;
-            stream.flush().ok()
-        }
-        Some(Fault::Slow) => {
-            for piece in body.chunks(body.len().div_ceil(6).max(1)) {
-                std::thread::sleep(Duration::from_millis(60));
-                stream.write_all(piece).ok()?;
-            }
-            Some(())
-        }
-        _ => stream.write_all(body).ok(),
-    }
-}
-
-impl State {
-    /// The fault that this request meets.
-    fn fault(&mut self, verb: Verb, name: &str) -> Option<Fault> {
-        let rule = self.rule.clone().filter(|r| r.verb == verb && name.contains(&r.name))?;
-        self.seen += 1;
-        let is_met = self.seen >= rule.nth && self.seen - rule.nth < rule.times;
-        is_met.then(|| {
-            self.hits += 1;
-            rule.fault
-        })
-    }
+    drop(shared.released.wait_while(lock(shared), |state| state.rules.is_set()));
 }

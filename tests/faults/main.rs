@@ -10,6 +10,7 @@ mod common;
 mod crash;
 mod dav;
 mod disk;
+mod http;
 mod matrix;
 mod plugin;
 mod s3;

@@ -5,12 +5,12 @@
 //! are short: every listing of the tests has several.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io::BufRead;
+use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use crate::common::servers::SECRET;
+use crate::http::{self, Answer, Fault, Rules, read_headers, send, serve};
 
 /// Objects of one page of a listing.
 const PAGE: usize = 3;
@@ -32,71 +32,7 @@ pub enum Verb {
     Delete,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fault {
-    /// Answered by this status, and nothing done.
-    Status(u16),
-    /// The storage says that it is full.
-    Full,
-    /// The connection ends without an answer, and nothing was done.
-    Reset,
-    /// Done, and answered by an error.
-    DoneAndError,
-    /// Done, and the connection ends without an answer.
-    DoneAndReset,
-    /// Done twice (a proxy sends the request again); the answer is the second one's.
-    Twice,
-    /// Never answered, and nothing done.
-    Hang,
-    /// The answer stops in the middle of its body and never goes on.
-    HangInBody,
-    /// The connection ends in the middle of the answer's body.
-    Cut,
-    /// The answer says that it is shorter than what was asked for, and is.
-    Short,
-    /// Answered as done; half of it was stored.
-    ShortWrite,
-    /// Answered as done; nothing was stored.
-    Lost,
-    /// A bit of the answer's body is another.
-    Flipped,
-    /// Answered as done; a bit of what was stored is another.
-    FlippedWrite,
-    /// The answer names another ETag.
-    WrongTag,
-    /// Not there, whatever is.
-    NotThere,
-    /// The listing as it was when [`S3::remember`] was called.
-    Stale,
-    /// Every second object of the page is left out; nothing tells.
-    Holes,
-    /// The listing ends after its first page and says that it is complete.
-    FirstPageOnly,
-    /// The listing says that it goes on and does not say where.
-    NoToken,
-    /// The listing's next page is always this one.
-    Circle,
-    /// The text of the listing stops in the middle.
-    CutText,
-    /// A page of some proxy, answered as good.
-    Html,
-    /// A listing of nothing.
-    Nothing,
-    /// The answer comes in small pieces with pauses, each shorter than any timeout.
-    Slow,
-}
-
-#[derive(Debug, Clone)]
-pub struct Rule {
-    pub verb: Verb,
-    /// What the name (of a listing: the prefix) contains.
-    pub name: String,
-    /// Begins with this occurrence, counted from 1.
-    pub nth: usize,
-    /// And ends after so many.
-    pub times: usize,
-    pub fault: Fault,
-}
+pub type Rule = http::Rule<Verb>;
 
 /// A process that dies at a request.
 #[derive(Debug, Clone, Copy)]
@@ -115,14 +51,9 @@ struct State {
     objects: Objects,
     remembered: Objects,
     uploads: BTreeMap<String, (String, BTreeMap<u32, Vec<u8>>)>,
-    rule: Option<Rule>,
-    seen: usize,
-    hits: usize,
+    rules: Rules<Verb>,
     kill: Option<Kill>,
     requests: usize,
-    /// Since the counting began.
-    log: Vec<(Verb, String)>,
-    unknown: Vec<String>,
 }
 
 struct Shared {
@@ -146,17 +77,7 @@ struct Request {
     body: Vec<u8>,
 }
 
-struct Answer {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
-}
-
 impl Answer {
-    fn of(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into() }
-    }
-
     fn error(status: u16, code: &str, message: &str) -> Self {
         Self::of(status, format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>"))
     }
@@ -180,7 +101,7 @@ impl S3 {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = shared.clone();
-                std::thread::spawn(move || serve(&stream, &shared));
+                std::thread::spawn(move || serve(&stream, read_request, |request| handle(&request, &stream, &shared)));
             }
         });
         server
@@ -199,17 +120,14 @@ impl S3 {
 
     /// From now on this fault; counts begin anew.
     pub fn set(&self, rule: Rule) {
-        let mut state = lock(&self.shared);
-        (state.seen, state.hits, state.rule) = (0, 0, Some(rule));
-        state.log.clear();
+        lock(&self.shared).rules.set(rule);
     }
 
     /// No fault any more, and what hangs ends. How often it was met.
     pub fn clear(&self) -> usize {
-        let mut state = lock(&self.shared);
-        state.rule = None;
+        let hits = lock(&self.shared).rules.clear();
         self.shared.released.notify_all();
-        state.hits
+        hits
     }
 
     /// What [`Fault::Stale`] lists.
@@ -221,7 +139,7 @@ impl S3 {
     pub fn kill_at(&self, kill: Kill) {
         let mut state = lock(&self.shared);
         (state.requests, state.kill) = (0, Some(kill));
-        state.log.clear();
+        state.rules.log.clear();
     }
 
     /// Whether the process was not killed yet; it will not be any more.
@@ -235,29 +153,17 @@ impl S3 {
 
     /// The requests since the last rule or count was set.
     pub fn log(&self) -> Vec<(Verb, String)> {
-        lock(&self.shared).log.clone()
+        lock(&self.shared).rules.log.clone()
     }
 
     pub fn forget_log(&self) {
-        lock(&self.shared).log.clear();
+        lock(&self.shared).rules.log.clear();
     }
 
     /// Requests that it has no answer for: a test that has some tests something else.
     pub fn unknown(&self) -> Vec<String> {
-        lock(&self.shared).unknown.clone()
+        lock(&self.shared).rules.unknown.clone()
     }
-}
-
-fn serve(stream: &TcpStream, shared: &Shared) {
-    let _ = stream.set_nodelay(true);
-    let Ok(read) = stream.try_clone() else { return };
-    let mut reader = BufReader::new(read);
-    while let Some(request) = read_request(&mut reader) {
-        if handle(&request, stream, shared).is_none() {
-            break;
-        }
-    }
-    let _ = stream.shutdown(Shutdown::Both);
 }
 
 fn read_request(reader: &mut impl BufRead) -> Option<Request> {
@@ -265,13 +171,7 @@ fn read_request(reader: &mut impl BufRead) -> Option<Request> {
     reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
     let mut words = line.split_whitespace();
     let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut headers = BTreeMap::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
-        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
-    }
+    let headers: BTreeMap<String, String> = read_headers(reader)?.into_iter().collect();
     let len: usize = headers.get("content-length").and_then(|l| l.parse().ok()).unwrap_or(0);
     let mut body = vec![0; len];
     reader.read_exact(&mut body).ok()?;
@@ -326,12 +226,12 @@ impl Request {
 fn handle(request: &Request, stream: &TcpStream, shared: &Shared) -> Option<()> {
     let mut state = lock(shared);
     let Some(verb) = request.verb() else {
-        state.unknown.push(format!("{} {}", request.method, request.key));
+        state.rules.unknown.push(format!("{} {}", request.method, request.key));
         drop(state);
-        return send(stream, &Answer::error(501, "NotImplemented", "the tests' storage knows no such request"), false, None);
+        return send(stream, &Answer::error(501, "NotImplemented", "the tests' storage knows no such request"), true, None);
     };
-    let is_head = verb == Verb::Stat;
-    state.log.push((verb, request.name().to_owned()));
+    let has_body = verb != Verb::Stat;
+    state.rules.log.push((verb, request.name().to_owned()));
     state.requests += 1;
     if let Some(kill) = state.kill.filter(|k| state.requests >= k.at) {
         state.kill = None;
@@ -342,7 +242,7 @@ fn handle(request: &Request, stream: &TcpStream, shared: &Shared) -> Option<()> 
         assert!(killed.success());
         return None;
     }
-    let fault = state.fault(verb, request.name());
+    let fault = state.rules.fault(verb, request.name());
     match fault {
         Some(Fault::Hang) => {
             wait_for_release(state, shared);
@@ -356,54 +256,23 @@ fn handle(request: &Request, stream: &TcpStream, shared: &Shared) -> Option<()> 
         Some(Fault::DoneAndError) => {
             let _ = state.answer(request, verb, None);
             drop(state);
-            return send(stream, &Answer::error(500, "InternalError", "We encountered an internal error"), is_head, None);
+            return send(stream, &Answer::error(500, "InternalError", "We encountered an internal error"), has_body, None);
         }
         _ => {}
     }
     let answer = state.answer(request, verb, fault);
     if fault == Some(Fault::HangInBody) {
-        let _ = send(stream, &answer, is_head, fault);
+        let _ = send(stream, &answer, has_body, fault);
         wait_for_release(state, shared);
         return None;
     }
     drop(state);
-    send(stream, &answer, is_head, fault)
+    send(stream, &answer, has_body, fault)
 }
 
 /// Until the rule is cleared.
 fn wait_for_release(state: MutexGuard<'_, State>, shared: &Shared) {
-    drop(shared.released.wait_while(state, |s| s.rule.is_some()));
-}
-
-fn send(mut stream: &TcpStream, answer: &Answer, is_head: bool, fault: Option<Fault>) -> Option<()> {
-    let mut head = format!("HTTP/1.1 {} Answer\r\n", answer.status);
-    for (name, value) in &answer.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    if !is_head {
-        head.push_str(&format!("Content-Length: {}\r\n", answer.body.len()));
-    }
-    head.push_str("\r\n");
-    stream.write_all(head.as_bytes()).ok()?;
-    let body: &[u8] = if is_head { &[] } else { &answer.body };
-    match fault {
-        Some(Fault::Cut) => {
-            stream.write_all(&body[..body.len() / 2]).ok()?;
-            None
-        }
-        Some(Fault::HangInBody) => {
-            stream.write_all(&body[..body.len() / 2]).ok()?;
-            stream.flush().ok()
-        }
-        Some(Fault::Slow) => {
-            for piece in body.chunks(body.len().div_ceil(6).max(1)) {
-                std::thread::sleep(Duration::from_millis(60));
-                stream.write_all(piece).ok()?;
-            }
-            Some(())
-        }
-        _ => stream.write_all(body).ok(),
-    }
+    drop(shared.released.wait_while(state, |s| s.rules.is_set()));
 }
 
 fn tag(bytes: &[u8]) -> String {
@@ -412,17 +281,6 @@ fn tag(bytes: &[u8]) -> String {
 }
 
 impl State {
-    /// The fault that this request meets.
-    fn fault(&mut self, verb: Verb, name: &str) -> Option<Fault> {
-        let rule = self.rule.clone().filter(|r| r.verb == verb && name.contains(&r.name))?;
-        self.seen += 1;
-        let is_met = self.seen >= rule.nth && self.seen - rule.nth < rule.times;
-        is_met.then(|| {
-            self.hits += 1;
-            rule.fault
-        })
-    }
-
     fn answer(&mut self, request: &Request, verb: Verb, fault: Option<Fault>) -> Answer {
         match fault {
             Some(Fault::Status(503)) => return Answer::error(503, "SlowDown", "Please reduce your request rate."),

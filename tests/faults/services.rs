@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::bucket::{self, kind};
 use crate::common::*;
 use crate::dav;
+use crate::http::Fault;
 use crate::matrix::{Cell, OF_ARCHIVES, Operation, is_long, seed, thinned, try_all};
 use crate::plugin;
-use crate::s3::Fault;
 use crate::world::{Layout, Place, Trouble, World};
 
 /// What is tried with services whose storage side is that of the others.
