@@ -1,10 +1,11 @@
 #!/bin/sh
-# restic's and rustic's side of bench/large.sh: `bench/history.sh [BACKUPS [CHUNKS]]`, 500 and 200,000 by default (each backup takes them half a second,
-# most of it for the key). A repository of rustic with as many snapshots, each with its share of new files of a hundred bytes; then list, a simulated
-# retention, check, a lost index, and the oldest hundredth removed and pruned, by rustic and by restic (the repository is the same for both).
+# restic's and rustic's side of bench/large.sh: `bench/history.sh [BACKUPS [CHUNKS]]`, 5,000 and 2,000,000 by default. A repository of rustic with as many
+# snapshots, an hour apart, each with its share of new files of a hundred bytes and those of the one before; then list, a simulated retention, check, a lost index, a prune with
+# nothing dead, and the oldest hundredth removed and pruned, by rustic and by restic (the repository is the same for both).
+# It is made with the master key, so that no backup derives one from a password, and with the index and snapshots of a hundred backups at a time, so that none loads all of them.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-backups=${1:-500} chunks=${2:-200000}
+backups=${1:-5000} chunks=${2:-2000000}
 mkdir -p "$here/.work"
 dir=$(mktemp -d "$here/.work/history.XXXXXX")
 trap 'rm -rf "$dir"' EXIT
@@ -13,18 +14,33 @@ export RESTIC_REPOSITORY="$dir/repository" RESTIC_PASSWORD=x RESTIC_CACHE_DIR="$
 rustic=$here/.peers/bin/rustic restic=$here/.peers/bin/restic
 each=$((chunks / backups))
 $rustic init >/dev/null
-python3 - "$dir/data" "$backups" "$each" "$rustic" <<'P'
-import os, subprocess, sys
-data, backups, each, rustic = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+key=$($rustic key export)
+env -u RUSTIC_PASSWORD RUSTIC_KEY="$key" python3 - "$dir" "$backups" "$each" "$rustic" <<'P'
+import os, shutil, subprocess, sys, time
+dir, backups, each, rustic = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+start = int(time.time()) - backups * 3600
+parts = [(f"{dir}/repository/{name}", f"{dir}/{name}") for name in ("index", "snapshots")]
+for _, aside in parts:
+    os.mkdir(aside)
+def move(place, aside):
+    for below, _, names in os.walk(place):
+        for name in names:
+            os.rename(os.path.join(below, name), os.path.join(aside, name))
 for n in range(backups):
     # The last one's files and new ones, as keepd's history has them.
-    os.makedirs(f"{data}/{n}")
+    os.makedirs(f"{dir}/data/{n}")
     for i in range(each):
-        with open(f"{data}/{n}/{i}", "wb") as file:
+        with open(f"{dir}/data/{n}/{i}", "wb") as file:
             file.write(os.urandom(100))
     if n > 1:
-        subprocess.run(["rm", "-r", f"{data}/{n - 2}"], check=True)
-    subprocess.run([rustic, "backup", data], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        shutil.rmtree(f"{dir}/data/{n - 2}")
+    when = time.strftime("%Y-%m-%d %H:%M:%S+0000", time.gmtime(start + n * 3600))
+    subprocess.run([rustic, "backup", "--no-scan", "--time", when, f"{dir}/data"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if n % 100 == 99:
+        for place, aside in parts:
+            move(place, aside)
+for place, aside in parts:
+    move(aside, place)
 P
 step() { # step NAME COMMAND…
     name=$1; shift
@@ -43,6 +59,7 @@ for tool in rustic restic; do
     step "$tool: check of the structure" "$bin" check
     rm -r "$dir/repository/index"; mkdir "$dir/repository/index"
     step "$tool: a lost index" "$bin" repair index
+    step "$tool: prune with nothing dead" "$bin" prune
     step "$tool: the oldest hundredth forgotten" "$bin" forget --keep-last "$keep"
     if [ $tool = rustic ]; then step "$tool: prune" "$bin" prune --keep-delete 0s --instant-delete; else step "$tool: prune" "$bin" prune; fi
 done

@@ -3,6 +3,7 @@
 //! Whatever is in it can be made again from the repository. Packs that were stored but are in no index object yet (an
 //! interrupted run left them, or the present one) are marked, so that the next run uses them instead of storing again.
 
+pub mod counts;
 mod held;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -91,9 +92,11 @@ impl LocalIndex {
                 if version != 4 {
                     db.execute_batch("DROP TABLE IF EXISTS lost")?;
                 }
+                db.execute_batch(counts::DROP)?;
                 db.pragma_update(None, "user_version", VERSION)?;
             }
             db.execute_batch(SCHEMA)?;
+            db.execute_batch(counts::SCHEMA)?;
             db.set_prepared_statement_cache_capacity(32);
             Ok(db)
         };
@@ -140,6 +143,12 @@ impl LocalIndex {
     #[cfg(test)]
     pub fn execute(&self, sql: &str) -> usize {
         self.db().execute(sql, []).unwrap()
+    }
+
+    /// The texts that a question has for an answer.
+    #[cfg(test)]
+    pub fn ask(&self, sql: &str) -> Vec<String> {
+        self.rows(sql, [], |r| r.get(0)).unwrap()
     }
 
     /// The index objects already read into the cache.

@@ -8,6 +8,7 @@ pub mod chunker;
 mod closed;
 pub mod condemned;
 pub mod copy;
+mod count;
 #[cfg(test)]
 mod damaged_cache;
 pub mod entry;

@@ -330,8 +330,8 @@ fn prove_dead(
     let old = plan.old.iter().map(|(id, _)| *id).filter(|id| is_expired(id));
     let going = plan.condemn.iter().map(|(id, _)| *id).chain(old).chain(rewritten.iter().copied());
     let mut going: HashSet<[u8; 32]> = going.filter(|id| listed.contains_key(id)).collect();
-    let wrong = |chunk: &ChunkId, there: &[u8; 32]| match repository.local.clear() {
-        Ok(()) => RepositoryError::LocalIndex {
+    let wrong = |chunk: &ChunkId, there: &[u8; 32]| match repository.local.damaged() {
+        Ok(_) => RepositoryError::LocalIndex {
             location: repository.location().to_owned(),
             text: format!(
                 "it has chunk {chunk}, which a backup needs, in {}, and that is not where it lies: it is damaged, and nothing was pruned. \

@@ -1,17 +1,17 @@
 //! The local index held against what backups need: how much of each pack that is, what is dead, what is lost.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::counts::{Counted, Wrong};
 use super::{LocalIndex, kind_of};
 use crate::crypto::ObjectKind;
 use crate::repository::entry::ChunkId;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::pack::PackedChunk;
-use crate::repository::runs::{Merged, Runs};
 
 /// The cache held against all that is needed.
 pub struct Held {
@@ -24,7 +24,7 @@ pub struct Held {
 
 /// Why a cache was not held against what is needed.
 enum Scan {
-    Files(std::io::Error),
+    Needed(Wrong),
     Database(rusqlite::Error),
     Damaged,
 }
@@ -40,18 +40,27 @@ impl From<rusqlite::Error> for Scan {
     }
 }
 
+impl From<Wrong> for Scan {
+    fn from(wrong: Wrong) -> Self {
+        Scan::Needed(wrong)
+    }
+}
+
 impl Held {
-    fn scan(&mut self, db: &Connection, needed: &mut Merged<'_>) -> Result<(), Scan> {
+    fn scan(&mut self, db: &Connection) -> Result<(), Scan> {
         let tx = db.unchecked_transaction()?;
-        let mut packs: BTreeMap<i64, PackUsage> = BTreeMap::new();
-        let mut next = needed.next().map_err(Scan::Files)?;
+        let (mut packs, mut places) = (Vec::new(), HashMap::new());
+        let mut counted = tx.prepare(Counted::SQL)?;
+        let mut needed = Counted::of(&tx, counted.query([])?)?;
+        let mut next = needed.next()?;
         {
-            let mut statement = tx.prepare("SELECT n, id, size, kind, condemned, listed FROM pack")?;
+            let mut statement = tx.prepare("SELECT n, id, size, kind, condemned, listed FROM pack ORDER BY n")?;
             let mut rows = statement.query([])?;
             while let Some(r) = rows.next()? {
                 let (id, size, kind) = (r.get(1)?, r.get::<_, i64>(2)? as u64, kind_of(r.get(3)?));
                 let usage = PackUsage { id, size, kind, used_bytes: 0, used_chunks: 0, condemned: r.get(4)?, listed: r.get(5)? };
-                packs.insert(r.get(0)?, usage);
+                places.insert(r.get::<_, i64>(0)?, packs.len());
+                packs.push(usage);
             }
             let mut kill = tx.prepare(&format!("INSERT INTO {} (id) VALUES (?1)", self.dead.table))?;
             let mut statement = tx.prepare("SELECT id, pack, sealed FROM chunk ORDER BY id")?;
@@ -66,14 +75,17 @@ impl Held {
                 last = Some(id);
                 while let Some(passed) = next.filter(|next| *next < id) {
                     self.missing.push(passed);
-                    next = needed.next().map_err(Scan::Files)?;
+                    next = needed.next()?;
                 }
                 let is_needed = next == Some(id);
                 if is_needed {
-                    next = needed.next().map_err(Scan::Files)?;
+                    next = needed.next()?;
                 }
-                match packs.get_mut(&r.get(1)?) {
-                    _ if !is_needed => drop(kill.execute([id.0])?),
+                if !is_needed {
+                    kill.execute([id.0])?;
+                    continue;
+                }
+                match places.get(&r.get(1)?).and_then(|place| packs.get_mut(*place)) {
                     Some(usage) => {
                         usage.used_bytes = usage.used_bytes.saturating_add(u64::from(r.get::<_, u32>(2)?));
                         usage.used_chunks += 1;
@@ -85,10 +97,12 @@ impl Held {
         }
         while let Some(passed) = next {
             self.missing.push(passed);
-            next = needed.next().map_err(Scan::Files)?;
+            next = needed.next()?;
         }
+        drop(needed);
+        drop(counted);
         tx.commit()?;
-        self.usage = packs.into_values().collect();
+        self.usage = packs;
         Ok(())
     }
 }
@@ -132,25 +146,26 @@ pub struct PackUsage {
 }
 
 impl LocalIndex {
-    /// Holds all that is needed against all chunks of the cache, both in the order of ids. A cache that is found damaged is emptied, and made anew by the next
-    /// run.
-    pub fn hold_against(&self, needed: &mut Runs) -> Result<Held> {
+    /// Holds all that is counted as needed against all chunks of the cache, both in the order of ids; None when the counts do not fit together. A cache that is
+    /// found damaged is emptied, and made anew by the next run.
+    pub fn held(&self) -> Result<Option<Held>> {
         let mut held = Held { usage: Vec::new(), dead: Dead::new(self)?, missing: Vec::new() };
-        let mut merged = needed.merged().map_err(|e| self.no_room(&e))?;
         let scanned = {
             let db = self.db();
-            held.scan(&db, &mut merged)
+            held.scan(&db)
         };
         match scanned {
-            Ok(()) => Ok(held),
-            Err(Scan::Files(e)) => Err(self.no_room(&e)),
-            Err(Scan::Database(e)) => Err(self.fail(e)),
+            Ok(()) => Ok(Some(held)),
+            Err(Scan::Needed(Wrong::Counts)) => Ok(None),
+            Err(Scan::Needed(Wrong::Files(e))) => Err(self.no_room(&e)),
+            Err(Scan::Needed(Wrong::Database(e)) | Scan::Database(e)) => Err(self.fail(e)),
             Err(Scan::Damaged) => Err(self.damaged()?),
         }
     }
 
     /// Empties a cache that was found damaged; what is to be told of that.
     pub fn damaged(&self) -> Result<RepositoryError> {
+        self.forget_counts()?;
         self.clear()?;
         let text = "what it has of chunks is damaged, and nothing was pruned. It is a cache: it is made anew from the repository, and the next prune goes on";
         Ok(RepositoryError::LocalIndex { location: self.location.clone(), text: text.into() })
@@ -217,9 +232,13 @@ impl LocalIndex {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::counts::{Change, Contents, Kind, Known, NodeChange, sum};
     use super::*;
     use crate::crypto::HEADER_BYTES;
     use crate::repository::index::IndexedPack;
+    use crate::repository::runs::Runs;
 
     fn id(n: u8) -> ChunkId {
         ChunkId([n; 32])
@@ -232,22 +251,32 @@ mod tests {
         IndexedPack { id: [name; 32], size: 1000, kind: ObjectKind::DataPack, chunks }
     }
 
+    /// A backup with one page, which refers to these, is all that is counted.
+    fn needing(local: &LocalIndex, ids: &[u8]) {
+        let ids: BTreeSet<ChunkId> = ids.iter().map(|n| id(*n)).collect();
+        // The first is the page.
+        let Some((page, table)) = ids.iter().next().map(|page| (*page, ids.iter().skip(1))) else { return };
+        let known = Known::New(Contents { lists: Vec::new(), sum: sum(table) });
+        let nodes = [((page, Kind::Page), NodeChange { uses: 1, known })].into();
+        let mut uses = Runs::within(local.directory());
+        ids.iter().for_each(|id| uses.add(*id, 1).unwrap());
+        local.forget_counts().unwrap();
+        assert!(local.count(&Change { came: vec![([9; 32], vec![page])], went: Vec::new(), nodes }, &mut uses).unwrap().is_some());
+    }
+
     #[test]
     fn what_is_needed_dead_and_missing_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let local = LocalIndex::open(&dir.path().join("index.sqlite"), "there").unwrap();
         local.load(&[([1; 32], vec![pack(1, &[9, 2, 5]), pack(2, &[4, 2])]), ([2; 32], vec![pack(3, &[7])])]).unwrap();
-        let mut needed = Runs::within(dir.path());
-        for n in [5, 3, 2, 5, 8, 4, 200] {
-            needed.add(id(n)).unwrap();
-        }
         let used = |held: &Held| held.usage.iter().map(|u| (u.id[0], u.used_chunks, u.used_bytes)).collect::<Vec<_>>();
-        let held = local.hold_against(&mut needed).unwrap();
+        needing(&local, &[5, 3, 2, 5, 8, 4, 200]);
+        let held = local.held().unwrap().unwrap();
         assert_eq!(used(&held), [(1, 2, 20), (2, 1, 10), (3, 0, 0)], "a chunk that is in two packs counts where it was first");
         assert_eq!(held.missing, [id(3), id(8), id(200)]);
         // Another one at the same time, which needs all.
-        (0..=255).for_each(|n| needed.add(id(n)).unwrap());
-        let all = local.hold_against(&mut needed).unwrap();
+        needing(&local, &(0..=255).collect::<Vec<_>>());
+        let all = local.held().unwrap().unwrap();
         assert_eq!(used(&all), [(1, 3, 30), (2, 1, 10), (3, 1, 10)]);
         assert_eq!(local.needed_in(&held.dead, &[id(9), id(2), id(3)]).unwrap(), [None, Some([1; 32]), None]);
         assert_eq!(local.needed_in(&all.dead, &[id(9), id(2), id(3)]).unwrap(), [Some([1; 32]), Some([1; 32]), None]);
@@ -257,7 +286,7 @@ mod tests {
         drop(held);
         assert!(local.db().execute_batch(&format!("SELECT * FROM {table}")).is_err());
         local.mark_lost(&[1; 32], &[id(5)]).unwrap();
-        assert_eq!(local.hold_against(&mut needed).unwrap().missing.iter().filter(|c| **c == id(5)).count(), 1);
+        assert_eq!(local.held().unwrap().unwrap().missing.iter().filter(|c| **c == id(5)).count(), 1);
         assert_eq!(local.known_as_lost(&[id(5), id(8)]).unwrap(), HashSet::from([id(5)]));
         assert_eq!(local.lost(&HashSet::from([id(5)])).unwrap(), BTreeMap::from([([1; 32], 1)]));
     }
@@ -269,7 +298,7 @@ mod tests {
             let local = LocalIndex::open(&dir.path().join("index.sqlite"), "there").unwrap();
             local.load(&[([1; 32], vec![pack(1, &[9])])]).unwrap();
             assert_eq!(local.execute(damage), 1);
-            let told = local.hold_against(&mut Runs::within(dir.path())).err().unwrap().to_string();
+            let told = local.held().err().unwrap().to_string();
             assert!(told.contains("nothing was pruned"), "{told}");
             assert!(local.loaded().unwrap().is_empty());
         }
