@@ -8,16 +8,18 @@ here=$(cd "$(dirname "$0")" && pwd)
 backups=${1:-5000} chunks=${2:-2000000}
 mkdir -p "$here/.work"
 dir=$(mktemp -d "$here/.work/history.XXXXXX")
-trap 'rm -rf "$dir"' EXIT
+# ext4 goes by the inodes of recently deleted files, ever more slowly.
+data=$(mktemp -d /dev/shm/history.XXXXXX)
+trap 'rm -rf "$dir" "$data"' EXIT
 export RUSTIC_REPOSITORY="$dir/repository" RUSTIC_PASSWORD=x RUSTIC_NO_PROGRESS=true RUSTIC_LOG_LEVEL=error RUSTIC_CACHE_DIR="$dir/cache-rustic"
 export RESTIC_REPOSITORY="$dir/repository" RESTIC_PASSWORD=x RESTIC_CACHE_DIR="$dir/cache-restic"
 rustic=$here/.peers/bin/rustic restic=$here/.peers/bin/restic
 each=$((chunks / backups))
 $rustic init >/dev/null
 key=$($rustic key export)
-env -u RUSTIC_PASSWORD RUSTIC_KEY="$key" python3 - "$dir" "$backups" "$each" "$rustic" <<'P'
+env -u RUSTIC_PASSWORD RUSTIC_KEY="$key" python3 - "$dir" "$data" "$backups" "$each" "$rustic" <<'P'
 import os, shutil, subprocess, sys, time
-dir, backups, each, rustic = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+dir, data, backups, each, rustic = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 start = int(time.time()) - backups * 3600
 parts = [(f"{dir}/repository/{name}", f"{dir}/{name}") for name in ("index", "snapshots")]
 for _, aside in parts:
@@ -28,14 +30,14 @@ def move(place, aside):
             os.rename(os.path.join(below, name), os.path.join(aside, name))
 for n in range(backups):
     # The last one's files and new ones, as keepd's history has them.
-    os.makedirs(f"{dir}/data/{n}")
+    os.makedirs(f"{data}/{n}")
     for i in range(each):
-        with open(f"{dir}/data/{n}/{i}", "wb") as file:
+        with open(f"{data}/{n}/{i}", "wb") as file:
             file.write(os.urandom(100))
     if n > 1:
-        shutil.rmtree(f"{dir}/data/{n - 2}")
+        shutil.rmtree(f"{data}/{n - 2}")
     when = time.strftime("%Y-%m-%d %H:%M:%S+0000", time.gmtime(start + n * 3600))
-    subprocess.run([rustic, "backup", "--no-scan", "--time", when, f"{dir}/data"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run([rustic, "backup", "--no-scan", "--time", when, data], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if n % 100 == 99:
         for place, aside in parts:
             move(place, aside)
