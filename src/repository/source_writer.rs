@@ -216,8 +216,7 @@ impl<'w> SourceWriter<'w> {
     /// Closes the gathered chunk.
     fn cut_gathered(&mut self) -> Result<()> {
         if !self.gathered.is_empty() {
-            let id = self.writer.store(&self.gathered, ObjectKind::DataPack, Texture::Mixed)?;
-            self.gathered.clear();
+            let id = self.writer.store_gathered(&mut self.gathered, Texture::Mixed)?;
             if let Some(open) = self.known.chunks.last_mut() {
                 *open = Some(id);
             }
@@ -242,8 +241,8 @@ impl<'w> SourceWriter<'w> {
         }
         if self.gathered.is_empty() {
             self.known.chunks.push(None);
-            self.gathered.reserve(GATHER_BYTES + SMALL_FILE_BYTES as usize);
         }
+        self.writer.make_room(&mut self.gathered, contents.len(), GATHER_BYTES);
         let place = Place { chunk: self.known.chunks.len() as u32 - 1, offset: self.gathered.len() as u32, len: contents.len() as u32 };
         self.gathered.extend_from_slice(contents);
         if self.known.by_hash.len() < MAX_KNOWN_CONTENTS {

@@ -47,6 +47,8 @@ struct Job {
     texture: Texture,
     /// Its payload, where it was compressed before.
     payload: Option<Vec<u8>>,
+    /// What it takes of the queue.
+    bytes: usize,
 }
 
 /// A pack that threads are filling; `closed` when nobody may reserve a place in it any more.
@@ -188,32 +190,61 @@ impl Writer {
     }
 
     fn store_as(&mut self, chunk: &[u8], kind: ObjectKind, texture: Texture, payload: Option<Vec<u8>>) -> Result<ChunkId> {
+        let (id, is_new) = self.name(chunk)?;
+        if is_new {
+            let bytes = ChunkMemory::capacity(chunk.len());
+            self.shared.wait_for_room(bytes)?;
+            let mut raw = lock(&self.shared.chunk_memory).take(chunk.len());
+            raw.extend_from_slice(chunk);
+            self.send(Job { id, raw, kind, texture, payload, bytes })?;
+        }
+        Ok(id)
+    }
+
+    /// Stores a chunk of data that was gathered in memory of [`Writer::make_room`], and leaves it empty: the chunk is not copied.
+    pub fn store_gathered(&mut self, chunk: &mut Vec<u8>, texture: Texture) -> Result<ChunkId> {
+        let (id, is_new) = self.name(chunk)?;
+        if is_new {
+            let bytes = chunk.capacity();
+            self.shared.wait_for_room(bytes)?;
+            let raw = std::mem::take(chunk);
+            self.send(Job { id, raw, kind: ObjectKind::DataPack, texture, payload: None, bytes })?;
+        }
+        chunk.clear();
+        Ok(id)
+    }
+
+    /// Makes room for `more` bytes in a chunk that is gathered; `usual` is how long one mostly becomes.
+    pub fn make_room(&self, chunk: &mut Vec<u8>, more: usize, usual: usize) {
+        let len = chunk.len() + more;
+        if chunk.capacity() < len {
+            let mut memory = lock(&self.shared.chunk_memory);
+            let mut larger = memory.take(len.max(usual));
+            larger.extend_from_slice(chunk);
+            memory.give(std::mem::replace(chunk, larger));
+        }
+    }
+
+    /// The id of a chunk, and whether it is new; then it is noted as about to be stored.
+    fn name(&mut self, chunk: &[u8]) -> Result<(ChunkId, bool)> {
         if chunk.len() > MAX_CHUNK_BYTES {
             return Err(RepositoryError::Other(format!("a chunk of {} bytes is over the limit of {MAX_CHUNK_BYTES}", chunk.len())));
         }
         self.shared.go_on()?;
         let id = chunk_id(&self.shared.repository.chunk_key, chunk);
         if self.has(&id)?.is_some() {
-            return Ok(id);
+            return Ok((id, false));
         }
         let len = chunk.len() as u32;
         lock(&self.shared.pending).insert(id, len);
         self.shared.new.fetch_add(u64::from(len), Ordering::Relaxed);
         self.remember(id, len);
-        let bytes = ChunkMemory::capacity(chunk.len());
-        let mut queued = lock(&self.shared.queued);
-        let limit = self.shared.repository.queue_bytes();
-        while *queued > 0 && *queued + bytes > limit {
-            queued = self.shared.room.wait(queued).unwrap_or_else(PoisonError::into_inner);
-            self.shared.go_on()?;
-        }
-        *queued += bytes;
-        drop(queued);
-        let mut raw = lock(&self.shared.chunk_memory).take(chunk.len());
-        raw.extend_from_slice(chunk);
-        let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { id, raw, kind, texture, payload }).is_ok());
-        match sent {
-            Some(true) => Ok(id),
+        Ok((id, true))
+    }
+
+    fn send(&self, job: Job) -> Result<()> {
+        match self.jobs.as_ref().map(|jobs| jobs.send(job).is_ok()) {
+            Some(true) => Ok(()),
             _ => Err(self.shared.take_error()),
         }
     }
@@ -464,7 +495,7 @@ impl Shared {
                     drop(alone);
                 }
             }
-            self.release(ChunkMemory::capacity(job.raw.len()));
+            self.release(job.bytes);
             lock(&self.chunk_memory).give(job.raw);
         }
         Ok(())
@@ -496,6 +527,18 @@ impl Shared {
         builder
             .finish(&self.repository.keys, &self.repository.id)
             .map_err(|e| RepositoryError::Other(format!("a pack could not be closed: {e}; nothing of it was stored")))
+    }
+
+    /// Counts what is about to be queued, when there is room for it.
+    fn wait_for_room(&self, bytes: usize) -> Result<()> {
+        let limit = self.repository.queue_bytes();
+        let mut queued = lock(&self.queued);
+        while *queued > 0 && *queued + bytes > limit {
+            queued = self.room.wait(queued).unwrap_or_else(PoisonError::into_inner);
+            self.go_on()?;
+        }
+        *queued += bytes;
+        Ok(())
     }
 
     fn release(&self, len: usize) {

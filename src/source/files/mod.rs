@@ -108,6 +108,7 @@ fn capture_pass(
         links: HashMap::new(),
         counts: Counts::default(),
         buffer: Vec::new(),
+        filled: 0,
         kept: matches!(way, Way::Again).then(Vec::new),
         wanted: if let Way::Look(paths) = way { Some(paths) } else { None },
         given: 0,
@@ -195,7 +196,9 @@ struct Capture<'a> {
     /// Files with several names: the first one, and how many are still to come.
     links: HashMap<(u64, u64), (Vec<u8>, u64)>,
     counts: Counts,
+    /// Of a small file that is read.
     buffer: Vec<u8>,
+    filled: usize,
     /// In a second pass: the directories that the entry given last lies in, and itself if it is one.
     kept: Option<Vec<Vec<u8>>>,
     /// Where a look is confined to.

@@ -119,8 +119,9 @@ impl Capture<'_> {
         self.context.report.entry();
         self.given += 1;
         if small {
-            self.context.report.bytes(self.buffer.len() as u64);
-            self.sink.push_small(entry, &self.buffer)?;
+            let contents = self.buffer.get(..self.filled).unwrap_or_default();
+            self.context.report.bytes(contents.len() as u64);
+            self.sink.push_small(entry, contents)?;
         } else {
             self.sink.large_finish(entry)?;
         }
@@ -129,10 +130,11 @@ impl Capture<'_> {
 
     /// The whole file into the buffer, at most `size` bytes.
     fn read_small(&mut self, fd: &OwnedFd, size: u64) -> Pass {
-        self.buffer.resize(size as usize, 0);
-        match rustix::fs::seek(fd, SeekFrom::Start(0)).and_then(|_| fill(fd, &mut self.buffer)) {
+        // As long as any small file, so that it is cleared once.
+        self.buffer.resize(SMALL_FILE_BYTES as usize, 0);
+        match fill_at_start(fd, self.buffer.get_mut(..size as usize).unwrap_or_default()) {
             Ok(n) => {
-                self.buffer.truncate(n);
+                self.filled = n;
                 Pass::Whole
             }
             Err(e) => Pass::Failed(e),
@@ -209,15 +211,17 @@ fn collect(
     list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
     get: impl Fn(&[u8], &mut [u8]) -> Result<usize, Errno>,
 ) -> (Xattrs, Vec<String>) {
-    let mut names = vec![0u8; 1024];
+    let (mut few, mut many) = ([0u8; 1024], Vec::new());
     let (mut found, mut errors) = (Vec::new(), Vec::new());
-    let mut listed = list(&mut names);
+    let mut listed = list(&mut few);
+    let mut names = few.as_slice();
     if listed == Err(Errno::RANGE) {
-        names.resize(MAX_XATTR_BYTES, 0);
-        listed = list(&mut names);
+        many.resize(MAX_XATTR_BYTES, 0);
+        listed = list(&mut many);
+        names = &many;
     }
     match listed {
-        Ok(n) => names.truncate(n),
+        Ok(n) => names = names.get(..n).unwrap_or_default(),
         Err(Errno::OPNOTSUPP) => return (found, errors),
         Err(e) => {
             errors.push(format!("(list) {e}"));
@@ -255,6 +259,20 @@ pub(super) fn fill(fd: &impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
     let mut at = 0;
     while let Some(rest) = buffer.get_mut(at..).filter(|r| !r.is_empty()) {
         match rustix::io::read(fd, rest) {
+            Ok(0) => break,
+            Ok(n) => at += n,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(at)
+}
+
+/// The same from the file's start, wherever it was read to before.
+fn fill_at_start(fd: &impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let mut at = 0;
+    while let Some(rest) = buffer.get_mut(at..).filter(|r| !r.is_empty()) {
+        match rustix::io::pread(fd, rest, at as u64) {
             Ok(0) => break,
             Ok(n) => at += n,
             Err(Errno::INTR) => {}
