@@ -707,7 +707,8 @@ impl Shared {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let name = split(&path).1;
         let temporary = self.options.overwrite.then(|| format!(".keepctl-{}-{}", std::process::id(), header.index).into_bytes());
-        let fd = rustix::fs::openat(parent, temporary.as_deref().unwrap_or(name), flags, Mode::RUSR | Mode::WUSR).map_err(|e| match e {
+        let mode = self.first_mode(&header);
+        let fd = rustix::fs::openat(parent, temporary.as_deref().unwrap_or(name), flags, mode).map_err(|e| match e {
             Errno::EXIST => Trouble { text: format!("{} exists already and is not overwritten", shown(&path)), errno: Some(e) },
             e => refused(format!("cannot make {}", shown(&path)))(e),
         })?;
@@ -727,7 +728,22 @@ impl Shared {
         Ok(())
     }
 
-    /// Attributes, owner, mode, times, in this order; what is not permitted is a warning.
+    /// The mode a file is to have in the end, of an owner that could be set.
+    fn last_mode(&self, header: &EntryHeader) -> u32 {
+        // Set-user-ID for another owner than meant would hand out rights.
+        let foreign = self.euid != 0 && header.uid != self.euid;
+        header.mode & if foreign { 0o1777 } else { 0o7777 }
+    }
+
+    /// The mode a file is made with: the one it is to have where whoever it belongs to makes no difference for it, else one that lets nobody in.
+    fn first_mode(&self, header: &EntryHeader) -> Mode {
+        let last = self.last_mode(header) & 0o777;
+        let (group, all) = (last >> 3 & 7, last & 7);
+        let is_for_all_alike = group & !all == 0 && (group | all) & 0o2 == 0 && header.xattrs.is_empty();
+        if is_for_all_alike { Mode::from_raw_mode(last) } else { Mode::RUSR | Mode::WUSR }
+    }
+
+    /// Attributes, owner, mode, times, in this order; what is not permitted is a warning. What a new file has already is not set again.
     fn describe(&self, fd: &impl AsFd, header: &EntryHeader, path: &[u8]) {
         let set_xattrs = |after_owner: bool| {
             for (name, value) in &header.xattrs {
@@ -742,18 +758,24 @@ impl Shared {
             }
         };
         set_xattrs(false);
+        // An access control list among the attributes has changed the mode.
+        let mut now = rustix::fs::fstat(fd).ok();
         let owned = match self.owner(header) {
-            Some((uid, gid)) => rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))),
-            None => Ok(()),
+            Some((uid, gid)) if now.is_none_or(|now| (now.st_uid, now.st_gid) != (uid, gid)) => {
+                // It may take a file its set-user-ID.
+                now = None;
+                rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            }
+            _ => Ok(()),
         };
         if let Err(e) = owned {
             self.warn(format!("{}: its owner could not be set: {e}", shown(path)));
         }
         set_xattrs(true);
-        // Set-user-ID for another owner than meant would hand out rights.
-        let foreign = self.euid != 0 && header.uid != self.euid;
-        let bits = if owned.is_err() || foreign { header.mode & 0o1777 } else { header.mode & 0o7777 };
-        if let Err(e) = rustix::fs::fchmod(fd, Mode::from_raw_mode(bits)) {
+        let bits = self.last_mode(header) & if owned.is_err() { 0o1777 } else { 0o7777 };
+        if now.is_none_or(|now| now.st_mode & 0o7777 != bits)
+            && let Err(e) = rustix::fs::fchmod(fd, Mode::from_raw_mode(bits))
+        {
             self.warn(format!("{}: its mode could not be set: {e}", shown(path)));
         }
         if let Err(e) = rustix::fs::futimens(fd, &times(header)) {
@@ -769,10 +791,15 @@ impl Shared {
         if self.options.numeric_owner {
             return Some((header.uid, header.gid));
         }
+        fn known(ids: &mut Ids, name: &str, look: impl FnOnce(&str) -> Option<u32>) -> Option<u32> {
+            match ids.get(name) {
+                Some(id) => *id,
+                None => *ids.entry(name.to_owned()).or_insert(look(name)),
+            }
+        }
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        let uid = header.user.as_ref().and_then(|n| *ids.0.entry(n.clone()).or_insert_with(|| uzers::get_user_by_name(n).map(|u| u.uid())));
-        let gid =
-            header.group.as_ref().and_then(|n| *ids.1.entry(n.clone()).or_insert_with(|| uzers::get_group_by_name(n).map(|g| g.gid())));
+        let uid = header.user.as_ref().and_then(|name| known(&mut ids.0, name, |name| uzers::get_user_by_name(name).map(|u| u.uid())));
+        let gid = header.group.as_ref().and_then(|name| known(&mut ids.1, name, |name| uzers::get_group_by_name(name).map(|g| g.gid())));
         Some((uid.unwrap_or(header.uid), gid.unwrap_or(header.gid)))
     }
 }
@@ -1006,6 +1033,49 @@ mod tests {
         run(&bytes, &dir.path().join("out"), false).unwrap_or_else(|e| panic!("{}", e.0));
         let meta = std::fs::metadata(dir.path().join("out/f")).unwrap();
         assert_eq!((meta.uid(), meta.permissions().mode() & 0o7777), (12345, 0o4755));
+    }
+
+    #[test]
+    fn every_mode_and_owner_comes_back_wherever_the_file_is_made() {
+        let is_root = rustix::process::geteuid().is_root();
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let modes = [0o000, 0o400, 0o444, 0o600, 0o640, 0o644, 0o664, 0o666, 0o700, 0o710, 0o755, 0o777, 0o1644, 0o2755, 0o4755, 0o6711];
+        let owners: &[(u32, u32)] = if is_root { &[(uid, gid), (12345, gid), (uid, 12345), (12345, 12345)] } else { &[(uid, gid)] };
+        let dir = tempfile::tempdir().unwrap();
+        // Whatever is made in the second directory is of another group at first.
+        for place in ["plain", "of-a-group"] {
+            let to = dir.path().join(place);
+            std::fs::create_dir(&to).unwrap();
+            if place == "of-a-group" && is_root {
+                std::os::unix::fs::chown(&to, None, Some(54321)).unwrap();
+                std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o2777)).unwrap();
+            }
+            let cases: Vec<(u32, u32, u32)> = owners.iter().flat_map(|(u, g)| modes.map(|mode| (mode, *u, *g))).collect();
+            let bytes = stream(
+                |w| {
+                    for (n, (mode, uid, gid)) in cases.iter().enumerate() {
+                        let of = |path: &str, kind, size| EntryHeader {
+                            mode: *mode,
+                            uid: *uid,
+                            gid: *gid,
+                            ..header(2 * n as u64, path, kind, size)
+                        };
+                        w.entry(&of(&format!("f{n}"), EntryKind::File, 1), b"x").unwrap();
+                        w.entry(&EntryHeader { inline: false, ..of(&format!("d{n}"), EntryKind::Directory, 0) }, b"").unwrap();
+                    }
+                },
+                2 * cases.len() as u64,
+                cases.len() as u64,
+            );
+            run(&bytes, &to, false).unwrap_or_else(|e| panic!("{}", e.0));
+            for (n, case) in cases.iter().enumerate() {
+                for kind in ["f", "d"] {
+                    let meta = std::fs::metadata(to.join(format!("{kind}{n}"))).unwrap();
+                    assert_eq!((meta.permissions().mode() & 0o7777, meta.uid(), meta.gid()), *case, "{place} {kind}{n}");
+                    assert_eq!(meta.mtime(), 1_000_000_000);
+                }
+            }
+        }
     }
 
     #[test]
