@@ -30,8 +30,9 @@ const MAX_WARNINGS: usize = 20;
 /// Frames that wait for one writing thread, and the bytes that wait for all of them (blocks are counted by themselves).
 const QUEUE: usize = 1024;
 const QUEUE_BYTES: usize = 32 << 20;
-/// After so many bytes what was written is sent on to the disk.
+/// After so many bytes what was written is sent on to the disk; a file takes whole blocks of it.
 const FLUSH_BYTES: u64 = 128 << 20;
+const DISK_BLOCK: u64 = 4 << 10;
 /// Files that one thread writes in a row.
 const ROW: usize = 64;
 /// Blocks of long files' contents, 4 MiB each: what is read ahead of the disk.
@@ -118,6 +119,8 @@ struct Shared {
     /// The writing threads are done.
     written: AtomicBool,
     bytes: AtomicU64,
+    /// What was written takes so much of the disk, about.
+    on_disk: AtomicU64,
     /// Bytes that wait to be written; a thread that stops goes on taking them, so that nobody waits for ever.
     waiting: Mutex<usize>,
     room: Condvar,
@@ -200,6 +203,7 @@ fn write_all(input: impl Read, root: OwnedFd, options: Options, is_patient: bool
         stop: AtomicBool::new(false),
         written: AtomicBool::new(false),
         bytes: AtomicU64::new(0),
+        on_disk: AtomicU64::new(0),
         waiting: Mutex::default(),
         room: Condvar::new(),
         blocks: unbounded(),
@@ -636,6 +640,7 @@ impl Shared {
 
     fn came(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::AcqRel);
+        self.on_disk.fetch_add((bytes as u64).next_multiple_of(DISK_BLOCK).max(DISK_BLOCK), Ordering::Relaxed);
     }
 
     /// Counts what is about to be queued, when there is room for it.
@@ -654,7 +659,7 @@ impl Shared {
         let mut flushed = 0;
         while !self.written.load(Ordering::Acquire) {
             std::thread::park_timeout(std::time::Duration::from_millis(200));
-            let bytes = self.bytes.load(Ordering::Relaxed);
+            let bytes = self.on_disk.load(Ordering::Relaxed);
             if bytes - flushed >= FLUSH_BYTES {
                 flushed = bytes;
                 // Whether all arrived is asked at the end.
