@@ -633,6 +633,135 @@ fn a_plugin_is_a_destination_like_any_other() {
     assert!(keepd.fails(1, &["backup", "shop"]).contains("unknown options: directry"));
 }
 
+/// A plugin like the one that is shipped; it stores no manifest while the file `hold` is there, and then makes `held`, and none that `full` stands beside.
+fn held_plugin(keepd: &Keepd, name: &str) -> String {
+    let d = keepd.dir.path().display();
+    let program = format!(
+        "import errno, os, sys, time\nsys.dont_write_bytecode = True\nsys.path.insert(0, '{}')\nimport directory\n\
+         class Held(directory.Store):\n    def put(self, name, data, if_absent):\n        while name.startswith('backups/') and os.path.exists('{d}/hold'):\n            open('{d}/held', 'w').close()\n            time.sleep(0.02)\n\
+         \x20       if name.startswith('backups/') and os.path.exists('{d}/full'):\n            raise OSError(errno.ENOSPC, 'full')\n        super().put(name, data, if_absent)\n\
+         directory.Store = Held\ndirectory.main()\n",
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("config/plugins").display()
+    );
+    fs::write(keepd.path("held.py"), program).unwrap();
+    let directory = format!("directory = \"{d}/{name}\"");
+    plugin(keepd, name, &format!("{d}/held.py"), &directory).replace("timeout = \"3s\"", "timeout = \"60s\"")
+}
+
+/// Near on this machine, far at a plugin that can be held; one backup is at both.
+fn with_a_far_one(job: &str) -> Keepd {
+    let mut keepd = prepared(100_000);
+    configure(&keepd, &[local(&keepd, "near", ""), held_plugin(&keepd, "far")], job);
+    keepd.start();
+    wait_for("what follows a start is over", &keepd, || keepd.log().contains("the catalogues of the destinations were read"));
+    keepd.ok(&["backup", "shop"]);
+    assert_eq!(places(&keepd), ["far", "near"]);
+    keepd
+}
+
+/// Changes something and begins a backup.
+fn begin_backup(keepd: &Keepd, n: u64) -> std::process::Child {
+    fs::write(keepd.path(&format!("files/new-{n}")), noise(50_000, n)).unwrap();
+    keepd.ctl_command(&["backup", "shop"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn copies(keepd: &Keepd) -> Vec<serde_json::Value> {
+    keepd.json(&["run", "list"]).as_array().unwrap().iter().filter(|r| r["kind"] == "copy").cloned().collect()
+}
+
+/// Waits until so many backups are made, and the next one can begin.
+fn made(keepd: &Keepd, count: usize) {
+    wait_for("the backup is made", keepd, || {
+        let status = keepd.json(&["status"]);
+        keepd.backups().len() == count && status["running"].as_array().unwrap().iter().all(|r| r["kind"] != "backup")
+    });
+}
+
+/// Has the copy of the next backup stand in the middle; its list is made.
+fn begin_a_held_backup(keepd: &Keepd, n: u64) -> std::process::Child {
+    let _ = fs::remove_file(keepd.path("held"));
+    fs::write(keepd.path("hold"), "").unwrap();
+    let backup = begin_backup(keepd, n);
+    wait_for("the copy is held", keepd, || keepd.path("held").exists());
+    backup
+}
+
+#[test]
+fn a_backup_waits_for_its_own_copy_and_not_only_for_one_that_began_before_it() {
+    let keepd = with_a_far_one("");
+    let first = begin_a_held_backup(&keepd, 1);
+    // What comes now is copied by one more run, together.
+    let mut second = begin_backup(&keepd, 2);
+    made(&keepd, 3);
+    let third = begin_backup(&keepd, 3);
+    made(&keepd, 4);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(second.try_wait().unwrap().is_none(), "it ended before its copy");
+    assert_eq!(places(&keepd), ["near"]);
+    fs::remove_file(keepd.path("hold")).unwrap();
+    for child in [second, third, first] {
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success() && text(&out).contains("copied to far"), "{}\n{}", text(&out), keepd.log());
+        assert_eq!(places(&keepd), ["far", "near"], "it said so before it was there");
+    }
+    assert_eq!(copies(&keepd).len(), 3, "{:#?}", copies(&keepd));
+    // Who waits for the next one is told when that fails.
+    let fourth = begin_a_held_backup(&keepd, 4);
+    let fifth = begin_backup(&keepd, 5);
+    made(&keepd, 6);
+    fs::write(keepd.path("full"), "").unwrap();
+    fs::remove_file(keepd.path("hold")).unwrap();
+    for child in [fourth, fifth] {
+        let out = child.wait_with_output().unwrap();
+        assert_eq!(out.status.code(), Some(3), "{}", text(&out));
+        assert!(text(&out).contains("not copied to far yet"), "{}", text(&out));
+    }
+    fs::remove_file(keepd.path("full")).unwrap();
+    wait_for("they are copied later", &keepd, || {
+        keepd.json(&["list"]).as_array().unwrap().iter().all(|b| b["destinations"].as_array().unwrap().len() == 2)
+    });
+    keepd.ok(&["check", "far", "--read-data"]);
+}
+
+#[test]
+fn a_copy_that_was_called_off_while_it_waited_is_not_taken_for_the_next_backups() {
+    let keepd = with_a_far_one("");
+    let first = begin_a_held_backup(&keepd, 1);
+    let second = begin_backup(&keepd, 2);
+    made(&keepd, 3);
+    let queued = copies(&keepd).into_iter().find(|r| r["state"] == "queued").unwrap();
+    keepd.ok(&["run", "cancel", queued["id"].as_str().unwrap()]);
+    let out = second.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out));
+    let third = begin_backup(&keepd, 3);
+    made(&keepd, 4);
+    fs::remove_file(keepd.path("hold")).unwrap();
+    for child in [first, third] {
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success(), "{}\n{}", text(&out), keepd.log());
+    }
+    assert_eq!(places(&keepd), ["far", "near"]);
+}
+
+#[test]
+fn a_copy_that_cannot_even_be_started_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mark = dir.path().join("mark");
+    let after = format!("hooks = {{ after = [\"sh\", \"-c\", \"if [ -e {0} ]; then touch {0}.here; sleep 30; fi\"] }}", mark.display());
+    let mut keepd = with_a_far_one(&after);
+    fs::write(&mark, "").unwrap();
+    let backup = begin_backup(&keepd, 1);
+    wait_for("its backup is made", &keepd, || dir.path().join("mark.here").exists());
+    // From now on keepd starts nothing.
+    keepd.stop();
+    let out = backup.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out));
+    assert!(text(&out).contains("what far lacks could not be copied there now"), "{}", text(&out));
+    fs::remove_file(&mark).unwrap();
+    keepd.start();
+    wait_for("the copy follows", &keepd, || places(&keepd) == ["far", "near"]);
+}
+
 #[test]
 fn a_plugin_that_keeps_to_nothing_is_named() {
     let mut keepd = prepared(1000);

@@ -285,7 +285,7 @@ impl Context<'_> {
                     match run.state {
                         RunState::Good => "made",
                         RunState::Suspect => "made, but suspect ('keepctl accept' makes it good)",
-                        _ => "partly made",
+                        _ => "made, but not everything went well",
                     },
                     run.progress.entries,
                     bytes(run.progress.bytes),

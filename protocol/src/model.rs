@@ -415,7 +415,7 @@ pub struct Run {
     pub error: Option<String>,
     /// Who started it: `schedule` or a user's name.
     pub by: String,
-    /// The runs that bring this one's backup to the job's other destinations.
+    /// The runs that bring this one's backup to the job's other destinations; several backups may share one.
     #[serde(default)]
     pub copies: Vec<String>,
     /// Of a restore in place: what it changes.

@@ -313,6 +313,7 @@ impl Runs {
         Ok(format!("{time}-{:02}{}", counter.1 % 100, data_encoding::HEXLOWER.encode(&random)))
     }
 
+    /// Queues a run; returns its id, or of copies of a job that of the same run where that is queued.
     fn start(self: &Arc<Self>, work: Work, body: impl FnOnce(&LiveRun) -> Result<Finish, Failure> + Send + 'static) -> Result<String> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Error::ShuttingDown);
@@ -332,17 +333,26 @@ impl Runs {
         let live = {
             let mut all = lock(&self.live);
             let is_copy = work.kind == RunKind::Copy;
-            let in_its_way = |r: &Run| match is_copy {
-                true => r.kind == RunKind::Copy && r.destination.as_ref() == work.destinations.first(),
+            let in_its_way = |l: &LiveRun, r: &Run| match is_copy {
+                // It makes its list when it begins, so what came until then is on it. One that began may lack the newest, and this one comes after it.
+                true => {
+                    let is_for_it = r.kind == RunKind::Copy && r.destination.as_ref() == work.destinations.first();
+                    is_for_it && r.state == RunState::Queued && !l.cancel.is_cancelled()
+                }
                 // A restore waits for the backup instead; a comparison or an import is in nobody's way.
                 false => r.kind == RunKind::Backup && !matches!(work.kind, RunKind::Restore | RunKind::Compare | RunKind::Import),
             };
             if let Some(job) = &work.job
-                && let Some(other) =
-                    all.values().map(|l| l.snapshot()).find(|r| in_its_way(r) && r.job.as_ref() == Some(job) && !r.state.is_finished())
+                && let Some((_, other)) = all
+                    .values()
+                    .map(|l| (l, l.snapshot()))
+                    .find(|(l, r)| r.job.as_ref() == Some(job) && !r.state.is_finished() && in_its_way(l, r))
             {
-                let what = if is_copy { format!("a copy of job {job}") } else { format!("job {job}") };
-                return Err(Error::Busy(format!("{what} is {} already (run {}); a job never overlaps itself", other.state, other.id)));
+                if is_copy {
+                    return Ok(other.id);
+                }
+                let text = format!("job {job} is {} already (run {}); a job never overlaps itself", other.state, other.id);
+                return Err(Error::Busy(text));
             }
             if all.len() >= MAX_LIVE {
                 return Err(Error::Busy(format!("{MAX_LIVE} runs are queued or running already; try later")));

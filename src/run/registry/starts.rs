@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -47,18 +48,20 @@ impl Runs {
             let writing = |name: &str| runs.wait_to_write(name, live);
             let work = || backup::backup(&env, &job, &request, live, &|name| runs.readers_gone(name), &writing).map(|(finish, _)| finish);
             let finish = hooks::around_backup(&job, request.r#type.as_str(), live, work)?;
-            let copies = runs.start_missing_copies(&job.name, &request.by.following());
+            let (copies, problems) = runs.start_missing_copies(&job.name, &request.by.following(), &|_| true);
             live.update(|run| run.copies = copies);
+            let finish = if finish == Finish::Good && !problems.is_empty() { Finish::Partial } else { finish };
+            problems.into_iter().for_each(|text| live.message(Level::Error, text));
             Ok(finish)
         })
     }
 
-    /// Queues a run for each destination of a job that lacks backups; returns the runs. What cannot be started is logged.
-    pub fn start_missing_copies(self: &Arc<Self>, job: &str, by: &By) -> Vec<String> {
+    /// Queues a run for each destination of a job, of those that are `meant`, that lacks backups. Returns the runs that bring them, and in words what could not be started.
+    fn start_missing_copies(self: &Arc<Self>, job: &str, by: &By, meant: &dyn Fn(&str) -> bool) -> (Vec<String>, Vec<String>) {
         let config = self.config.get();
-        let Some(job) = config.jobs.get(job) else { return Vec::new() };
-        let mut started = Vec::new();
-        for target in job.destinations.iter().filter_map(|name| config.destinations.get(name)) {
+        let (mut started, mut problems) = (Vec::new(), Vec::new());
+        let Some(job) = config.jobs.get(job) else { return (started, problems) };
+        for target in job.destinations.iter().filter(|name| meant(name)).filter_map(|name| config.destinations.get(name)) {
             let run = match copy::missing(&self.ledger, &config, job, target) {
                 Ok(missing) if missing.is_empty() => continue,
                 Ok(_) => self.start_copies(&job.name, &target.name, by, 1),
@@ -66,21 +69,29 @@ impl Runs {
             };
             match run {
                 Ok(run) => started.push(run),
-                Err(Error::Busy(_) | Error::ShuttingDown) => {}
-                Err(e) => tracing::warn!(job = %job.name, destination = %target.name, "its copies could not be started: {e}"),
+                Err(e) => {
+                    problems.push(format!("what {} lacks could not be copied there now, which is tried again later: {e}", target.name))
+                }
             }
         }
-        started
+        (started, problems)
     }
 
-    /// Queues copies of all that a destination lacks, for all jobs.
+    /// Queues copies of all that a destination lacks, for all jobs, unless some are under way there.
     pub fn start_all_missing_copies(self: &Arc<Self>, by: &By) {
         for job in self.config.get().jobs.keys() {
-            self.start_missing_copies(job, by);
+            let is_copied = |r: &Run, target: &str| {
+                r.kind == RunKind::Copy && r.job.as_ref() == Some(job) && r.destination.as_deref() == Some(target) && !r.state.is_finished()
+            };
+            let idle = |target: &str| !self.active().iter().any(|run| is_copied(run, target));
+            let (_, problems) = self.start_missing_copies(job, by, &idle);
+            if !self.stopping.load(Ordering::Acquire) {
+                problems.iter().for_each(|text| tracing::warn!(job = %job, "{text}"));
+            }
         }
     }
 
-    /// Queues a run that copies to a destination what it lacks of a job.
+    /// Queues a run that copies to a destination what it lacks of a job when it begins; one that is queued already is the same.
     fn start_copies(self: &Arc<Self>, job: &str, destination: &str, by: &By, attempt: u32) -> Result<String> {
         let env = self.environment();
         let job = job_named(&env.config, job)?.clone();
