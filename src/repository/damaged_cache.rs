@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::Repository;
 use super::check::{Reading, check};
 use super::error::RepositoryError;
-use super::open::may_be_elsewhere;
+use super::open::{may_be_elsewhere, pack_name};
 use super::test_world::World;
 use super::two_writers::{Backup, HOUR, nothing_is_lost, prune_with, with_something_dead};
 use crate::storage::StorageError;
@@ -185,4 +185,45 @@ fn a_second_copy_of_what_is_lost_is_not_dead() {
     prune_with(&a, std::time::Duration::ZERO).unwrap();
     assert!(!packs().contains(&longest));
     nothing_is_lost(&world, "pruned when one of two copies was lost");
+}
+
+#[test]
+fn where_sizes_cost_each_pack_has_its_turn_and_one_that_is_gone_is_seen_at_once() {
+    const MOST: usize = 3;
+    let world = World::new();
+    let a = world.seen_by("a", None);
+    (1..13).for_each(|n| Backup::of(a.clone(), n).whole());
+    let mut packs: Vec<[u8; 32]> = a.packs().unwrap().into_iter().map(|(id, _)| id).collect();
+    packs.sort();
+    assert!(packs.len() > 3 * MOST);
+    let path = |id: &[u8; 32]| world.path().join("repository").join(pack_name(id));
+    let cut = |id: &[u8; 32]| {
+        let whole = std::fs::read(path(id)).unwrap();
+        std::fs::write(path(id), &whole[..whole.len() / 2]).unwrap();
+        whole
+    };
+    let told = |sizes| a.sync_index_with(sizes).unwrap().join("; ");
+    // Twice round: where it stopped is remembered.
+    for id in packs.iter().rev().chain(&packs).step_by(2) {
+        let whole = cut(id);
+        let turns = (1..=packs.len()).find(|_| told(MOST).contains("bytes long, not")).unwrap();
+        assert!(turns <= packs.len().div_ceil(MOST), "after {turns}");
+        std::fs::write(path(id), whole).unwrap();
+        assert_eq!(told(MOST), "");
+    }
+    // Enough for all, or no bound.
+    for sizes in [packs.len(), usize::MAX] {
+        let whole = cut(&packs[5]);
+        assert!(told(sizes).contains("bytes long, not"));
+        std::fs::write(path(&packs[5]), whole).unwrap();
+        assert_eq!(told(sizes), "");
+    }
+    for id in [packs[0], packs[7]] {
+        std::fs::remove_file(path(&id)).unwrap();
+        assert!(told(MOST).contains("it is missing"));
+    }
+    // A pack that is not known is taken up whosever turn it is.
+    let b = world.seen_by("b", None);
+    assert_eq!(b.sync_index_with(MOST).unwrap().len(), 2);
+    assert_eq!(b.packs().unwrap().len(), packs.len() - 2);
 }

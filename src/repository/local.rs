@@ -53,7 +53,7 @@ pub struct LocalIndex {
 const VERSION: i64 = 5;
 /// `lost`: chunks that do not open any more, and where that was; of each damaged pack also [`ITSELF`]. `listed`: the index object that a pack stands in. `condemned`: nothing needs it,
 /// and new backups must not build upon it. `read`: when it was read whole and found good, in seconds since 1970. `closed`: a write-only pack.
-/// `translation`: what chunks of other repositories became here.
+/// `sized`: the pack at which looking at sizes in turn stopped. `translation`: what chunks of other repositories became here.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0, closed INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX IF NOT EXISTS pack_closed ON pack (closed) WHERE closed;
@@ -64,6 +64,7 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
     CREATE TABLE IF NOT EXISTS loaded (id BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS sized (one INTEGER PRIMARY KEY CHECK (one = 1), last BLOB NOT NULL);
     CREATE TABLE IF NOT EXISTS translation (repository BLOB NOT NULL, there BLOB NOT NULL, here BLOB NOT NULL, PRIMARY KEY (repository, there)) WITHOUT ROWID;";
 
 /// Chunks that are taken up in one transaction, some 30 MiB of memory.
@@ -399,6 +400,19 @@ impl LocalIndex {
     /// A pack is whole again (somebody put a good copy in its place); true when it was not before. Its chunks must be added again.
     pub fn unmark_lost(&self, pack: &[u8; 32]) -> Result<bool> {
         Ok(self.db().execute("DELETE FROM lost WHERE pack = ?1", [pack]).map_err(|e| self.fail(e))? > 0)
+    }
+
+    /// The pack at which looking at sizes in turn stopped.
+    pub fn last_sized(&self) -> Result<Option<[u8; 32]>> {
+        let db = self.db();
+        let found = db.query_row("SELECT last FROM sized", [], |r| r.get(0)).optional();
+        found.map_err(|e| self.fail(e))
+    }
+
+    pub fn set_last_sized(&self, pack: &[u8; 32]) -> Result<()> {
+        let db = self.db();
+        let done = db.execute("INSERT OR REPLACE INTO sized (one, last) VALUES (1, ?1)", [pack]);
+        done.map(drop).map_err(|e| self.fail(e))
     }
 
     /// Packs that are not condemned and were not read whole since `before` (seconds since 1970), those first that wait longest; at

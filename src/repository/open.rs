@@ -128,6 +128,8 @@ impl Register {
 
 /// Ciphers remembered at most (about 1 KiB each).
 const MAX_CIPHERS: usize = 512;
+/// Sizes that are asked for one by one before a backup.
+const SIZES_IN_TURN: usize = 256;
 /// Each reads a pack's footer, and an index object or none.
 const SECOND_LOOKS: usize = 1024;
 /// Once is enough, unless the storage does not answer.
@@ -260,6 +262,17 @@ impl Repository {
     /// packs that no index lists (an interrupted run left them, or their index is damaged), from their footers. Returns
     /// what is damaged; a storage that does not answer is an error.
     pub fn sync_index(&self) -> Result<Vec<String>> {
+        self.sync_index_with(usize::MAX)
+    }
+
+    /// As [`Repository::sync_index`]; where a size costs a call of its own, those of a part of the packs are looked at, another one each time. That a
+    /// pack is gone is seen at once, that it is cut off when its turn has come.
+    pub fn sync_index_in_turn(&self) -> Result<Vec<String>> {
+        self.sync_index_with(SIZES_IN_TURN)
+    }
+
+    /// At most this many sizes that cost a call of their own are looked at.
+    pub(super) fn sync_index_with(&self, sizes: usize) -> Result<Vec<String>> {
         let mut problems = Vec::new();
         self.sync_condemned(&mut problems)?;
         let condemned = self.local.condemned()?;
@@ -291,13 +304,13 @@ impl Repository {
         if loaded.iter().any(|id| superseded.contains(id)) {
             // A prune of another daemon was interrupted: what it replaced was loaded before.
             self.local.clear()?;
-            return self.sync_index();
+            return self.sync_index_with(sizes);
         }
         // What an interrupted prune left behind must not count.
         let in_force = |(id, index): ([u8; 32], Index)| (id, if superseded.contains(&id) { Vec::new() } else { index.packs });
         self.local.load(&indexes.into_iter().map(in_force).collect::<Vec<_>>())?;
         let known: BTreeMap<[u8; 32], u64> = self.local.packs(true)?.into_iter().collect();
-        let packs = self.listed_packs()?;
+        let packs = self.packs_beside(&known, sizes)?;
         self.storage.are_gone("packs/", known.keys().filter(|id| !packs.contains_key(*id)).map(pack_name))?;
         let mut gone = Vec::new();
         for (id, size) in &known {
@@ -339,9 +352,37 @@ impl Repository {
 
     /// The packs of the storage with their sizes; a complete list or an error.
     pub fn listed_packs(&self) -> Result<BTreeMap<[u8; 32], u64>> {
-        let all = self.storage.list("packs/")?.into_iter();
-        // What does not lie where its name belongs is none of ours: it would be asked for where it is not, and nothing would open any more.
-        Ok(all.filter_map(|object| id_of(&object.name).filter(|id| pack_name(id) == object.name).map(|id| (id, object.size))).collect())
+        Ok(self.storage.list("packs/")?.into_iter().filter_map(|object| Some((pack_of(&object.name)?, object.size))).collect())
+    }
+
+    /// The packs of the storage with their sizes. Where each of these costs a call of its own, at most `most` of the `known` packs' are asked for, in turn;
+    /// the others have the size that is known.
+    fn packs_beside(&self, known: &BTreeMap<[u8; 32], u64>, most: usize) -> Result<BTreeMap<[u8; 32], u64>> {
+        let listed: BTreeMap<[u8; 32], Option<u64>> =
+            self.storage.list_as_it_comes("packs/")?.into_iter().filter_map(|(name, size)| Some((pack_of(&name)?, size))).collect();
+        let asked: Vec<[u8; 32]> = known.keys().filter(|id| listed.get(*id).is_some_and(Option::is_none)).copied().collect();
+        let in_turn: Vec<[u8; 32]> = match asked.len() > most {
+            false => asked,
+            true => {
+                let from = self.local.last_sized()?.map_or(0, |last| asked.partition_point(|id| *id <= last));
+                asked.iter().cycle().skip(from).take(most).copied().collect()
+            }
+        };
+        let whose_turn: HashSet<[u8; 32]> = in_turn.iter().copied().collect();
+        let mut packs = BTreeMap::new();
+        for (id, size) in listed {
+            let size = match (size, known.get(&id)) {
+                (Some(size), _) => Some(size),
+                (None, Some(size)) if !whose_turn.contains(&id) => Some(*size),
+                // One that went meanwhile is no longer listed.
+                (None, _) => self.storage.size_if_there(&pack_name(&id))?,
+            };
+            packs.extend(size.map(|size| (id, size)));
+        }
+        if let Some(last) = in_turn.last().filter(|_| in_turn.len() == most) {
+            self.local.set_last_sized(last)?;
+        }
+        Ok(packs)
     }
 
     /// Locks every object that is in use for another period; returns how many.
@@ -658,6 +699,11 @@ pub(super) fn ids<T: FromIterator<[u8; 32]>>(names: Vec<String>) -> T {
 /// The id an object is named by. Names that are no ids are not ours; they are left alone.
 fn id_of(name: &str) -> Option<[u8; 32]> {
     HEXLOWER.decode(name.rsplit('/').next()?.as_bytes()).ok()?.try_into().ok()
+}
+
+/// What does not lie where its name belongs is none of ours: it would be asked for where it is not, and nothing would open any more.
+fn pack_of(name: &str) -> Option<[u8; 32]> {
+    id_of(name).filter(|id| pack_name(id) == name)
 }
 
 /// `packs/<2 hex>/<id>`

@@ -79,7 +79,7 @@ fn to_destination(
     live.step("opening the repository");
     live.update(|run| run.destination = Some(target.name.clone()));
     let (repository, lease) = destination::open_for_writing(env, target, live, true)?;
-    for problem in repository.sync_index()? {
+    for problem in repository.sync_index_in_turn()? {
         live.message(Level::Warning, format!("{problem}; what it held is stored anew where it is still there"));
     }
     for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {

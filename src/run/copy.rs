@@ -59,7 +59,7 @@ pub fn to_destination(
     }
     live.step("opening the repository");
     let (repository, lease) = destination::open_for_writing(env, target, live, true)?;
-    for problem in repository.sync_index()?.into_iter().chain(catalogue::sync(&repository, &target.name, &env.ledger)?) {
+    for problem in repository.sync_index_in_turn()?.into_iter().chain(catalogue::sync(&repository, &target.name, &env.ledger)?) {
         live.message(Level::Warning, problem);
     }
     let wanted = wanted(env, job, target, one)?;

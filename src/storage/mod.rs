@@ -266,48 +266,50 @@ impl Storage {
     }
 
     pub fn exists(&self, name: &str) -> Result<bool> {
-        match self.size(name) {
-            Ok(_) => Ok(true),
-            Err(StorageError::NotFound { .. }) => Ok(false),
-            Err(e) => Err(e),
-        }
+        Ok(self.size_if_there(name)?.is_some())
     }
 
     /// All objects whose name starts with `prefix` (a directory name with its slash), sorted by name: the complete list or
     /// an error.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        self.begin_operation();
-        let remote = match &self.place {
-            Place::Directory(root) => return fs::list(self, root, prefix),
-            Place::Remote(remote) => remote,
-        };
         let mut list = Vec::new();
-        for Listed { name, size } in self.wait("list", prefix, remote.list(prefix))? {
+        for (name, size) in self.list_as_it_comes(prefix)? {
             // Where a listing brings no sizes they are asked for; an object that went meanwhile is no longer listed.
             let size = match size {
-                0 => match self.size(&name) {
-                    Ok(size) => size,
-                    Err(StorageError::NotFound { .. }) => continue,
-                    Err(e) => return Err(e),
-                },
-                known => known,
+                Some(size) => Some(size),
+                None => self.size_if_there(&name)?,
             };
-            list.push(Listed { name, size });
+            list.extend(size.map(|size| Listed { name, size }));
         }
-        list.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(list)
+    }
+
+    /// As [`Storage::list`], with the sizes that the listing itself brings: none where each costs a call of its own.
+    pub fn list_as_it_comes(&self, prefix: &str) -> Result<Vec<(String, Option<u64>)>> {
+        self.begin_operation();
+        let mut list: Vec<_> = match &self.place {
+            Place::Directory(root) => return Ok(fs::names(self, root, prefix)?.into_iter().map(|name| (name, None)).collect()),
+            Place::Remote(remote) => {
+                let listed = self.wait("list", prefix, remote.list(prefix))?.into_iter();
+                listed.map(|o| (o.name, Some(o.size).filter(|size| *size > 0))).collect()
+            }
+        };
+        list.sort();
         Ok(list)
     }
 
     /// As [`Storage::list`], the names only, which may cost much less.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
-        self.begin_operation();
-        let remote = match &self.place {
-            Place::Directory(root) => return fs::names(self, root, prefix),
-            Place::Remote(remote) => remote,
-        };
-        let mut names: Vec<String> = self.wait("list", prefix, remote.list(prefix))?.into_iter().map(|o| o.name).collect();
-        names.sort();
-        Ok(names)
+        Ok(self.list_as_it_comes(prefix)?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// The size of an object; None where there is none.
+    pub fn size_if_there(&self, name: &str) -> Result<Option<u64>> {
+        match self.size(name) {
+            Ok(size) => Ok(Some(size)),
+            Err(StorageError::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// An error when one of these objects is there, which the listing of `prefix` lacks: then that is an old one or not complete, and nothing may be concluded
