@@ -386,3 +386,56 @@ fn a_destination_that_is_away_keeps_nobody_from_deleting_at_the_others() {
     let told = keepd.fails(1, &["delete", &ids[1], "--yes"]);
     assert!(told.contains("there is no destination 'away'"), "{told}");
 }
+
+#[test]
+fn a_destination_that_is_no_longer_configured_counts_for_nothing_and_is_remembered() {
+    let mut keepd = Keepd::started();
+    let away = format!("{}/away", keepd.dir.path().display());
+    let added = ["destination", "add", "away", "--service", "fs", "--root", &away, "--encryption", "main", "--yes"];
+    keepd.ok(&added);
+    keepd.ok(&["backup", "shop"]);
+    keepd.ok(&["backup", "shop"]);
+    let (newest, older) = (keepd.backups().remove(0), keepd.backups().remove(1));
+    for id in [&newest, &older] {
+        keepd.ok(&["copy", id, "--to", "away"]);
+    }
+    keepd.ok(&["delete", &newest, "--destination", "local", "--yes"]);
+    let micros = |time: &serde_json::Value| time.as_str().map(|t| t.parse::<jiff::Timestamp>().unwrap().as_microsecond());
+    let last_good = || micros(&keepd.json(&["status"])["jobs"][0]["last_good"]);
+    let begun = |id: &str| micros(&keepd.json(&["show", id])["time"]);
+    assert_eq!(keepd.json(&["show", "latest"])["id"], newest.as_str());
+    assert_eq!(last_good(), begun(&newest));
+    keepd.ok(&["destination", "remove", "away", "--yes"]);
+    // Listed is what can be had, and where; the rest is told of.
+    let listed = keepd.ctl(&["list"]);
+    let table = String::from_utf8(listed.stdout.clone()).unwrap();
+    assert!(table.contains(&older[..12]) && !table.contains(&newest[..12]), "{table}");
+    assert!(!table.contains("away") && table.contains("local"), "{table}");
+    assert!(text(&listed).contains("1 backup that lies only at destinations that are no longer configured (away)"), "{}", text(&listed));
+    assert!(!text(&keepd.ctl(&["list", "-q"])).contains("away"));
+    // All of it is known.
+    let all = keepd.json(&["list"]);
+    let places = |id: &str| -> Vec<(String, String)> {
+        let one = all.as_array().unwrap().iter().find(|b| b["id"] == id).unwrap();
+        let word = |v: &serde_json::Value| v.as_str().unwrap().to_owned();
+        one["destinations"].as_array().unwrap().iter().map(|d| (word(&d["name"]), word(&d["status"]))).collect()
+    };
+    let pair = |name: &str, status: &str| (name.to_owned(), status.to_owned());
+    assert_eq!(places(&newest), [pair("away", "unconfigured")]);
+    assert_eq!(places(&older), [pair("away", "unconfigured"), pair("local", "present")]);
+    assert!(keepd.ctl(&["show", &newest]).stdout.windows(27).any(|w| w == b"away (no longer configured)"));
+    // The newest that can be had is the latest, and how old it is counts.
+    assert_eq!(keepd.json(&["show", "latest"])["id"], older.as_str());
+    assert_eq!(last_good(), begun(&older));
+    assert_same(&keepd.path("files"), &keepd.restored("latest").join("files"));
+    assert!(keepd.fails(1, &["restore", &newest, "--to", "/nonesuch/x"]).contains("(away) are no longer configured"));
+    keepd.ok(&["delete", &older, "--destination", "local", "--yes"]);
+    assert_eq!(last_good(), None);
+    assert!(keepd.fails(1, &["show", "latest"]).contains("at a destination that is configured"));
+    // It is back as it was when the destination is.
+    keepd.ok(&added);
+    assert_eq!(keepd.json(&["show", "latest"])["id"], newest.as_str());
+    keepd.stop();
+    keepd.start();
+    assert_same(&keepd.path("files"), &keepd.restored("latest").join("files"));
+}

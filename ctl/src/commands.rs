@@ -1,6 +1,6 @@
 //! What each command does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -12,7 +12,7 @@ use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use keepd_protocol::methods::*;
 use keepd_protocol::model::{
-    Backup, BackupType, BytesPath, ConfigBackupStatus, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState,
+    Backup, BackupPlace, BackupType, BytesPath, ConfigBackupStatus, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState,
 };
 use serde::Serialize;
 
@@ -370,7 +370,7 @@ impl Context<'_> {
             print_json(&all)?;
             return Ok(Exit::Good);
         }
-        let rows = all.iter().map(|b| {
+        let rows = all.iter().filter(|b| b.is_at_hand()).map(|b| {
             let mut outcome = if b.partial { format!("{}, partial", b.outcome) } else { b.outcome.to_string() };
             if b.pinned {
                 outcome.push_str(", pinned");
@@ -378,7 +378,7 @@ impl Context<'_> {
             if b.proven.is_some() {
                 outcome.push_str(", proven");
             }
-            let places = b.destinations.iter().map(|d| escape(&d.name)).collect::<Vec<_>>().join(", ");
+            let places = b.destinations.iter().filter(|d| d.is_configured()).map(|d| escape(&d.name)).collect::<Vec<_>>().join(", ");
             let name = b
                 .name
                 .iter()
@@ -401,6 +401,13 @@ impl Context<'_> {
             ]
         });
         table(&["BACKUP", "JOB", "TIME", "TYPE", "OUTCOME", "SIZE", "ADDED", "ON", "NAME"], rows.collect())?;
+        let away: Vec<&Backup> = all.iter().filter(|b| !b.is_at_hand()).collect();
+        if !away.is_empty() && !self.arguments.quiet {
+            let places: BTreeSet<String> = away.iter().flat_map(|b| &b.destinations).map(|d| escape(&d.name)).collect();
+            let places = places.into_iter().collect::<Vec<_>>().join(", ");
+            let backups = if away.len() == 1 { "1 backup that lies".to_owned() } else { format!("{} backups that lie", away.len()) };
+            eprintln!("keepctl: not listed: {backups} only at destinations that are no longer configured ({places})");
+        }
         Ok(Exit::Good)
     }
 
@@ -417,8 +424,8 @@ impl Context<'_> {
             print_json(&value)?;
             return Ok(exit);
         }
-        let places =
-            b.backup.destinations.iter().map(|d| format!("{} ({})", escape(&d.name), escape(&d.status))).collect::<Vec<_>>().join(", ");
+        let status = |d: &BackupPlace| if d.is_configured() { escape(&d.status) } else { "no longer configured".into() };
+        let places = b.backup.destinations.iter().map(|d| format!("{} ({})", escape(&d.name), status(d))).collect::<Vec<_>>().join(", ");
         let labels = b.backup.labels.iter().map(|(k, v)| format!("{}={}", escape(k), escape(v))).collect::<Vec<_>>().join(" ");
         let taken = b.proven_seconds.map(|s| format!(", restored and checked in {}", drill::duration(s))).unwrap_or_default();
         let proven = b.backup.proven.as_ref().map(|at| format!("{}{taken}", time(at))).unwrap_or_default();

@@ -305,11 +305,26 @@ pub struct Backup {
     pub partial: bool,
 }
 
+impl Backup {
+    /// Whether it lies at a destination that is configured.
+    pub fn is_at_hand(&self) -> bool {
+        self.destinations.iter().any(BackupPlace::is_configured)
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BackupPlace {
     pub name: String,
-    /// `present`, `missing`, `damaged`.
+    /// `present`, or `unconfigured`: it was there when the configuration still had that destination.
     pub status: String,
+}
+
+impl BackupPlace {
+    pub const UNCONFIGURED: &str = "unconfigured";
+
+    pub fn is_configured(&self) -> bool {
+        self.status != Self::UNCONFIGURED
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

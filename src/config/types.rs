@@ -146,10 +146,15 @@ pub struct Daemon {
 }
 
 impl Config {
-    /// Whether all these destinations are written to for a private key, which alone opens what is there.
+    /// The names of all destinations.
+    pub fn places(&self) -> Vec<&str> {
+        self.destinations.keys().map(String::as_str).collect()
+    }
+
+    /// Whether all of these destinations that are configured are written to for a private key, which alone opens what is there.
     pub fn are_write_only<'n>(&self, destinations: impl Iterator<Item = &'n str>) -> bool {
         let profile = |name| self.destinations.get(name).and_then(|d| self.encryption.get(d.encryption.as_ref()?));
-        let mut destinations = destinations.peekable();
+        let mut destinations = destinations.filter(|name| self.destinations.contains_key(*name)).peekable();
         destinations.peek().is_some() && destinations.all(|name| profile(name).is_some_and(|p| p.public_key.is_some()))
     }
 }

@@ -431,7 +431,7 @@ impl Control {
             return Err(Fault::new(errors::NOT_FOUND, json!({ "message": message, "what": "destination", "name": name })));
         }
         let (job, destination) = (p.job.clone(), p.destination.clone());
-        let mut all = self.ask(move |ledger| ledger.backups(job.as_deref(), destination.as_deref())).await?;
+        let mut all = self.ask_runs(move |runs| runs.backups(job.as_deref(), destination.as_deref())).await?;
         all.retain(|b| {
             seen.has(&b.job)
                 && p.r#type.is_none_or(|t| t == b.r#type)
@@ -538,7 +538,7 @@ fn destinations_seen(all: Vec<DestinationStatus>, config: &Config, seen: &Jobs, 
         destination.overdue.retain(|job| names.contains(job));
         // Where it is and what it holds of others is theirs.
         let backups = |job: &String| ledger.backups_at(job, &destination.name).map_or(0, |backups| backups.len() as u64);
-        let last_good = |job: &String| ledger.last_good(Some(job), Some(&destination.name)).ok().flatten();
+        let last_good = |job: &String| ledger.last_good(Some(job), &[&destination.name]).ok().flatten();
         (destination.backups, destination.last_good) =
             (names.iter().map(backups).sum(), names.iter().filter_map(last_good).max().map(|time| time.to_string()));
         destination.location.clear();

@@ -521,12 +521,13 @@ impl Ledger {
         self.run_sql(|db| db.prepare_cached("SELECT id FROM removed WHERE destination = ?1")?.query_map([destination], text)?.collect())
     }
 
-    /// When a job was last proven, and how long restoring and checking its newest proven backup took, in seconds.
-    pub fn last_proven(&self, job: &str) -> Result<(Option<Timestamp>, Option<u64>)> {
+    /// When a job was last proven, of what lies at these destinations, and how long restoring and checking its newest proven backup took, in seconds.
+    pub fn last_proven(&self, job: &str, at: &[&str]) -> Result<(Option<Timestamp>, Option<u64>)> {
         let sql = "SELECT json ->> '$.backup.proven', json ->> '$.proven_seconds' FROM backup
-             WHERE job = ?1 AND type != 'imported' AND json ->> '$.backup.proven' IS NOT NULL ORDER BY time DESC, id, destination";
+             WHERE job = ?1 AND type != 'imported' AND destination IN (SELECT value FROM json_each(?2))
+             AND json ->> '$.backup.proven' IS NOT NULL ORDER BY time DESC, id, destination";
         let row = |r: &Row<'_>| Ok((r.get::<_, String>(0)?, r.get::<_, Option<i64>>(1)?));
-        let rows: Vec<(String, Option<i64>)> = self.run_sql(|db| db.prepare_cached(sql)?.query_map([job], row)?.collect())?;
+        let rows: Vec<(String, Option<i64>)> = self.run_sql(|db| db.prepare_cached(sql)?.query_map([job, &list(at)], row)?.collect())?;
         let newest = rows.iter().filter_map(|(time, _)| time.parse::<Timestamp>().ok()).max();
         Ok((newest, rows.first().and_then(|(_, seconds)| u64::try_from((*seconds)?).ok())))
     }
@@ -537,21 +538,21 @@ impl Ledger {
         Ok(self.run_sql(|db| db.prepare_cached(sql)?.query_row([job], |r| r.get::<_, i64>(0)).optional())?.is_some())
     }
 
-    /// When the newest good backup of a job, or of a destination, was begun; None for any. Safety copies (type pre-restore) do not count, nor imported
+    /// When the newest good backup at these destinations was begun, of a job or of any. Safety copies (type pre-restore) do not count, nor imported
     /// ones: they say nothing of what the job saves; nor those from the future, which would look fresh for years.
-    pub fn last_good(&self, job: Option<&str>, destination: Option<&str>) -> Result<Option<Timestamp>> {
-        let sql = match (job, destination) {
-            (Some(_), _) => {
-                "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported') AND (?2 IS NULL OR destination = ?2)
-                 AND time <= (unixepoch() + 86400) * 1000000 ORDER BY time DESC LIMIT 1"
+    pub fn last_good(&self, job: Option<&str>, at: &[&str]) -> Result<Option<Timestamp>> {
+        let sql = match job {
+            Some(_) => {
+                "SELECT time FROM backup WHERE job = ?1 AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported')
+                 AND destination IN (SELECT value FROM json_each(?2)) AND time <= (unixepoch() + 86400) * 1000000 ORDER BY time DESC LIMIT 1"
             }
-            _ => {
-                "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported') AND (?2 IS NULL OR destination = ?2)
-                 AND time <= (unixepoch() + 86400) * 1000000"
+            None => {
+                "SELECT max(time) FROM backup WHERE ?1 IS NULL AND outcome = 'good' AND type NOT IN ('pre-restore', 'imported')
+                 AND destination IN (SELECT value FROM json_each(?2)) AND time <= (unixepoch() + 86400) * 1000000"
             }
         };
         let micros =
-            self.run_sql(|db| db.prepare_cached(sql)?.query_row(params![job, destination], |r| r.get::<_, Option<i64>>(0)).optional())?;
+            self.run_sql(|db| db.prepare_cached(sql)?.query_row(params![job, list(at)], |r| r.get::<_, Option<i64>>(0)).optional())?;
         Ok(micros.flatten().and_then(|m| Timestamp::from_microsecond(m).ok()))
     }
 
@@ -580,14 +581,15 @@ impl Ledger {
         Ok(found)
     }
 
-    /// The newest good backup, safety copies (type pre-restore) not counted; an imported one where there is no other. One from more than a day in the
-    /// future was made by a clock that was wrong: whatever is not is newer.
-    pub fn latest(&self, job: Option<&str>) -> Result<Option<Backup>> {
+    /// The newest good backup that lies at one of these destinations, safety copies (type pre-restore) not counted; an imported one where there is no
+    /// other. One from more than a day in the future was made by a clock that was wrong: whatever is not is newer.
+    pub fn latest(&self, job: Option<&str>, at: &[&str]) -> Result<Option<Backup>> {
         let found = self.assemble(
             "SELECT id, destination, json FROM backup WHERE id = (SELECT id FROM backup WHERE (?1 IS NULL OR job = ?1) AND outcome = 'good'
-             AND type != 'pre-restore' AND NOT EXISTS (SELECT 1 FROM backup o WHERE o.id = backup.id AND o.outcome = 'suspect')
+             AND type != 'pre-restore' AND destination IN (SELECT value FROM json_each(?2))
+             AND NOT EXISTS (SELECT 1 FROM backup o WHERE o.id = backup.id AND o.outcome = 'suspect')
              ORDER BY type = 'imported', time > (unixepoch() + 86400) * 1000000, time DESC, id LIMIT 1) ORDER BY time DESC, id, destination",
-            params![job],
+            params![job, list(at)],
         )?;
         Ok(found.into_iter().next())
     }
@@ -667,6 +669,11 @@ fn later(a: Option<String>, b: Option<String>) -> Option<String> {
 
 fn text(row: &Row<'_>) -> rusqlite::Result<String> {
     row.get(0)
+}
+
+/// Names as `json_each` takes them.
+fn list(names: &[&str]) -> String {
+    serde_json::Value::from(names).to_string()
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String> {
@@ -764,16 +771,18 @@ mod tests {
         assert_eq!(ledger.backups_by_prefix("aa", None).unwrap().len(), 2);
         assert_eq!(ledger.backups_by_prefix("aa1", Some("shop")).unwrap().len(), 1);
         assert_eq!(ledger.backups_by_prefix("aa1", Some("other")).unwrap().len(), 0);
-        assert_eq!(ledger.latest(None).unwrap().unwrap().id, "aa11", "neither suspect nor a safety copy, nor imported");
-        assert_eq!(ledger.last_good(Some("shop"), None).unwrap().unwrap().to_string(), "2026-01-01T00:00:00Z");
-        assert_eq!((ledger.last_good(None, Some("c")).unwrap(), ledger.newest_of_job("shop", "c").unwrap()), (None, None));
+        assert_eq!(ledger.latest(None, &["a", "b", "c"]).unwrap().unwrap().id, "aa11", "neither suspect nor a safety copy, nor imported");
+        assert_eq!(ledger.last_good(Some("shop"), &["a", "b"]).unwrap().unwrap().to_string(), "2026-01-01T00:00:00Z");
+        assert_eq!((ledger.last_good(None, &["c"]).unwrap(), ledger.newest_of_job("shop", "c").unwrap()), (None, None));
+        assert_eq!(ledger.latest(None, &["c"]).unwrap().unwrap().id, "cc44");
+        assert!(ledger.latest(None, &["d"]).unwrap().is_none() && ledger.last_good(Some("shop"), &[]).unwrap().is_none());
         assert!(ledger.newest_good("shop", "c", 9).unwrap().is_empty() && ledger.lacks_any("shop", "c").unwrap());
         ledger.remove_backup("a", "aa11").unwrap();
         assert_eq!(ledger.backups_by_prefix("aa1", None).unwrap()[0].destinations[0].name, "b");
         for id in ["aa11", "aa22", "bb33"] {
             ["a", "b"].iter().for_each(|place| ledger.remove_backup(place, id).unwrap());
         }
-        assert_eq!(ledger.latest(Some("shop")).unwrap().unwrap().id, "cc44", "better than none");
+        assert_eq!(ledger.latest(Some("shop"), &["a", "c"]).unwrap().unwrap().id, "cc44", "better than none");
         assert!(!ledger.has_backups("shop").unwrap() && !ledger.lacks_any("shop", "a").unwrap());
     }
 
@@ -783,16 +792,16 @@ mod tests {
         let ledger = Ledger::open(dir.path()).unwrap();
         let ahead = Timestamp::now().checked_add(jiff::SignedDuration::from_hours(24 * 3653)).unwrap().to_string();
         ledger.put_backup("a", &detail("ff00", "shop", &ahead, Outcome::Good)).unwrap();
-        assert_eq!(ledger.last_good(Some("shop"), None).unwrap(), None);
-        assert_eq!(ledger.last_good(None, Some("a")).unwrap(), None);
-        assert_eq!(ledger.latest(None).unwrap().unwrap().id, "ff00", "better than none");
+        assert_eq!(ledger.last_good(Some("shop"), &["a", "b"]).unwrap(), None);
+        assert_eq!(ledger.last_good(None, &["a"]).unwrap(), None);
+        assert_eq!(ledger.latest(None, &["a", "b"]).unwrap().unwrap().id, "ff00", "better than none");
         ledger.put_backup("a", &detail("aa11", "shop", "2026-01-01T00:00:00Z", Outcome::Good)).unwrap();
-        assert_eq!(ledger.latest(Some("shop")).unwrap().unwrap().id, "aa11");
+        assert_eq!(ledger.latest(Some("shop"), &["a", "b"]).unwrap().unwrap().id, "aa11");
         assert_eq!(ledger.newest_of_job("shop", "a").unwrap().as_deref(), Some("aa11"));
         let newest = ledger.newest_good("shop", "a", 2).unwrap();
         assert_eq!(newest.iter().map(|detail| detail.backup.id.as_str()).collect::<Vec<_>>(), ["aa11", "ff00"]);
         assert_eq!(ledger.newest_good("shop", "a", 1).unwrap().len(), 1);
-        assert_eq!(ledger.last_good(Some("shop"), None).unwrap().unwrap().to_string(), "2026-01-01T00:00:00Z");
+        assert_eq!(ledger.last_good(Some("shop"), &["a", "b"]).unwrap().unwrap().to_string(), "2026-01-01T00:00:00Z");
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl Opened {
     fn resolve(&self, Of { backup, job }: &Of) -> Result<Backup> {
         if backup == "latest" {
             let of = job.as_deref().map(|j| format!(" of job {j}")).unwrap_or_default();
-            let found = self.ledger.latest(job.as_deref()).map_err(Failure::failed)?;
+            let found = self.ledger.latest(job.as_deref(), &[NAME]).map_err(Failure::failed)?;
             return found
                 .ok_or_else(|| Failure::failed(format!("there is no good backup{of} here; 'keepd rescue list' shows what there is")));
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
-use keepd_protocol::model::{Backup, Traffic};
+use keepd_protocol::model::{Backup, BackupPlace, Traffic};
 use tokio::runtime::Handle;
 
 use super::backup::Environment;
@@ -182,6 +182,13 @@ pub fn remember(ledger: &Ledger, repository: &Repository) -> Result<(), Failure>
 pub fn traffic(destination: &Destination) -> Traffic {
     let Counters { sent, received, operations, retries, errors } = storage::counters(destination);
     Traffic { sent, received, operations, retries, errors }
+}
+
+/// Says of a backup's places which of them are no longer configured.
+pub fn mark_unconfigured(config: &Config, backup: &mut Backup) {
+    for place in backup.destinations.iter_mut().filter(|place| !config.destinations.contains_key(&place.name)) {
+        place.status = BackupPlace::UNCONFIGURED.into();
+    }
 }
 
 /// The configured destinations that have a backup, the quickest to read from first.

@@ -420,11 +420,11 @@ impl Scheduler {
         // A backup that was good when it was made may have turned out to be worthless since. Where no backup is known (its destination did not answer
         // yet), what the schedule saw counts.
         let last_good = match self.ledger.has_backups(name) {
-            Ok(true) => self.ledger.last_good(Some(name), None).ok().flatten(),
+            Ok(true) => self.ledger.last_good(Some(name), &config.places()).ok().flatten(),
             // One from the future says nothing: a clock was wrong.
             _ => state.last_good.filter(|good| good.duration_since(now) <= AHEAD),
         };
-        let (last_proven, recovery_seconds) = self.ledger.last_proven(name).unwrap_or_default();
+        let (last_proven, recovery_seconds) = self.ledger.last_proven(name, &config.places()).unwrap_or_default();
         let since = last_good.or(state.first_seen).unwrap_or(now);
         let overdue =
             job.max_age.is_some_and(|age| now.duration_since(since) > SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX));

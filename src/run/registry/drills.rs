@@ -12,6 +12,7 @@ use crate::access::By;
 use crate::config::Job;
 use crate::crypto::{self, Lent};
 use crate::run::backup::short;
+use crate::run::destination;
 use crate::run::drill::{self, Request};
 use crate::run::readable::Reading;
 
@@ -48,8 +49,9 @@ impl Runs {
     }
 
     /// Queues a drill. `calendar`: how many the job's calendar had before this one.
-    fn drill(self: &Arc<Self>, found: Backup, lent: Lent, by: &By, calendar: Option<u64>) -> Result<DrillStarted> {
+    fn drill(self: &Arc<Self>, mut found: Backup, lent: Lent, by: &By, calendar: Option<u64>) -> Result<DrillStarted> {
         let env = self.environment_with(lent);
+        destination::mark_unconfigured(&env.config, &mut found);
         let job = job_named(&env.config, &found.job)
             .map_err(|_| {
                 let text = format!(
@@ -65,7 +67,7 @@ impl Runs {
         let work = Work {
             kind: RunKind::Drill,
             job: Some(job.name.clone()),
-            destinations: found.destinations.iter().take(1).map(|p| p.name.clone()).collect(),
+            destinations: found.destinations.iter().find(|p| p.is_configured()).map(|p| p.name.clone()).into_iter().collect(),
             backup: Some(found.id.clone()),
             by: by.clone(),
             attempt: 1,
@@ -129,13 +131,16 @@ impl Runs {
 
     /// The newest good backup, and now and then a random older one; None when there is none.
     fn whose_turn(&self, job: &Job, count: u64) -> Result<Option<Backup>> {
-        let Some(newest) = self.ledger.latest(Some(&job.name))? else { return Ok(None) };
+        let Some(newest) = self.ledger.latest(Some(&job.name), &self.config.get().places())? else { return Ok(None) };
         if count % OLDER_EVERY != OLDER_EVERY - 1 {
             return Ok(Some(newest));
         }
-        let mut older = self.ledger.backups(Some(&job.name), None)?;
+        let mut older = self.backups(Some(&job.name), None)?;
         older.retain(|b| {
-            b.id != newest.id && b.outcome == Outcome::Good && !matches!(b.r#type, BackupType::PreRestore | BackupType::Imported)
+            b.id != newest.id
+                && b.outcome == Outcome::Good
+                && b.is_at_hand()
+                && !matches!(b.r#type, BackupType::PreRestore | BackupType::Imported)
         });
         let random: [u8; 8] = crypto::random().map_err(|e| Error::Failed(e.to_string()))?;
         let at = u64::from_le_bytes(random).checked_rem(older.len() as u64);

@@ -98,12 +98,30 @@ impl Runs {
         receiver
     }
 
-    /// A backup by id, unique prefix, or `latest`.
+    /// What is known of backups, newest first, of a job or of all, and of those at a destination; also of what lies only where keepd no longer asks.
+    pub fn backups(&self, job: Option<&str>, at: Option<&str>) -> Result<Vec<Backup>> {
+        let config = self.config.get();
+        let mut all = self.ledger.backups(job, at)?;
+        all.iter_mut().for_each(|backup| destination::mark_unconfigured(&config, backup));
+        Ok(all)
+    }
+
+    /// A backup by id, unique prefix, or `latest`, which lies at a destination that is configured.
     pub fn resolve(&self, backup: &str, job: Option<&str>) -> Result<Backup> {
         let absent = |text: String| Error::NotFound { what: "backup", name: backup.to_owned(), text };
+        let config = self.config.get();
+        let marked = |mut found: Backup| {
+            destination::mark_unconfigured(&config, &mut found);
+            found
+        };
         if backup == "latest" {
+            if let Some(found) = self.ledger.latest(job, &config.places())? {
+                return Ok(marked(found));
+            }
             let of = job.map(|j| format!(" of job {j}")).unwrap_or_default();
-            return self.ledger.latest(job)?.ok_or_else(|| absent(format!("there is no good backup{of} yet")));
+            let is_away = self.backups(job, None)?.iter().any(|b| !b.is_at_hand());
+            let which = if is_away { "at a destination that is configured" } else { "yet" };
+            return Err(absent(format!("there is no good backup{of} {which}")));
         }
         let hex = !backup.is_empty() && backup.len() <= 64 && backup.bytes().all(|b| b.is_ascii_hexdigit());
         if !hex {
@@ -114,7 +132,7 @@ impl Runs {
         let mut found = self.ledger.backups_by_prefix(&backup.to_ascii_lowercase(), job)?;
         match found.len() {
             0 => Err(absent(format!("there is no backup whose id starts with {backup}; 'keepctl list' shows what there is"))),
-            1 => Ok(found.remove(0)),
+            1 => Ok(marked(found.remove(0))),
             _ => Err(Error::Ambiguous(format!("several backups' ids start with {backup}; give more of it"))),
         }
     }
@@ -260,7 +278,7 @@ impl Runs {
                 fingerprint: target.encryption.as_ref().and_then(|name| profile::fingerprint(config.encryption.get(name)?)),
                 compression: format!("{:?}", target.compression).to_lowercase(),
                 backups: self.ledger.count_backups(name).unwrap_or_default(),
-                last_good: self.ledger.last_good(None, Some(name)).ok().flatten().map(|t| t.to_string()),
+                last_good: self.ledger.last_good(None, &[name]).ok().flatten().map(|t| t.to_string()),
                 error: problems.get(name).map(|(_, text)| text.clone()),
                 missing: self.missing_at(&config, target),
                 overdue: self.overdue_at(&config, target),
@@ -281,7 +299,7 @@ impl Runs {
     fn overdue_at(&self, config: &Config, target: &Destination) -> Vec<String> {
         let Some(max_age) = target.max_age else { return Vec::new() };
         let too_old = |job: &&Job| {
-            let last = self.ledger.last_good(Some(&job.name), Some(&target.name)).ok().flatten();
+            let last = self.ledger.last_good(Some(&job.name), &[&target.name]).ok().flatten();
             last.is_none_or(|t| Timestamp::now().duration_since(t).unsigned_abs() > max_age)
         };
         let jobs = config.jobs.values().filter(|job| job.enabled && job.destinations.contains(&target.name));
