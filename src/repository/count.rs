@@ -18,8 +18,12 @@ use crate::storage::StorageError;
 
 /// What is read is counted after this time at the latest: what is cancelled then, or killed, need not be read again.
 const BATCH: Duration = Duration::from_secs(60);
-/// And when so many pages and lists came, some 30 MiB of memory.
+/// And when so many pages and lists came, some 30 MiB of memory, …
 const BATCH_NODES: usize = 100_000;
+/// … the backups have so many pages between them (32 MiB), …
+const BATCH_PAGES: usize = 1_000_000;
+/// … or so many backups went.
+const BATCH_GONE: usize = 64;
 
 /// Counts what these backups need. Fails when anything that came cannot be read, for then nobody knows what is needed. What cannot be taken off any more has all
 /// counted anew.
@@ -43,12 +47,10 @@ fn tried(repository: &Repository, listed: &BTreeSet<[u8; 32]>, cancel: &Cancella
         let manifest = repository.read_manifest(id).map_err(refuse)?;
         let pages: BTreeSet<ChunkId> = manifest.sources.iter().flat_map(|s| &s.pages).map(|page| ChunkId(*page.chunk)).collect();
         pages.iter().try_for_each(|page| walk.one_more((*page, Kind::Page)))?;
+        walk.pages += pages.len();
         walk.change.came.push((*id, pages.into_iter().collect()));
-        if walk.begun.elapsed() >= BATCH || walk.change.nodes.len() >= BATCH_NODES {
-            let Walk { change, mut uses, .. } = std::mem::replace(&mut walk, Walk::new(repository, cancel));
-            if repository.local.count(&change, &mut uses)?.is_none() {
-                return Ok(None);
-            }
+        if walk.is_full() && walk.count()?.is_none() {
+            return Ok(None);
         }
     }
     for id in counted.difference(listed) {
@@ -59,24 +61,19 @@ fn tried(repository: &Repository, listed: &BTreeSet<[u8; 32]>, cancel: &Cancella
             }
         }
         walk.change.went.push(*id);
-    }
-    // Pages first: lists go with them.
-    for kind in [Kind::Page, Kind::List] {
-        if walk.take_off(kind)?.is_none() {
+        if (walk.is_full() || walk.change.went.len() >= BATCH_GONE) && walk.count()?.is_none() {
             return Ok(None);
         }
     }
-    let Walk { change, mut uses, .. } = walk;
-    if change.came.is_empty() && change.went.is_empty() {
-        return Ok(Some(()));
-    }
-    repository.local.count(&change, &mut uses)
+    walk.count()
 }
 
 struct Walk<'r> {
     repository: &'r Repository,
     cancel: &'r CancellationToken,
     begun: Instant,
+    /// Of the backups that came.
+    pages: usize,
     change: Change,
     uses: Runs,
 }
@@ -84,7 +81,26 @@ struct Walk<'r> {
 impl<'r> Walk<'r> {
     fn new(repository: &'r Repository, cancel: &'r CancellationToken) -> Self {
         let uses = Runs::within(repository.local.directory());
-        Self { repository, cancel, begun: Instant::now(), change: Change::default(), uses }
+        Self { repository, cancel, begun: Instant::now(), pages: 0, change: Change::default(), uses }
+    }
+
+    fn is_full(&self) -> bool {
+        self.begun.elapsed() >= BATCH || self.change.nodes.len() >= BATCH_NODES || self.pages >= BATCH_PAGES
+    }
+
+    /// Counts what was gathered, and begins to gather again; None when it does not fit to what is counted.
+    fn count(&mut self) -> Result<Option<()>> {
+        // Pages first: lists go with them.
+        for kind in [Kind::Page, Kind::List] {
+            if self.take_off(kind)?.is_none() {
+                return Ok(None);
+            }
+        }
+        let Self { change, mut uses, .. } = std::mem::replace(self, Self::new(self.repository, self.cancel));
+        if change.came.is_empty() && change.went.is_empty() {
+            return Ok(Some(()));
+        }
+        self.repository.local.count(&change, &mut uses)
     }
 
     fn go_on(&self) -> Result<()> {
@@ -129,6 +145,8 @@ impl<'r> Walk<'r> {
                 Ok(read) => read,
                 // Somebody else pruned it.
                 Err(RepositoryError::Storage(StorageError::NotFound { .. } | StorageError::Short { .. })) => return Ok(None),
+                // The disk is damaged where it lies: nobody needs it, and what the other backups have may be whole.
+                Err(RepositoryError::Storage(_)) if !self.repository.storage.is_remote() => return Ok(None),
                 Err(e @ (RepositoryError::Storage(_) | RepositoryError::Cancelled)) => return Err(e),
                 Err(_) => return Ok(None),
             };
@@ -219,8 +237,9 @@ mod tests {
         let _ = std::fs::remove_dir_all(world.path().join("stranger"));
         let stranger = world.seen_by("stranger", None);
         stranger.sync_index().unwrap();
-        bring_up_to_date(&stranger, &stranger.listed_backups().unwrap(), &CancellationToken::new()).unwrap();
-        assert!(stranger.local.held().unwrap().unwrap().missing.is_empty());
+        let listed = stranger.listed_backups().unwrap();
+        bring_up_to_date(&stranger, &listed, &CancellationToken::new()).unwrap();
+        assert!(stranger.local.held(&listed).unwrap().unwrap().missing.is_empty());
         counts(&stranger)
     }
 
@@ -282,6 +301,7 @@ mod tests {
             "DELETE FROM counted_chunk WHERE id = (SELECT min(id) FROM counted_chunk)",
             "DELETE FROM counted_chunk",
             "UPDATE counted_chunk SET id = x'00' WHERE id = (SELECT min(id) FROM counted_chunk)",
+            "UPDATE counted_chunk SET id = CAST(substr(id, 1, 31) || x'aa' AS BLOB) WHERE id = (SELECT min(id) FROM counted_chunk)",
             "UPDATE counted_chunk SET id = zeroblob(32) WHERE id = (SELECT min(id) FROM counted_chunk)",
             "UPDATE counted_node SET uses = uses + 1 WHERE kind = 1",
             "UPDATE counted_node SET uses = -1",
@@ -355,6 +375,45 @@ mod tests {
         prune_with(&a, HOUR).unwrap();
         assert_eq!(counts(&a), counted_by_a_stranger(&world));
         nothing_is_lost(&world, "pruned by two");
+    }
+
+    #[test]
+    fn counts_of_other_backups_are_not_believed() {
+        let (world, a) = with_a_history();
+        let listed = a.listed_backups().unwrap();
+        assert!(a.local.held(&listed).unwrap().is_none(), "one came, one went");
+        // As another prune of the same cache may leave them that is half done.
+        bring_up_to_date(&a, &listed.iter().take(2).copied().collect(), &CancellationToken::new()).unwrap();
+        assert!(a.local.held(&listed).unwrap().is_none());
+        prune_with(&a, HOUR).unwrap();
+        assert_eq!(counts(&a), counted_by_a_stranger(&world));
+        let Some(alone) = a.local.pruned_alone() else { panic!("nobody else prunes") };
+        let told = prune_with(&world.seen_by("a", None), HOUR).unwrap_err().to_string();
+        assert!(told.contains("is pruned already"), "{told}");
+        drop(alone);
+        prune_with(&a, HOUR).unwrap();
+        nothing_is_lost(&world, "pruned");
+    }
+
+    #[test]
+    fn a_page_that_went_and_lies_on_a_damaged_disk_is_in_nobodys_way() {
+        let (world, a) = with_a_history();
+        prune_with(&a, Duration::ZERO).unwrap();
+        let gone = a.listed_backups().unwrap().into_iter().find(|id| a.read_manifest(id).unwrap().sequence == 4).unwrap();
+        let page = ChunkId(*a.read_manifest(&gone).unwrap().sources[0].pages[0].chunk);
+        let pack = world.path().join("repository").join(super::super::open::pack_name(&a.lookup(&page).unwrap().unwrap().pack));
+        a.delete_manifest(&gone).unwrap();
+        // Whatever reads it gets an error that is neither "not found" nor damage.
+        let whole = std::fs::read(&pack).unwrap();
+        std::fs::remove_file(&pack).unwrap();
+        std::fs::create_dir(&pack).unwrap();
+        assert!(matches!(a.read_chunk(&page), Err(RepositoryError::Storage(_))), "{:?}", a.read_chunk(&page));
+        bring_up_to_date(&a, &a.listed_backups().unwrap(), &CancellationToken::new()).unwrap();
+        std::fs::remove_dir(&pack).unwrap();
+        std::fs::write(&pack, whole).unwrap();
+        assert_eq!(counts(&a), counted_by_a_stranger(&world));
+        prune_with(&a, Duration::ZERO).unwrap();
+        nothing_is_lost(&world, "pruned");
     }
 
     #[test]

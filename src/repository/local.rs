@@ -6,7 +6,7 @@
 pub mod counts;
 mod held;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -74,6 +74,18 @@ const BULK_CHUNKS: usize = 100_000;
 
 /// Stands for no chunk, and for a pack as a whole.
 const ITSELF: ChunkId = ChunkId([0; 32]);
+
+/// The caches by which something is pruned.
+static PRUNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// A cache that nobody else prunes by.
+pub struct Alone(PathBuf);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        PRUNED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
 
 impl LocalIndex {
     /// Opens the cache at `path`; a file that is no database of this layout is thrown away, for it can be made again.
@@ -405,8 +417,11 @@ impl LocalIndex {
     /// The pack at which looking at sizes in turn stopped.
     pub fn last_sized(&self) -> Result<Option<[u8; 32]>> {
         let db = self.db();
-        let found = db.query_row("SELECT last FROM sized", [], |r| r.get(0)).optional();
-        found.map_err(|e| self.fail(e))
+        match db.query_row("SELECT last FROM sized", [], |r| r.get(0)).optional() {
+            // It is only where to begin.
+            Err(rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..)) => Ok(None),
+            found => found.map_err(|e| self.fail(e)),
+        }
     }
 
     pub fn set_last_sized(&self, pack: &[u8; 32]) -> Result<()> {
@@ -561,6 +576,17 @@ impl LocalIndex {
             tx.commit()
         };
         work().map_err(|e| self.fail(e))
+    }
+
+    /// Keeps other prunes away from this cache until it is dropped; None when there is one: the same repository may be reached in two ways.
+    pub fn pruned_alone(&self) -> Option<Alone> {
+        let path = self.path.clone();
+        PRUNED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone()).then(|| Alone(path))
+    }
+
+    /// The packs that the cache learnt last.
+    pub fn newest_packs(&self, most: usize) -> Result<HashSet<[u8; 32]>> {
+        self.rows("SELECT id FROM pack ORDER BY n DESC LIMIT ?1", [most as i64], |r| r.get(0))
     }
 
     /// The directory of the cache.

@@ -3,7 +3,7 @@
 //! Counts and index are both kept in the order of ids and read once beside each other, so nothing is looked up for each reference, and only what is dead is written down. Each id
 //! that is needed is found in the index, or in no pack and told: none is passed over.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use tokio_util::sync::CancellationToken;
 
@@ -33,11 +33,13 @@ impl Needed {
     /// Fails when anything cannot be read, for then nobody knows what is needed.
     pub fn by_backups(repository: &Repository, known: &[[u8; 32]], cancel: &CancellationToken) -> Result<Self> {
         let listed = repository.listed_backups()?;
-        repository.storage.are_gone("backups/", known.iter().filter(|id| !listed.contains(*id)).map(manifest_name))?;
+        let counted = repository.local.counted_backups()?.unwrap_or_default();
+        let known: BTreeSet<&[u8; 32]> = known.iter().chain(&counted).filter(|id| !listed.contains(*id)).collect();
+        repository.storage.are_gone("backups/", known.into_iter().map(manifest_name))?;
         let (mut located, mut is_anew) = (HashSet::new(), false);
-        loop {
+        'again: loop {
             count::bring_up_to_date(repository, &listed, cancel)?;
-            let Some(Held { usage, dead, missing }) = repository.local.held()? else {
+            let Some(Held { usage, dead, missing }) = repository.local.held(&listed)? else {
                 // What is counted anew fits together.
                 if std::mem::replace(&mut is_anew, true) {
                     return Err(repository.local.damaged()?);
@@ -57,6 +59,11 @@ impl Needed {
                     return Err(RepositoryError::Cancelled);
                 }
                 if repository.locate(id).is_err() {
+                    // Before a backup is said to be hurt it is asked itself.
+                    if !std::mem::replace(&mut is_anew, true) {
+                        repository.local.forget_counts()?;
+                        continue 'again;
+                    }
                     return Err(refuse(repository.damaged(&format!("chunk {id}"), "no pack holds it, but a backup needs it".into())));
                 }
             }

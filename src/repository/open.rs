@@ -130,6 +130,8 @@ impl Register {
 const MAX_CIPHERS: usize = 512;
 /// Sizes that are asked for one by one before a backup.
 const SIZES_IN_TURN: usize = 256;
+/// And those of the packs that came last.
+const NEWEST_SIZES: usize = 64;
 /// Each reads a pack's footer, and an index object or none.
 const SECOND_LOOKS: usize = 1024;
 /// Once is enough, unless the storage does not answer.
@@ -310,7 +312,7 @@ impl Repository {
         let in_force = |(id, index): ([u8; 32], Index)| (id, if superseded.contains(&id) { Vec::new() } else { index.packs });
         self.local.load(&indexes.into_iter().map(in_force).collect::<Vec<_>>())?;
         let known: BTreeMap<[u8; 32], u64> = self.local.packs(true)?.into_iter().collect();
-        let packs = self.packs_beside(&known, sizes)?;
+        let (packs, last_sized) = self.packs_beside(&known, sizes)?;
         self.storage.are_gone("packs/", known.keys().filter(|id| !packs.contains_key(*id)).map(pack_name))?;
         let mut gone = Vec::new();
         for (id, size) in &known {
@@ -325,6 +327,10 @@ impl Repository {
         }
         if !gone.is_empty() {
             self.local.forget(&gone)?;
+        }
+        // What was seen of these is kept: it is the next ones' turn.
+        if let Some(last) = last_sized {
+            self.local.set_last_sized(&last)?;
         }
         for (id, size) in packs.into_iter().filter(|(id, _)| !known.contains_key(id)) {
             match self.read_footer(&id, size) {
@@ -355,9 +361,9 @@ impl Repository {
         Ok(self.storage.list("packs/")?.into_iter().filter_map(|object| Some((pack_of(&object.name)?, object.size))).collect())
     }
 
-    /// The packs of the storage with their sizes. Where each of these costs a call of its own, at most `most` of the `known` packs' are asked for, in turn;
-    /// the others have the size that is known.
-    fn packs_beside(&self, known: &BTreeMap<[u8; 32], u64>, most: usize) -> Result<BTreeMap<[u8; 32], u64>> {
+    /// The packs of the storage with their sizes. Where each of these costs a call of its own, at most `most` of the `known` packs' are asked for, in turn, and
+    /// the newest ones', which a power cut may have cut off; the others have the size that is known. Also the pack at which looking in turn stopped.
+    fn packs_beside(&self, known: &BTreeMap<[u8; 32], u64>, most: usize) -> Result<(BTreeMap<[u8; 32], u64>, Option<[u8; 32]>)> {
         let listed: BTreeMap<[u8; 32], Option<u64>> =
             self.storage.list_as_it_comes("packs/")?.into_iter().filter_map(|(name, size)| Some((pack_of(&name)?, size))).collect();
         let asked: Vec<[u8; 32]> = known.keys().filter(|id| listed.get(*id).is_some_and(Option::is_none)).copied().collect();
@@ -368,7 +374,9 @@ impl Repository {
                 asked.iter().cycle().skip(from).take(most).copied().collect()
             }
         };
-        let whose_turn: HashSet<[u8; 32]> = in_turn.iter().copied().collect();
+        let last = in_turn.last().filter(|_| in_turn.len() == most).copied();
+        let mut whose_turn = if last.is_some() { self.local.newest_packs(NEWEST_SIZES)? } else { HashSet::new() };
+        whose_turn.extend(in_turn);
         let mut packs = BTreeMap::new();
         for (id, size) in listed {
             let size = match (size, known.get(&id)) {
@@ -379,10 +387,7 @@ impl Repository {
             };
             packs.extend(size.map(|size| (id, size)));
         }
-        if let Some(last) = in_turn.last().filter(|_| in_turn.len() == most) {
-            self.local.set_last_sized(last)?;
-        }
-        Ok(packs)
+        Ok((packs, last))
     }
 
     /// Locks every object that is in use for another period; returns how many.

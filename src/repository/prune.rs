@@ -86,6 +86,12 @@ pub fn prune(
     step: &dyn Fn(&str),
     cancel: &CancellationToken,
 ) -> Result<PruneReport> {
+    let Some(_alone) = repository.local.pruned_alone() else {
+        return Err(RepositoryError::Other(format!(
+            "{}: the same repository is pruned already, as another destination; try again when that has ended",
+            repository.location()
+        )));
+    };
     step("looking for what is in use");
     repository.sync_index()?;
     // Here a list that cannot be read is an error, for it says what is to be deleted.

@@ -196,13 +196,21 @@ pub fn apply(
 
 /// What is to be removed now; a policy that is held back is told, one that removes no more than the one before is in force from now on.
 pub fn decided(env: &Environment, job: &Job, target: &Destination, live: &LiveRun) -> Result<BTreeSet<String>, Failure> {
+    let policy = policy(job, target);
+    if policy.keeps_everything() {
+        // Whatever backups there are, and whenever it is: they need not be looked at.
+        if confirmed(&env.ledger, &job.name, &target.name)? != *policy {
+            confirm(&env.ledger, job, target)?;
+        }
+        return Ok(BTreeSet::new());
+    }
     let (decision, before) = configured(&env.ledger, job, target)?;
     if let Some(text) = doubted_words(job, target, &decision) {
         live.message(Level::Warning, text);
     }
     if let Some(text) = held_back_words(job, target, decision.held_back) {
         live.message(Level::Warning, text);
-    } else if before != *policy(job, target) {
+    } else if before != *policy {
         confirm(&env.ledger, job, target)?;
     }
     Ok(decision.remove)
@@ -239,7 +247,7 @@ fn locks_are_due(ledger: &Ledger, target: &Destination) -> Result<bool, Failure>
 
 /// What a changed policy would remove and does not until it is confirmed, in words.
 pub fn held_back(ledger: &Ledger, job: &Job, target: &Destination) -> Result<Option<String>, Failure> {
-    if target.append_only {
+    if target.append_only || policy(job, target).keeps_everything() {
         return Ok(None);
     }
     let decision = configured(ledger, job, target)?.0;

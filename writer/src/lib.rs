@@ -744,7 +744,7 @@ impl Shared {
     fn first_mode(&self, header: &EntryHeader) -> Mode {
         let last = self.last_mode(header) & 0o777;
         let (group, all) = (last >> 3 & 7, last & 7);
-        let is_for_all_alike = group & !all == 0 && (group | all) & 0o2 == 0 && header.xattrs.is_empty();
+        let is_for_all_alike = group == all && all & 0o2 == 0 && header.xattrs.is_empty();
         if is_for_all_alike { Mode::from_raw_mode(last) } else { Mode::RUSR | Mode::WUSR }
     }
 
@@ -1044,7 +1044,8 @@ mod tests {
     fn every_mode_and_owner_comes_back_wherever_the_file_is_made() {
         let is_root = rustix::process::geteuid().is_root();
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let modes = [0o000, 0o400, 0o444, 0o600, 0o640, 0o644, 0o664, 0o666, 0o700, 0o710, 0o755, 0o777, 0o1644, 0o2755, 0o4755, 0o6711];
+        let modes =
+            [0o000, 0o400, 0o444, 0o600, 0o604, 0o640, 0o644, 0o664, 0o666, 0o700, 0o710, 0o755, 0o777, 0o1644, 0o2755, 0o4755, 0o6711];
         let owners: &[(u32, u32)] = if is_root { &[(uid, gid), (12345, gid), (uid, 12345), (12345, 12345)] } else { &[(uid, gid)] };
         let dir = tempfile::tempdir().unwrap();
         // Whatever is made in the second directory is of another group at first.

@@ -3,8 +3,8 @@
 //! Backups refer to pages, pages to lists of long contents, and both to chunks. Backups, pages and lists never change, so what is counted of them stays true. That the counts
 //! fit together is proven each time before anything is concluded from them: each page and list is used as often as the backups and pages that are counted say, and the sum
 //! of all references that they hold is that of all counts (an incremental multiset hash: Clarke, Devadas, van Dijk, Gassend and Suh, *Incremental Multiset Hash
-//! Functions and Their Application to Memory Integrity Checking*, 2003, MSet-Add-Hash; the hash of a chunk is half its id, itself a keyed BLAKE3). Where they do not, they are forgotten and all is
-//! counted anew.
+//! Functions and Their Application to Memory Integrity Checking*, 2003, MSet-Add-Hash; the hash of a chunk is made of its id, itself a keyed BLAKE3). And the backups that are counted must
+//! be exactly those that were listed. Where it is not so, the counts are forgotten and all is counted anew.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -99,8 +99,11 @@ pub fn sum<'i>(ids: impl IntoIterator<Item = &'i ChunkId>) -> u128 {
     ids.into_iter().map(hash).fold(0, u128::wrapping_add)
 }
 
-fn hash(id: &ChunkId) -> u128 {
-    u128::from_le_bytes(*id.0.first_chunk().unwrap_or(&[0; 16]))
+/// All of an id has a part in it: a damaged one is told, whichever of its bytes that is.
+fn hash(ChunkId(id): &ChunkId) -> u128 {
+    const ODD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+    let half = |bytes: Option<&[u8; 16]>| bytes.map_or(0, |bytes| u128::from_le_bytes(*bytes));
+    half(id.first_chunk()).wrapping_add(half(id.last_chunk()).wrapping_mul(ODD))
 }
 
 impl LocalIndex {
@@ -235,7 +238,18 @@ impl<'s> Counted<'s> {
     pub const SQL: &'static str = "SELECT id, uses FROM counted_chunk ORDER BY id";
 
     /// `rows` are those of [`Self::SQL`].
-    pub fn of(db: &Connection, rows: Rows<'s>) -> Result<Self, Wrong> {
+    pub fn of(db: &Connection, rows: Rows<'s>, listed: &BTreeSet<[u8; 32]>) -> Result<Self, Wrong> {
+        let mut statement = db.prepare("SELECT id FROM counted_backup ORDER BY id")?;
+        let mut counted = statement.query([])?;
+        let mut expected = listed.iter();
+        while let Some(row) = counted.next()? {
+            if expected.next() != Some(&row.get(0)?) {
+                return Err(Wrong::Counts);
+            }
+        }
+        if expected.next().is_some() {
+            return Err(Wrong::Counts);
+        }
         Ok(Self { rows, last: None, left: referred_to(db)? })
     }
 

@@ -1,6 +1,6 @@
 //! The local index held against what backups need: how much of each pack that is, what is dead, what is lost.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -47,11 +47,11 @@ impl From<Wrong> for Scan {
 }
 
 impl Held {
-    fn scan(&mut self, db: &Connection) -> Result<(), Scan> {
+    fn scan(&mut self, db: &Connection, listed: &BTreeSet<[u8; 32]>) -> Result<(), Scan> {
         let tx = db.unchecked_transaction()?;
         let (mut packs, mut places) = (Vec::new(), HashMap::new());
         let mut counted = tx.prepare(Counted::SQL)?;
-        let mut needed = Counted::of(&tx, counted.query([])?)?;
+        let mut needed = Counted::of(&tx, counted.query([])?, listed)?;
         let mut next = needed.next()?;
         {
             let mut statement = tx.prepare("SELECT n, id, size, kind, condemned, listed FROM pack ORDER BY n")?;
@@ -146,13 +146,13 @@ pub struct PackUsage {
 }
 
 impl LocalIndex {
-    /// Holds all that is counted as needed against all chunks of the cache, both in the order of ids; None when the counts do not fit together. A cache that is
-    /// found damaged is emptied, and made anew by the next run.
-    pub fn held(&self) -> Result<Option<Held>> {
+    /// Holds all that these backups are counted to need against all chunks of the cache, both in the order of ids; None when the counts are not of these backups, or do
+    /// not fit together. A cache that is found damaged is emptied, and made anew by the next run.
+    pub fn held(&self, listed: &BTreeSet<[u8; 32]>) -> Result<Option<Held>> {
         let mut held = Held { usage: Vec::new(), dead: Dead::new(self)?, missing: Vec::new() };
         let scanned = {
             let db = self.db();
-            held.scan(&db)
+            held.scan(&db, listed)
         };
         match scanned {
             Ok(()) => Ok(Some(held)),
@@ -232,8 +232,6 @@ impl LocalIndex {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::super::counts::{Change, Contents, Kind, Known, NodeChange, sum};
     use super::*;
     use crate::crypto::HEADER_BYTES;
@@ -271,12 +269,12 @@ mod tests {
         local.load(&[([1; 32], vec![pack(1, &[9, 2, 5]), pack(2, &[4, 2])]), ([2; 32], vec![pack(3, &[7])])]).unwrap();
         let used = |held: &Held| held.usage.iter().map(|u| (u.id[0], u.used_chunks, u.used_bytes)).collect::<Vec<_>>();
         needing(&local, &[5, 3, 2, 5, 8, 4, 200]);
-        let held = local.held().unwrap().unwrap();
+        let held = local.held(&[[9; 32]].into()).unwrap().unwrap();
         assert_eq!(used(&held), [(1, 2, 20), (2, 1, 10), (3, 0, 0)], "a chunk that is in two packs counts where it was first");
         assert_eq!(held.missing, [id(3), id(8), id(200)]);
         // Another one at the same time, which needs all.
         needing(&local, &(0..=255).collect::<Vec<_>>());
-        let all = local.held().unwrap().unwrap();
+        let all = local.held(&[[9; 32]].into()).unwrap().unwrap();
         assert_eq!(used(&all), [(1, 3, 30), (2, 1, 10), (3, 1, 10)]);
         assert_eq!(local.needed_in(&held.dead, &[id(9), id(2), id(3)]).unwrap(), [None, Some([1; 32]), None]);
         assert_eq!(local.needed_in(&all.dead, &[id(9), id(2), id(3)]).unwrap(), [Some([1; 32]), Some([1; 32]), None]);
@@ -286,7 +284,7 @@ mod tests {
         drop(held);
         assert!(local.db().execute_batch(&format!("SELECT * FROM {table}")).is_err());
         local.mark_lost(&[1; 32], &[id(5)]).unwrap();
-        assert_eq!(local.held().unwrap().unwrap().missing.iter().filter(|c| **c == id(5)).count(), 1);
+        assert_eq!(local.held(&[[9; 32]].into()).unwrap().unwrap().missing.iter().filter(|c| **c == id(5)).count(), 1);
         assert_eq!(local.known_as_lost(&[id(5), id(8)]).unwrap(), HashSet::from([id(5)]));
         assert_eq!(local.lost(&HashSet::from([id(5)])).unwrap(), BTreeMap::from([([1; 32], 1)]));
     }
@@ -298,7 +296,7 @@ mod tests {
             let local = LocalIndex::open(&dir.path().join("index.sqlite"), "there").unwrap();
             local.load(&[([1; 32], vec![pack(1, &[9])])]).unwrap();
             assert_eq!(local.execute(damage), 1);
-            let told = local.held().err().unwrap().to_string();
+            let told = local.held(&BTreeSet::new()).err().unwrap().to_string();
             assert!(told.contains("nothing was pruned"), "{told}");
             assert!(local.loaded().unwrap().is_empty());
         }

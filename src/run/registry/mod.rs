@@ -10,7 +10,7 @@ mod keys;
 mod questions;
 mod starts;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -111,6 +111,8 @@ pub struct Runs {
     alone: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Copies have places of their own: a slow destination must not keep backups waiting.
     copy_places: Arc<Semaphore>,
+    /// Jobs and destinations whose copies failed and are tried again later.
+    copies_again: Mutex<HashSet<(String, String)>>,
     stopping: AtomicBool,
     counter: Mutex<(String, u32)>,
     on_finish: Mutex<Option<OnFinish>>,
@@ -169,6 +171,7 @@ impl Runs {
             locks: Mutex::default(),
             places,
             copy_places,
+            copies_again: Mutex::default(),
             alone: Mutex::default(),
             stopping: AtomicBool::new(false),
             counter: Mutex::default(),

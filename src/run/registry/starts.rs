@@ -93,12 +93,17 @@ impl Runs {
 
     /// Queues a run that copies to a destination what it lacks of a job when it begins; one that is queued already is the same.
     fn start_copies(self: &Arc<Self>, job: &str, destination: &str, by: &By, attempt: u32) -> Result<String> {
-        let env = self.environment();
-        let job = job_named(&env.config, job)?.clone();
-        let target = self.destination(&env.config, destination)?.clone();
-        let work = Work { job: Some(job.name.clone()), attempt, ..Work::on(RunKind::Copy, destination, by) };
+        let config = self.config.get();
+        let job = job_named(&config, job)?.name.clone();
+        let destination = self.destination(&config, destination)?.name.clone();
+        let work = Work { job: Some(job.clone()), attempt, ..Work::on(RunKind::Copy, &destination, by) };
         let runs = self.clone();
         self.start(work, move |live| {
+            // As it is configured when it begins: backups that come until then count on it.
+            let env = runs.environment();
+            let gone = |e: Error| Failure::Failed(e.to_string());
+            let job = job_named(&env.config, &job).map_err(gone)?.clone();
+            let target = runs.destination(&env.config, &destination).map_err(gone)?.clone();
             let reading = |name: &str| runs.keep_readable(name);
             let copied = copy::to_destination(&env, Some(&job), &target, None, live, &|name| runs.readers_gone(name), &reading);
             // What wants a key that is not here would want it again: it is tried again after the next backup.
@@ -125,13 +130,18 @@ impl Runs {
         })
     }
 
-    /// Tries copies that failed again, later and later.
+    /// Tries copies that failed again, later and later. Where that is waited for already it is not begun once more: an outage with many backups has one row of tries.
     fn copy_again(self: &Arc<Self>, job: &Job, destination: &str, attempt: u32) {
+        let waits = (job.name.clone(), destination.to_owned());
+        if !lock(&self.copies_again).insert(waits.clone()) {
+            return;
+        }
         const LONGEST: Duration = Duration::from_secs(3600);
         let pause = job.retry.backoff.max(Duration::from_secs(1)).saturating_mul(1 << attempt.saturating_sub(1).min(12)).min(LONGEST);
         let (runs, job, destination) = (self.clone(), job.name.clone(), destination.to_owned());
         self.runtime.spawn(async move {
             tokio::time::sleep(pause).await;
+            lock(&runs.copies_again).remove(&waits);
             match runs.start_copies(&job, &destination, &By::schedule(), attempt + 1) {
                 Ok(_) | Err(Error::Busy(_) | Error::ShuttingDown | Error::NotFound { .. }) => {}
                 Err(e) => tracing::warn!(job, destination, "its copies could not be tried again: {e}"),
