@@ -126,6 +126,13 @@ impl Register {
     }
 }
 
+/// The packs of the storage, with their sizes.
+struct ListedPacks {
+    packs: BTreeMap<[u8; 32], u64>,
+    /// Where looking at sizes in turn stopped.
+    last_sized: Option<[u8; 32]>,
+}
+
 /// Ciphers remembered at most (about 1 KiB each).
 const MAX_CIPHERS: usize = 512;
 /// Sizes that are asked for one by one before a backup.
@@ -312,7 +319,7 @@ impl Repository {
         let in_force = |(id, index): ([u8; 32], Index)| (id, if superseded.contains(&id) { Vec::new() } else { index.packs });
         self.local.load(&indexes.into_iter().map(in_force).collect::<Vec<_>>())?;
         let known: BTreeMap<[u8; 32], u64> = self.local.packs(true)?.into_iter().collect();
-        let (packs, last_sized) = self.packs_beside(&known, sizes)?;
+        let ListedPacks { packs, last_sized } = self.packs_beside(&known, sizes)?;
         self.storage.are_gone("packs/", known.keys().filter(|id| !packs.contains_key(*id)).map(pack_name))?;
         let mut gone = Vec::new();
         for (id, size) in &known {
@@ -362,8 +369,8 @@ impl Repository {
     }
 
     /// The packs of the storage with their sizes. Where each of these costs a call of its own, at most `most` of the `known` packs' are asked for, in turn, and
-    /// the newest ones', which a power cut may have cut off; the others have the size that is known. Also the pack at which looking in turn stopped.
-    fn packs_beside(&self, known: &BTreeMap<[u8; 32], u64>, most: usize) -> Result<(BTreeMap<[u8; 32], u64>, Option<[u8; 32]>)> {
+    /// the newest ones', which a power cut may have cut off; the others have the size that is known.
+    fn packs_beside(&self, known: &BTreeMap<[u8; 32], u64>, most: usize) -> Result<ListedPacks> {
         let listed: BTreeMap<[u8; 32], Option<u64>> =
             self.storage.list_as_it_comes("packs/")?.into_iter().filter_map(|(name, size)| Some((pack_of(&name)?, size))).collect();
         let asked: Vec<[u8; 32]> = known.keys().filter(|id| listed.get(*id).is_some_and(Option::is_none)).copied().collect();
@@ -374,8 +381,8 @@ impl Repository {
                 asked.iter().cycle().skip(from).take(most).copied().collect()
             }
         };
-        let last = in_turn.last().filter(|_| in_turn.len() == most).copied();
-        let mut whose_turn = if last.is_some() { self.local.newest_packs(NEWEST_SIZES)? } else { HashSet::new() };
+        let last_sized = in_turn.last().filter(|_| in_turn.len() == most).copied();
+        let mut whose_turn = if last_sized.is_some() { self.local.newest_packs(NEWEST_SIZES)? } else { HashSet::new() };
         whose_turn.extend(in_turn);
         let mut packs = BTreeMap::new();
         for (id, size) in listed {
@@ -387,7 +394,7 @@ impl Repository {
             };
             packs.extend(size.map(|size| (id, size)));
         }
-        Ok((packs, last))
+        Ok(ListedPacks { packs, last_sized })
     }
 
     /// Locks every object that is in use for another period; returns how many.
