@@ -142,15 +142,21 @@ fn a_prune_that_does_not_know_everything_does_nothing() {
     let before = stored(&keepd);
     assert!(keepd.fails(1, &["prune", "local"]).contains("nothing was pruned"));
     assert!(keepd.fails(1, &["check", "local"]).contains("condemned/"));
+    let counted = files_below(&keepd.path("repository/backups"));
     keepd.ok(&["backup", "shop"]);
     fs::write(&list, &whole).unwrap();
-    // A manifest that does not open: nobody knows what it needs.
-    let manifest = files_below(&keepd.path("repository/backups")).remove(0);
-    let good = fs::read(&manifest).unwrap();
-    fs::write(&manifest, &good[..good.len() - 1]).unwrap();
-    assert!(keepd.fails(1, &["prune", "local"]).contains("nothing was pruned"));
-    assert!(stored(&keepd) >= before);
-    fs::write(&manifest, &good).unwrap();
+    // A manifest that does not open: of a new one nobody knows what it needs, of one that was read before that is known and stays.
+    let new = files_below(&keepd.path("repository/backups")).into_iter().find(|m| !counted.contains(m)).unwrap();
+    for (manifest, is_known) in [(new, false), (counted[0].clone(), true)] {
+        let good = fs::read(&manifest).unwrap();
+        fs::write(&manifest, &good[..good.len() - 1]).unwrap();
+        let pruned = keepd.ctl(&["prune", "local"]);
+        let said = String::from_utf8_lossy(&pruned.stderr).into_owned();
+        assert_eq!(pruned.status.code(), Some(if is_known { 0 } else { 1 }), "{said}");
+        assert!(is_known || said.contains("nothing was pruned"), "{said}");
+        assert!(stored(&keepd) >= before);
+        fs::write(&manifest, &good).unwrap();
+    }
     // What an interrupted prune leaves: the old index is still there, and lists what is condemned.
     keepd.stop();
     fs::remove_dir_all(keepd.path("state")).unwrap();
