@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
+use super::local::CHUNKS;
 use super::local::counts::{Change, Contents, Kind, Known, Node, NodeChange, NodeId, sum};
 use super::needed::refuse;
 use super::open::Repository;
@@ -32,7 +33,7 @@ pub fn bring_up_to_date(repository: &Repository, listed: &BTreeSet<[u8; 32]>, ca
         tracing::info!("{}: what its backups need is counted anew", repository.location());
         repository.local.forget_counts()?;
         if tried(repository, listed, cancel)?.is_none() {
-            return Err(repository.local.damaged()?);
+            return Err(repository.local.damaged(CHUNKS)?);
         }
     }
     Ok(())
@@ -167,14 +168,12 @@ impl<'r> Walk<'r> {
     fn read(&self, (id, kind): NodeId) -> Result<(BTreeSet<ChunkId>, BTreeSet<ChunkId>)> {
         self.go_on()?;
         let bytes = self.repository.read_chunk(&id).map_err(refuse)?;
-        let wrong = |what: &str, e: &dyn std::fmt::Display| refuse(self.repository.damaged(&format!("{what} {id}"), e.to_string()));
-        let (table, lists) = match kind {
-            Kind::Page => page::references_and_lists(&bytes).map_err(|e| wrong("page", &format!("it is no valid page: {e}")))?,
-            Kind::List => {
-                let table = page::references(&bytes).map_err(|e| wrong("list", &format!("it is no valid list of segments: {e}")))?;
-                (table, Vec::new())
-            }
+        let (what, valid, read) = match kind {
+            Kind::Page => ("page", "page", page::references_and_lists(&bytes)),
+            Kind::List => ("list", "list of segments", page::references(&bytes).map(|table| (table, Vec::new()))),
         };
+        let wrong = |e| refuse(self.repository.damaged(&format!("{what} {id}"), format!("it is no valid {valid}: {e}")));
+        let (table, lists) = read.map_err(wrong)?;
         Ok((table.into_iter().collect(), lists.into_iter().collect()))
     }
 

@@ -19,7 +19,7 @@ use super::pack::{MAX_PACK_BYTES, PackedChunk, is_tail, is_write_only};
 use crate::crypto::{HEADER_BYTES, ObjectKind};
 use crate::sqlite_error;
 
-pub use held::{Dead, Held, PackUsage};
+pub use held::{CHUNKS, Dead, Held, PackUsage};
 
 /// Where a chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -419,7 +419,7 @@ impl LocalIndex {
         let db = self.db();
         match db.query_row("SELECT last FROM sized", [], |r| r.get(0)).optional() {
             // It is only where to begin.
-            Err(rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..)) => Ok(None),
+            Err(e) if is_wrong_row(&e) => Ok(None),
             found => found.map_err(|e| self.fail(e)),
         }
     }
@@ -580,8 +580,7 @@ impl LocalIndex {
 
     /// Keeps other prunes away from this cache until it is dropped; None when there is one: the same repository may be reached in two ways.
     pub fn pruned_alone(&self) -> Option<Alone> {
-        let path = self.path.clone();
-        PRUNED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone()).then(|| Alone(path))
+        PRUNED.lock().unwrap_or_else(PoisonError::into_inner).insert(self.path.clone()).then(|| Alone(self.path.clone()))
     }
 
     /// The packs that the cache learnt last.
@@ -599,6 +598,12 @@ impl LocalIndex {
         let text = format!("a temporary file in {}: {error}", self.directory().display());
         RepositoryError::LocalIndex { location: self.location.clone(), text }
     }
+}
+
+/// A row holds what nobody wrote there.
+fn is_wrong_row(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+    matches!(error, FromSqlConversionFailure(..) | InvalidColumnType(..) | IntegralValueOutOfRange(..))
 }
 
 /// Of all that an index object would say of a pack.

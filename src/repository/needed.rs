@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::count;
 use super::entry::ChunkId;
 use super::error::{RepositoryError, Result};
-use super::local::{Dead, Held, PackUsage};
+use super::local::{CHUNKS, Dead, Held, PackUsage};
 use super::open::{Repository, manifest_name};
 
 /// So many chunks that the local index lacks are looked for one by one: of one that lacks more, more is wrong.
@@ -42,7 +42,7 @@ impl Needed {
             let Some(Held { usage, dead, missing }) = repository.local.held(&listed)? else {
                 // What is counted anew fits together.
                 if std::mem::replace(&mut is_anew, true) {
-                    return Err(repository.local.damaged()?);
+                    return Err(repository.local.damaged(CHUNKS)?);
                 }
                 tracing::warn!("{}: what was counted of its backups does not fit together; it is counted anew", repository.location());
                 repository.local.forget_counts()?;
@@ -68,7 +68,7 @@ impl Needed {
                 }
             }
             if unknown.len() > MAX_LOCATED || unknown.into_iter().any(|id| !located.insert(id)) {
-                return Err(repository.local.damaged()?);
+                return Err(repository.local.damaged(CHUNKS)?);
             }
         }
     }

@@ -336,16 +336,9 @@ fn prove_dead(
     let old = plan.old.iter().map(|(id, _)| *id).filter(|id| is_expired(id));
     let going = plan.condemn.iter().map(|(id, _)| *id).chain(old).chain(rewritten.iter().copied());
     let mut going: HashSet<[u8; 32]> = going.filter(|id| listed.contains_key(id)).collect();
-    let wrong = |chunk: &ChunkId, there: &[u8; 32]| match repository.local.damaged() {
-        Ok(_) => RepositoryError::LocalIndex {
-            location: repository.location().to_owned(),
-            text: format!(
-                "it has chunk {chunk}, which a backup needs, in {}, and that is not where it lies: it is damaged, and nothing was pruned. \
-                 It is a cache: it is made anew from the repository, and the next prune goes on",
-                pack_name(there)
-            ),
-        },
-        Err(e) => e,
+    let wrong = |chunk: &ChunkId, there: &[u8; 32]| {
+        let what = format!("it has chunk {chunk}, which a backup needs, in {}, and that is not where it lies: it is", pack_name(there));
+        repository.local.damaged(&what).unwrap_or_else(|e| e)
     };
     // Chunks that are needed and by the local index in other packs than these.
     let mut elsewhere: BTreeMap<[u8; 32], Vec<ChunkId>> = BTreeMap::new();

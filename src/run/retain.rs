@@ -102,11 +102,12 @@ pub(crate) fn decision(candidates: &[Candidate], zone: &TimeZone, policy: &Reten
     Decision { verdicts, held_back: wanted.len() - agreed.len(), doubted: agreed.len() - remove.len(), doubt, remove }
 }
 
-/// What the configured rules decide, beside those that were last in force.
+/// What the configured rules decide, beside those that were last in force. Of backups that no rule removes there may be no verdict.
 fn configured(ledger: &Ledger, job: &Job, target: &Destination) -> Result<(Decision, Retention), Failure> {
-    let before = confirmed(ledger, &job.name, &target.name)?;
-    let candidates = candidates(&ledger.backups_at(&job.name, &target.name)?)?;
-    Ok((decision(&candidates, &job.zone(), policy(job, target), &before, Now::of(ledger)?), before))
+    let (policy, before) = (policy(job, target), confirmed(ledger, &job.name, &target.name)?);
+    // Where no rule removes anything the backups need not be looked at, whatever there are.
+    let candidates = if policy.keeps_everything() { Vec::new() } else { candidates(&ledger.backups_at(&job.name, &target.name)?)? };
+    Ok((decision(&candidates, &job.zone(), policy, &before, Now::of(ledger)?), before))
 }
 
 /// What a policy (the configured one, when none is given) makes of a job's backups at a destination. `next` says when the job is
@@ -196,21 +197,13 @@ pub fn apply(
 
 /// What is to be removed now; a policy that is held back is told, one that removes no more than the one before is in force from now on.
 pub fn decided(env: &Environment, job: &Job, target: &Destination, live: &LiveRun) -> Result<BTreeSet<String>, Failure> {
-    let policy = policy(job, target);
-    if policy.keeps_everything() {
-        // Whatever backups there are, and whenever it is: they need not be looked at.
-        if confirmed(&env.ledger, &job.name, &target.name)? != *policy {
-            confirm(&env.ledger, job, target)?;
-        }
-        return Ok(BTreeSet::new());
-    }
     let (decision, before) = configured(&env.ledger, job, target)?;
     if let Some(text) = doubted_words(job, target, &decision) {
         live.message(Level::Warning, text);
     }
     if let Some(text) = held_back_words(job, target, decision.held_back) {
         live.message(Level::Warning, text);
-    } else if before != *policy {
+    } else if before != *policy(job, target) {
         confirm(&env.ledger, job, target)?;
     }
     Ok(decision.remove)
@@ -247,7 +240,7 @@ fn locks_are_due(ledger: &Ledger, target: &Destination) -> Result<bool, Failure>
 
 /// What a changed policy would remove and does not until it is confirmed, in words.
 pub fn held_back(ledger: &Ledger, job: &Job, target: &Destination) -> Result<Option<String>, Failure> {
-    if target.append_only || policy(job, target).keeps_everything() {
+    if target.append_only {
         return Ok(None);
     }
     let decision = configured(ledger, job, target)?.0;

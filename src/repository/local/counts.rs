@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Rows, Transaction, params};
 
-use super::LocalIndex;
+use super::{LocalIndex, is_wrong_row};
 use crate::repository::entry::ChunkId;
 use crate::repository::error::Result;
 use crate::repository::runs::Runs;
@@ -84,10 +84,8 @@ pub(super) enum Wrong {
 impl From<rusqlite::Error> for Wrong {
     fn from(error: rusqlite::Error) -> Self {
         match error {
-            rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..)
-            | rusqlite::Error::QueryReturnedNoRows => Wrong::Counts,
+            rusqlite::Error::QueryReturnedNoRows => Wrong::Counts,
+            e if is_wrong_row(&e) => Wrong::Counts,
             e if e.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Wrong::Counts,
             e => Wrong::Database(e),
         }
@@ -161,7 +159,7 @@ impl LocalIndex {
     }
 
     /// None where the counts are wrong, or what was asked for is not there.
-    fn unless_wrong<T>(&self, asked: Result<T, Wrong>) -> Result<Option<T>> {
+    pub(super) fn unless_wrong<T>(&self, asked: Result<T, Wrong>) -> Result<Option<T>> {
         match asked {
             Ok(found) => Ok(Some(found)),
             Err(Wrong::Counts) => Ok(None),

@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::counts::{Counted, Wrong};
-use super::{LocalIndex, kind_of};
+use super::{LocalIndex, is_wrong_row, kind_of};
 use crate::crypto::ObjectKind;
 use crate::repository::entry::ChunkId;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::pack::PackedChunk;
+
+/// What is damaged where no single row is known: see [`LocalIndex::damaged`].
+pub const CHUNKS: &str = "what it has of chunks is";
 
 /// The cache held against all that is needed.
 pub struct Held {
@@ -31,12 +34,7 @@ enum Scan {
 
 impl From<rusqlite::Error> for Scan {
     fn from(error: rusqlite::Error) -> Self {
-        match error {
-            rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..) => Scan::Damaged,
-            e => Scan::Database(e),
-        }
+        if is_wrong_row(&error) { Scan::Damaged } else { Scan::Database(error) }
     }
 }
 
@@ -77,14 +75,11 @@ impl Held {
                     self.missing.push(passed);
                     next = needed.next()?;
                 }
-                let is_needed = next == Some(id);
-                if is_needed {
-                    next = needed.next()?;
-                }
-                if !is_needed {
+                if next != Some(id) {
                     kill.execute([id.0])?;
                     continue;
                 }
+                next = needed.next()?;
                 match places.get(&r.get(1)?).and_then(|place| packs.get_mut(*place)) {
                     Some(usage) => {
                         usage.used_bytes = usage.used_bytes.saturating_add(u64::from(r.get::<_, u32>(2)?));
@@ -156,19 +151,20 @@ impl LocalIndex {
         };
         match scanned {
             Ok(()) => Ok(Some(held)),
-            Err(Scan::Needed(Wrong::Counts)) => Ok(None),
-            Err(Scan::Needed(Wrong::Files(e))) => Err(self.no_room(&e)),
-            Err(Scan::Needed(Wrong::Database(e)) | Scan::Database(e)) => Err(self.fail(e)),
-            Err(Scan::Damaged) => Err(self.damaged()?),
+            Err(Scan::Needed(wrong)) => self.unless_wrong(Err(wrong)),
+            Err(Scan::Database(e)) => Err(self.fail(e)),
+            Err(Scan::Damaged) => Err(self.damaged(CHUNKS)?),
         }
     }
 
-    /// Empties a cache that was found damaged; what is to be told of that.
-    pub fn damaged(&self) -> Result<RepositoryError> {
+    /// Empties a cache that was found damaged; what is to be told of that. `what` says what is damaged, with its verb.
+    pub fn damaged(&self, what: &str) -> Result<RepositoryError> {
         self.forget_counts()?;
         self.clear()?;
-        let text = "what it has of chunks is damaged, and nothing was pruned. It is a cache: it is made anew from the repository, and the next prune goes on";
-        Ok(RepositoryError::LocalIndex { location: self.location.clone(), text: text.into() })
+        let text = format!(
+            "{what} damaged, and nothing was pruned. It is a cache: it is made anew from the repository, and the next prune goes on"
+        );
+        Ok(RepositoryError::LocalIndex { location: self.location.clone(), text })
     }
 
     /// Which of the chunks that are needed the cache has in which pack; None for one that is dead, or that it does not have.

@@ -336,20 +336,20 @@ impl Runs {
         let live = {
             let mut all = lock(&self.live);
             let is_copy = work.kind == RunKind::Copy;
-            let in_its_way = |l: &LiveRun, r: &Run| match is_copy {
+            let in_its_way = |l: &LiveRun, r: &Run, job: &str| match is_copy {
                 // It makes its list when it begins, so what came until then is on it. One that began may lack the newest, and this one comes after it.
                 true => {
-                    let is_for_it = r.kind == RunKind::Copy && r.destination.as_ref() == work.destinations.first();
+                    let is_for_it = work.destinations.first().is_some_and(|target| is_copy_of(r, job, target));
                     is_for_it && r.state == RunState::Queued && !l.cancel.is_cancelled()
                 }
                 // A restore waits for the backup instead; a comparison or an import is in nobody's way.
-                false => r.kind == RunKind::Backup && !matches!(work.kind, RunKind::Restore | RunKind::Compare | RunKind::Import),
+                false => {
+                    let is_its = r.kind == RunKind::Backup && r.job.as_deref() == Some(job) && !r.state.is_finished();
+                    is_its && !matches!(work.kind, RunKind::Restore | RunKind::Compare | RunKind::Import)
+                }
             };
             if let Some(job) = &work.job
-                && let Some((_, other)) = all
-                    .values()
-                    .map(|l| (l, l.snapshot()))
-                    .find(|(l, r)| r.job.as_ref() == Some(job) && !r.state.is_finished() && in_its_way(l, r))
+                && let Some((_, other)) = all.values().map(|l| (l, l.snapshot())).find(|(l, r)| in_its_way(l, r, job))
             {
                 if is_copy {
                     return Ok(other.id);
@@ -535,6 +535,11 @@ async fn still_permitted(by: &By) -> Result<(), Failure> {
         Ok(answer) => answer.map_err(|refusal| refused(refusal.text)),
         Err(e) => Err(Failure::Failed(format!("whether it is permitted could not be found out: {e}"))),
     }
+}
+
+/// Whether a run copies what a destination lacks of a job.
+fn is_copy_of(run: &Run, job: &str, target: &str) -> bool {
+    run.kind == RunKind::Copy && run.job.as_deref() == Some(job) && run.destination.as_deref() == Some(target)
 }
 
 fn job_named<'c>(config: &'c Config, name: &str) -> Result<&'c Job> {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use keepd_protocol::model::{Backup, BackupType, Finding, Level, Mark, Outcome, Run, RunKind, RunState};
 use tokio_util::sync::CancellationToken;
 
-use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, job_named, lock};
+use super::{BackupRequest, Error, RestoreStarted, Result, Runs, Work, is_copy_of, job_named, lock};
 use crate::access::By;
 use crate::config::{Destination, Job};
 use crate::crypto::Lent;
@@ -80,10 +80,7 @@ impl Runs {
     /// Queues copies of all that a destination lacks, for all jobs, unless some are under way there.
     pub fn start_all_missing_copies(self: &Arc<Self>, by: &By) {
         for job in self.config.get().jobs.keys() {
-            let is_copied = |r: &Run, target: &str| {
-                r.kind == RunKind::Copy && r.job.as_ref() == Some(job) && r.destination.as_deref() == Some(target) && !r.state.is_finished()
-            };
-            let idle = |target: &str| !self.active().iter().any(|run| is_copied(run, target));
+            let idle = |target: &str| !self.active().iter().any(|run| is_copy_of(run, job, target) && !run.state.is_finished());
             let (_, problems) = self.start_missing_copies(job, by, &idle);
             if !self.stopping.load(Ordering::Acquire) {
                 problems.iter().for_each(|text| tracing::warn!(job = %job, "{text}"));

@@ -256,23 +256,19 @@ fn open_file(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
 
 /// Reads until the buffer is full or the file ends.
 pub(super) fn fill(fd: &impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
-    let mut at = 0;
-    while let Some(rest) = buffer.get_mut(at..).filter(|r| !r.is_empty()) {
-        match rustix::io::read(fd, rest) {
-            Ok(0) => break,
-            Ok(n) => at += n,
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(at)
+    fill_by(buffer, |rest, _| rustix::io::read(fd, rest))
 }
 
 /// The same from the file's start, wherever it was read to before.
 fn fill_at_start(fd: &impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fill_by(buffer, |rest, at| rustix::io::pread(fd, rest, at))
+}
+
+/// Calls `read` with what is still to be filled and where that begins, until it has no more.
+fn fill_by(buffer: &mut [u8], mut read: impl FnMut(&mut [u8], u64) -> Result<usize, Errno>) -> Result<usize, Errno> {
     let mut at = 0;
     while let Some(rest) = buffer.get_mut(at..).filter(|r| !r.is_empty()) {
-        match rustix::io::pread(fd, rest, at as u64) {
+        match read(rest, at as u64) {
             Ok(0) => break,
             Ok(n) => at += n,
             Err(Errno::INTR) => {}
