@@ -4,7 +4,7 @@
   writer       latency of a live database's writer (small transactions without pause): alone, during a first capture, and, without
                keepd, while a reader holds a transaction as long, and beside four processes that only count
   increments   a hundred increments of a database mutated each time: restore of the first and the last, size of the repository
-               against the distinct pages
+               against the distinct pages; once with a database that grows, once with one that keeps its size
   history      the unchanged run with 1, 100 and 1,000 older backups; then, with these 1,000: start to READY, `keepctl status`,
                resident memory and wakeups of the idle daemon
   scale        first backup and restore of w1 and w2 at scales 0.25, 1 and 4 (or --scales): seconds against bytes
@@ -162,7 +162,22 @@ def database(work, scale):
     return root + "/src/app.db"
 
 
-def increments(work, rounds=100, scale=.1):
+def purge(path):
+    """Deletes the oldest hundredth of each table's rows, as many as the mutation that follows inserts."""
+    db = sqlite3.connect(path, isolation_level=None)
+    for table in W.W1_ROWS:
+        first, rows = db.execute("SELECT min(id), count(*) FROM " + table).fetchone()
+        db.execute("DELETE FROM %s WHERE id < ?" % table, (first + max(1, rows // 100),))
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+
+
+def increments(work):
+    increments_of(work, grows=True)
+    increments_of(work, grows=False)
+
+
+def increments_of(work, grows, rounds=100, scale=.1):
     path = database(work, scale)
     root = os.path.dirname(os.path.dirname(path))
     keepd = Keepd(work + "/behaviour", "sqlite", path)
@@ -197,6 +212,8 @@ def increments(work, rounds=100, scale=.1):
         first_s, _ = restore("latest")
         first_size = os.path.getsize(path)
         for n in range(1, rounds + 1):
+            if not grows:
+                purge(path)
             W.mutate(root, n)
             times.append(keepd.timed("-q", "backup", "bench"))
             look()
@@ -204,7 +221,8 @@ def increments(work, rounds=100, scale=.1):
         again_s, _ = restore(first)
         per_byte = (last_s / os.path.getsize(path)) / (first_s / first_size)
         expected = whole * page_bytes / whole_pages
-        print("\n**%d increments of w1 at scale %g** (%.0f MB, %.0f MB at the end)\n" % (rounds, scale, first_size / 1e6, os.path.getsize(path) / 1e6))
+        kind = "" if grows else ", as many of the oldest rows deleted in each"
+        print("\n**%d increments of w1 at scale %g%s** (%.0f MB, %.0f MB at the end)\n" % (rounds, scale, kind, first_size / 1e6, os.path.getsize(path) / 1e6))
         print("| | |\n|---|---|")
         print("| restore of the first backup, before and after the increments, s | %.2f, %.2f |" % (first_s, again_s))
         print("| restore of the last one, s (equal to the database: %s) | %.2f |" % (same, last_s))
