@@ -213,6 +213,8 @@ fn filled(keepd: Keepd) -> Keepd {
     // Copied to the work directory first.
     db.execute_batch("PRAGMA journal_mode = DELETE").unwrap();
     fs::write(keepd.path("files/kept"), noise(1 << 20, 77)).unwrap();
+    // Which runs fail decides how much is usually new: no matter of these tests.
+    keepd.configure("", "suspect = { changed = 0, incompressible = 0 }");
     keepd
 }
 
