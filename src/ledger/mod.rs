@@ -112,7 +112,6 @@ const SCHEMA: &str = "
     CREATE TABLE schedule (job TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE backup (destination TEXT NOT NULL, id TEXT NOT NULL, job TEXT NOT NULL, time INTEGER NOT NULL, outcome TEXT NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;
     CREATE INDEX backup_id ON backup (id);
-    CREATE INDEX backup_job ON backup (job, time);
     CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     PRAGMA user_version = 1;";
 
@@ -162,6 +161,10 @@ impl Ledger {
         // Made here and not with the rest, for ledgers that are older than they.
         db.execute_batch(
             "CREATE INDEX IF NOT EXISTS backup_sequence ON backup (destination, json ->> 'sequence');
+             CREATE INDEX IF NOT EXISTS backup_object ON backup (destination) WHERE json_valid(json) AND json ->> 'object' IS NOT NULL;
+             CREATE INDEX IF NOT EXISTS backup_proven ON backup (job, time) WHERE json_valid(json) AND json ->> '$.backup.proven' IS NOT NULL;
+             CREATE INDEX IF NOT EXISTS backup_worth ON backup (job, time, outcome, type);
+             DROP INDEX IF EXISTS backup_job;
              CREATE TABLE IF NOT EXISTS mark (destination TEXT NOT NULL, id TEXT NOT NULL, backup TEXT NOT NULL, time TEXT NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;
              CREATE INDEX IF NOT EXISTS mark_backup ON mark (backup);
              CREATE TABLE IF NOT EXISTS removed (destination TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (destination, id)) WITHOUT ROWID;",
@@ -473,20 +476,31 @@ impl Ledger {
 
     /// The backups that a destination's catalogue holds: the id that the repository knows each by, and the backup's own.
     pub fn objects(&self, destination: &str) -> Result<BTreeMap<String, String>> {
-        let sql = "SELECT coalesce(json ->> 'object', id), id FROM backup WHERE destination = ?1";
+        // By indexes that have all that is asked for: the rows themselves, which fill pages of their own, are not read.
+        let named = "SELECT id, id FROM backup INDEXED BY backup_id WHERE destination = ?1";
+        let renamed = "SELECT json ->> 'object', id FROM backup INDEXED BY backup_object WHERE destination = ?1 AND json_valid(json) AND json ->> 'object' IS NOT NULL";
         self.run_sql(|db| {
             // Whoever asks this is about to compare it with what is there, and reads anew what is missing here.
             if !self.are_sums_seen.load(Ordering::Acquire) {
                 sums::forget_damaged(db)?;
                 self.are_sums_seen.store(true, Ordering::Release);
             }
-            db.prepare_cached(sql)?.query_map([destination], |r| Ok((r.get(0)?, r.get(1)?)))?.collect()
+            let rows = |sql: &str| -> rusqlite::Result<BTreeMap<String, String>> {
+                db.prepare_cached(sql)?.query_map([destination], |r| Ok((r.get(0)?, r.get(1)?)))?.collect()
+            };
+            let (mut objects, renamed) = (rows(named)?, rows(renamed)?);
+            for id in renamed.values() {
+                objects.remove(id);
+            }
+            objects.extend(renamed);
+            Ok(objects)
         })
     }
 
     /// The id of the backup that a destination's repository knows by `object`.
     pub fn id_of(&self, destination: &str, object: &str) -> Result<Option<String>> {
-        let sql = "SELECT id FROM backup WHERE destination = ?1 AND coalesce(json ->> 'object', id) = ?2";
+        let sql = "SELECT id FROM backup WHERE destination = ?1 AND id = ?2 AND json ->> 'object' IS NULL
+             UNION ALL SELECT id FROM backup INDEXED BY backup_object WHERE destination = ?1 AND json_valid(json) AND json ->> 'object' IS NOT NULL AND json ->> 'object' = ?2";
         self.run_sql(|db| db.prepare_cached(sql)?.query_row([destination, object], text).optional())
     }
 
@@ -505,7 +519,7 @@ impl Ledger {
     /// Whether a job has backups elsewhere that a destination has not, those that were removed there on purpose not counted.
     pub fn lacks_any(&self, job: &str, destination: &str) -> Result<bool> {
         let sql = "SELECT EXISTS (SELECT 1 FROM backup b WHERE job = ?1 AND destination != ?2 AND type != 'imported'
-             AND NOT EXISTS (SELECT 1 FROM backup h WHERE h.id = b.id AND h.destination = ?2)
+             AND NOT EXISTS (SELECT 1 FROM backup h INDEXED BY backup_id WHERE h.id = b.id AND h.destination = ?2)
              AND NOT EXISTS (SELECT 1 FROM removed r WHERE r.id = b.id AND r.destination = ?2))";
         self.run_sql(|db| db.prepare_cached(sql)?.query_row([job, destination], |r| r.get(0)))
     }
@@ -523,9 +537,9 @@ impl Ledger {
 
     /// When a job was last proven, of what lies at these destinations, and how long restoring and checking its newest proven backup took, in seconds.
     pub fn last_proven(&self, job: &str, at: &[&str]) -> Result<(Option<Timestamp>, Option<u64>)> {
-        let sql = "SELECT json ->> '$.backup.proven', json ->> '$.proven_seconds' FROM backup
+        let sql = "SELECT json ->> '$.backup.proven', json ->> '$.proven_seconds' FROM backup INDEXED BY backup_proven
              WHERE job = ?1 AND type != 'imported' AND destination IN (SELECT value FROM json_each(?2))
-             AND json ->> '$.backup.proven' IS NOT NULL ORDER BY time DESC, id, destination";
+             AND json_valid(json) AND json ->> '$.backup.proven' IS NOT NULL ORDER BY time DESC, id, destination";
         let row = |r: &Row<'_>| Ok((r.get::<_, String>(0)?, r.get::<_, Option<i64>>(1)?));
         let rows: Vec<(String, Option<i64>)> = self.run_sql(|db| db.prepare_cached(sql)?.query_map([job, &list(at)], row)?.collect())?;
         let newest = rows.iter().filter_map(|(time, _)| time.parse::<Timestamp>().ok()).max();
