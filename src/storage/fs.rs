@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags};
+use rustix::io::Errno;
 
 use super::direct::{self, ReadBuffer};
 use super::pace::Way;
@@ -172,40 +173,41 @@ fn absent(error: &io::Error) -> bool {
 
 /// As [`list`], the names only.
 pub(super) fn names(storage: &Storage, root: &Path, prefix: &str) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    let mut todo = vec![prefix.trim_end_matches('/').to_owned()];
+    let prefix = prefix.trim_end_matches('/');
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let failed = |directory: &str, e: Errno| storage.failed("list", directory, io::Error::from(e).to_string());
+    // A directory that was never made holds nothing; a root that is gone is an error.
+    let top = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| failed(prefix, e))?;
+    let (mut found, mut todo) = (Vec::new(), vec![prefix.to_owned()]);
+    let mut buffer = Vec::with_capacity(32 << 10);
     while let Some(directory) = todo.pop() {
-        let failed = |e: io::Error| storage.failed("list", &directory, e.to_string());
-        let entries = match fs::read_dir(root.join(&directory)) {
-            Ok(entries) => entries,
-            // A directory that was never made holds nothing; a root that is gone is an error.
-            Err(e) if absent(&e) => {
-                fs::metadata(root).map_err(failed)?;
-                continue;
-            }
-            Err(e) => return Err(failed(e)),
+        let opened = match rustix::fs::openat(&top, directory.as_str(), flags, Mode::empty()) {
+            Err(Errno::NOENT) => continue,
+            other => other.map_err(|e| failed(&directory, e))?,
         };
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
+        let mut entries = RawDir::new(&opened, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|e| failed(&directory, e))?;
             // Names that are no text are none of ours.
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let name = format!("{directory}/{name}");
-            let mut kind = entry.file_type().map_err(failed)?;
-            if kind.is_symlink() {
-                match fs::metadata(entry.path()) {
-                    Ok(meta) => kind = meta.file_type(),
-                    Err(e) if absent(&e) => continue,
-                    Err(e) => return Err(failed(e)),
-                }
-            }
-            if kind.is_dir() {
-                todo.push(name);
-            } else if kind.is_file() {
-                found.push(name);
+            let Some(name) = entry.file_name().to_str().ok().filter(|name| *name != "." && *name != "..") else { continue };
+            let kind = match entry.file_type() {
+                // Of a link what it leads to counts; some file systems say of nothing what it is.
+                FileType::Symlink | FileType::Unknown => match rustix::fs::statat(&opened, name, AtFlags::empty()) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                    Err(Errno::NOENT) => continue,
+                    Err(e) => return Err(failed(&format!("{directory}/{name}"), e)),
+                },
+                other => other,
+            };
+            let full = || format!("{directory}/{name}");
+            match kind {
+                FileType::Directory => todo.push(full()),
+                FileType::RegularFile => found.push(full()),
+                _ => {}
             }
         }
     }
-    found.sort();
+    found.sort_unstable();
     Ok(found)
 }
 
@@ -222,7 +224,7 @@ fn rename(from: &Path, to: &Path, how: Publish) -> io::Result<()> {
     }
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // File systems without RENAME_NOREPLACE (some network ones) still refuse a second hard link.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+        Err(Errno::INVAL | Errno::NOSYS) => {
             fs::hard_link(from, to)?;
             fs::remove_file(from)
         }
