@@ -242,7 +242,7 @@ pub struct Wanted<'a> {
     pub in_order: bool,
     /// With `in_order`: what is a whole chunk comes as its zstd frame, where it has one. For what was read and proven before.
     pub frames: bool,
-    /// Contents that are needed more than once, and kept meanwhile.
+    /// Contents that are needed more than once, and kept meanwhile, where they are known already.
     pub repeated: Option<&'a Repeated>,
 }
 
@@ -261,6 +261,10 @@ pub fn with_ops(
         let for_planner = cancel.clone();
         let planner = std::thread::Builder::new().name("plan".into()).spawn_scoped(scope, move || {
             let ahead = repository.ahead_bytes().min(if wanted.in_order { IN_ORDER_AHEAD } else { usize::MAX });
+            let repeats = match wanted.repeated {
+                Some(repeated) => Some(Repeats::new(repeated)),
+                None => repeated(&repository, selection, wanted, &for_planner).map(|repeated| Repeats::new(&repeated)),
+            };
             let mut planner = match Fetcher::new(repository.clone(), ahead, for_planner) {
                 Ok(fetcher) => Planner {
                     repository,
@@ -275,7 +279,7 @@ pub fn with_ops(
                     is_patient: wanted.is_patient,
                     in_order: wanted.in_order,
                     frames: wanted.frames,
-                    repeats: wanted.repeated.map(Repeats::new),
+                    repeats,
                     above: HashSet::new(),
                     open: Vec::new(),
                 },
@@ -293,6 +297,14 @@ pub fn with_ops(
         drop(queue);
         consumed
     })
+}
+
+/// What a stream needs more than once, where looking for that first is worth it. Entries that cannot be read are no error yet: what stands before them is streamed.
+fn repeated(repository: &Arc<Repository>, selection: &Selection<'_>, wanted: &Wanted<'_>, cancel: &CancellationToken) -> Option<Repeated> {
+    let is_all = || selection.sources.iter().all(|selected| selected.paths.iter().all(Vec::is_empty));
+    // A stream that bears damage reads each piece where it is; of a few files from afar each request counts.
+    let is_worth = !wanted.is_patient && wanted.only.is_none() && (!repository.storage().is_remote() || is_all());
+    is_worth.then(|| Repeated::of(repository, selection, cancel).ok()).flatten()
 }
 
 /// Whether a stream may go on without what could not be read: it is damaged or gone, and no more than that. A storage that does not answer may do
@@ -824,5 +836,73 @@ impl Write for PatientWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::repository::source_writer::SourceWriter;
+    use crate::repository::test_world::{World, manifest, noise};
+    use crate::repository::writer::Writer;
+    use crate::repository::{Entry, EntrySink};
+
+    #[test]
+    fn contents_that_many_files_share_are_read_once() {
+        let (world, reads) = (World::new(), Arc::new(AtomicUsize::new(0)));
+        let told = reads.clone();
+        let repository = world.seen_by(
+            "a",
+            Some(Arc::new(move || {
+                told.fetch_add(1, Ordering::Relaxed);
+            })),
+        );
+        let mut writer = Writer::new(repository.clone(), CancellationToken::new()).unwrap();
+        let mut sink = SourceWriter::new(&mut writer, "files", "files", b"/x", None);
+        sink.push(Entry { kind: Kind::Directory, ..Entry::default() }).unwrap();
+        let mut contents = Vec::new();
+        let mut push = |bytes: Vec<u8>| {
+            let path = format!("{:04}", contents.len()).into_bytes();
+            sink.push_small(Entry { path, kind: Kind::File, ..Entry::default() }, &bytes).unwrap();
+            contents.push(bytes);
+        };
+        // More than is kept of what was fetched; then the short ones again, each in another chunk than the one before.
+        for n in 0..300 {
+            push(noise(120_000, n));
+            push(noise(500, 1000 + n));
+        }
+        for n in 0..300 {
+            push(noise(500, 1000 + n * 101 % 300));
+        }
+        let source = sink.finish("{}".into()).unwrap().source;
+        writer.flush().unwrap();
+        let manifest = manifest(&repository, vec![source]);
+        let stream = |only: Option<&HashSet<Vec<u8>>>| {
+            reads.store(0, Ordering::Relaxed);
+            let (mut found, cancel) = (Vec::new(), CancellationToken::new());
+            let wanted =
+                Wanted { paths: &[], only, skip: 0, sent: None, is_patient: false, in_order: false, frames: false, repeated: None };
+            let all = with_ops(&repository, &manifest, &wanted, &cancel, |ops| {
+                for op in ops {
+                    if let Op::Entry(header, parts) = op?
+                        && header.kind == EntryKind::File
+                    {
+                        let mut bytes = Vec::new();
+                        parts.iter().try_for_each(|part| part.append_to(&mut bytes))?;
+                        found.push(bytes);
+                    }
+                }
+                Ok(())
+            });
+            assert!(all.is_ok());
+            assert!(found == contents);
+            reads.load(Ordering::Relaxed)
+        };
+        let every = (0..900).map(|n| format!("{n:04}").into_bytes()).chain([Vec::new()]).collect();
+        // Of single entries it is not looked before which contents they share.
+        let (looked, not_looked) = (stream(None), stream(Some(&every)));
+        assert!(looked * 3 < not_looked, "{looked} reads, and {not_looked} without looking first");
     }
 }
