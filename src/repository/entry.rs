@@ -129,6 +129,17 @@ pub trait EntrySink {
     /// and fills in `content` and `size`.
     fn push_small(&mut self, entry: Entry, contents: &[u8]) -> Result<(), SinkError>;
 
+    /// Where the sink gathers: `want` bytes of the next small file (at most [`SMALL_FILE_BYTES`]) may be appended there, and are its contents if
+    /// [`EntrySink::push_small_appended`] comes next; if anything else does they are forgotten. None where the sink has no such memory.
+    fn small_memory(&mut self, _want: usize) -> Option<&mut Vec<u8>> {
+        None
+    }
+
+    /// [`EntrySink::push_small`] with the contents that were appended to [`EntrySink::small_memory`].
+    fn push_small_appended(&mut self, _entry: Entry) -> Result<(), SinkError> {
+        Err(SinkError::Repository("contents lie in memory that the sink does not have; this is a bug".into()))
+    }
+
     /// The source came to a path, and may push its entry next.
     fn arrives(&mut self, _path: &[u8]) -> Result<(), SinkError> {
         Ok(())

@@ -54,6 +54,8 @@ pub struct Compressor {
     zstd: Option<zstd::bulk::Compressor<'static>>,
     /// For pages.
     zstd_pages: Option<zstd::bulk::Compressor<'static>>,
+    /// The last one became shorter by an eighth at least: then the next is mostly like it, and is compressed without a sample.
+    shrank: bool,
     out: Vec<u8>,
 }
 
@@ -71,14 +73,14 @@ impl Compressor {
             let pages = [CParameter::WindowLog(PAGES_WINDOW_LOG), CParameter::HashLog(PAGES_HASH_LOG)];
             zstd_pages = Some(new(PAGES_LEVEL, pages).map_err(failed)?);
         }
-        Ok(Self { how, zstd, zstd_pages, out: Vec::new() })
+        Ok(Self { how, zstd, zstd_pages, shrank: false, out: Vec::new() })
     }
 
     /// The payload of `raw`; stored as it is where compressing does not pay.
     pub fn compress(&mut self, raw: &[u8], texture: Texture) -> Result<&[u8], PayloadError> {
         let len = u32::try_from(raw.len()).map_err(|_| PayloadError::TooLong { claimed: raw.len() as u64, limit: u64::from(u32::MAX) })?;
         let failed = |e: std::io::Error| PayloadError::Compress(e.to_string());
-        let compressible = self.how != Compression::None && self.looks_compressible(raw)?;
+        let compressible = self.how != Compression::None && (self.shrank || self.looks_compressible(raw)?);
         let begin = |out: &mut Vec<u8>, method: u8| {
             out.clear();
             out.push(method);
@@ -100,6 +102,7 @@ impl Compressor {
                 encoder.write_all(raw).map_err(failed)?;
                 encoder.finish().map_err(failed)?.len()
             };
+            self.shrank = packed <= raw.len() / 8 * 7;
             if packed < PREFIX + raw.len() {
                 return self.out.get(..packed).ok_or(PayloadError::Short);
             }

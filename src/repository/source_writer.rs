@@ -30,6 +30,8 @@ pub struct SourceWriter<'w> {
     /// Entries behind the chunk that is being gathered, in order.
     waiting: VecDeque<Waiting>,
     gathered: Vec<u8>,
+    /// Bytes of `gathered` that belong to entries; what is behind them was appended for one that has not come.
+    settled: usize,
     known: KnownContents,
     chunker: Chunker,
     large: Large,
@@ -104,6 +106,7 @@ impl<'w> SourceWriter<'w> {
             last_path: None,
             waiting: VecDeque::new(),
             gathered: Vec::new(),
+            settled: 0,
             known: KnownContents { previous, ..KnownContents::default() },
             chunker: Chunker::new(gear),
             large: Large::default(),
@@ -166,7 +169,7 @@ impl<'w> SourceWriter<'w> {
         if self.waiting.len() >= MAX_WAITING {
             self.cut_gathered()?;
         }
-        if self.gathered.is_empty() { self.write_waiting() } else { Ok(()) }
+        if self.settled == 0 { self.write_waiting() } else { Ok(()) }
     }
 
     /// Writes the entries whose contents have their place.
@@ -215,8 +218,10 @@ impl<'w> SourceWriter<'w> {
 
     /// Closes the gathered chunk.
     fn cut_gathered(&mut self) -> Result<()> {
+        self.gathered.truncate(self.settled);
         if !self.gathered.is_empty() {
             let id = self.writer.store_gathered(&mut self.gathered, Texture::Mixed)?;
+            self.settled = 0;
             if let Some(open) = self.known.chunks.last_mut() {
                 *open = Some(id);
             }
@@ -224,8 +229,18 @@ impl<'w> SourceWriter<'w> {
         Ok(())
     }
 
-    fn small(&mut self, mut entry: Entry, contents: &[u8]) -> Result<()> {
-        entry.size = contents.len() as u64;
+    /// Makes room behind what is gathered.
+    fn open_gathered(&mut self, more: usize) -> &mut Vec<u8> {
+        self.gathered.truncate(self.settled);
+        self.writer.make_room(&mut self.gathered, more, GATHER_BYTES);
+        &mut self.gathered
+    }
+
+    /// Takes what was appended to the gathered bytes as the contents of an entry.
+    fn small(&mut self, mut entry: Entry) -> Result<()> {
+        let contents = self.gathered.get(self.settled..).unwrap_or_default();
+        let len = contents.len();
+        entry.size = len as u64;
         if contents.is_empty() {
             entry.content = Content::default();
             return self.accept(entry, None);
@@ -234,23 +249,22 @@ impl<'w> SourceWriter<'w> {
         entry.content = Content { hash, segments: Vec::new() };
         self.read_previous()?;
         if let Some(place) = self.known.by_hash.get(&hash).copied()
-            && place.len as usize == contents.len()
+            && place.len as usize == len
             && self.is_there(place)?
         {
             return self.accept(entry, Some(place));
         }
-        if self.gathered.is_empty() {
+        if self.settled == 0 {
             self.known.chunks.push(None);
         }
-        self.writer.make_room(&mut self.gathered, contents.len(), GATHER_BYTES);
-        let place = Place { chunk: self.known.chunks.len() as u32 - 1, offset: self.gathered.len() as u32, len: contents.len() as u32 };
-        self.gathered.extend_from_slice(contents);
+        let place = Place { chunk: self.known.chunks.len() as u32 - 1, offset: self.settled as u32, len: len as u32 };
+        self.settled += len;
         if self.known.by_hash.len() < MAX_KNOWN_CONTENTS {
             self.known.by_hash.insert(hash, place);
         }
         // Where a chunk ends depends on names near it, so that one changed file does not move all the ends behind it.
-        let boundary = self.gathered.len() >= GATHER_BYTES / 2 && hash[0] & 0x1f == 0;
-        let full = boundary || self.gathered.len() >= GATHER_BYTES * 2 - SMALL_FILE_BYTES as usize;
+        let boundary = self.settled >= GATHER_BYTES / 2 && hash[0] & 0x1f == 0;
+        let full = boundary || self.settled >= GATHER_BYTES * 2 - SMALL_FILE_BYTES as usize;
         if full {
             self.cut_gathered()?;
         }
@@ -352,7 +366,16 @@ impl EntrySink for SourceWriter<'_> {
     }
 
     fn push_small(&mut self, entry: Entry, contents: &[u8]) -> Result<(), SinkError> {
-        Ok(self.small(entry, contents)?)
+        self.open_gathered(contents.len()).extend_from_slice(contents);
+        Ok(self.small(entry)?)
+    }
+
+    fn small_memory(&mut self, want: usize) -> Option<&mut Vec<u8>> {
+        Some(self.open_gathered(want))
+    }
+
+    fn push_small_appended(&mut self, entry: Entry) -> Result<(), SinkError> {
+        Ok(self.small(entry)?)
     }
 
     fn large_begin(&mut self) -> Result<(), SinkError> {
@@ -415,5 +438,61 @@ impl From<RepositoryError> for SinkError {
             e @ RepositoryError::Storage(_) => SinkError::Storage(e.to_string()),
             other => SinkError::Repository(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::test_world::{World, noise};
+    use super::*;
+
+    #[test]
+    fn what_is_appended_and_not_pushed_is_forgotten() {
+        let world = World::new();
+        let repository = world.seen_by("a", None);
+        let mut writer = Writer::new(repository.clone(), CancellationToken::new()).unwrap();
+        let mut sink = SourceWriter::new(&mut writer, "files", "files", b"/x", None);
+        sink.push(Entry { kind: Kind::Directory, ..Entry::default() }).unwrap();
+        let mut expected = Vec::new();
+        for n in 0..60u64 {
+            // Some contents come twice, some are empty; a long one now and then, so that chunks end in between.
+            let contents = if n % 7 == 3 { Vec::new() } else { noise(if n % 5 == 0 { 120_000 } else { 900 }, n / 2) };
+            let entry = |name: &str| Entry { path: format!("{n:03}{name}").into_bytes(), kind: Kind::File, ..Entry::default() };
+            // A read that failed, or a file that changed meanwhile.
+            sink.small_memory(50_000).unwrap().extend_from_slice(&noise(40_000, 1000 + n));
+            match n % 3 {
+                0 => sink.push_small(entry("a"), &contents).unwrap(),
+                1 => {
+                    sink.small_memory(contents.len()).unwrap().extend_from_slice(&contents);
+                    sink.push_small_appended(entry("a")).unwrap();
+                }
+                _ => {
+                    let directory = Entry { path: format!("{n:03}").into_bytes(), kind: Kind::Directory, ..Entry::default() };
+                    sink.push(directory).unwrap();
+                    sink.small_memory(contents.len()).unwrap().extend_from_slice(&contents);
+                    sink.push_small_appended(entry("a")).unwrap();
+                }
+            }
+            expected.push((format!("{n:03}a").into_bytes(), contents));
+        }
+        sink.small_memory(10).unwrap().extend_from_slice(b"never");
+        let source = sink.finish("{}".into()).unwrap().source;
+        writer.flush().unwrap();
+        let mut reader = SourceReader::new(repository.clone(), &source);
+        let mut found = Vec::new();
+        while let Some(entry) = reader.next_entry().unwrap() {
+            if entry.kind == Kind::File {
+                let contents = entry.content.segments.iter().flat_map(|segment| match segment {
+                    Segment::Data(x) => repository.read_chunk(&x.chunk).unwrap()[x.offset as usize..][..x.len as usize].to_vec(),
+                    Segment::Hole(len) => vec![0; *len as usize],
+                });
+                let contents: Vec<u8> = contents.collect();
+                assert_eq!(entry.size, contents.len() as u64);
+                found.push((entry.path, contents));
+            }
+        }
+        assert_eq!(found, expected);
     }
 }

@@ -109,6 +109,7 @@ fn capture_pass(
         counts: Counts::default(),
         buffer: Vec::new(),
         filled: 0,
+        in_sink: false,
         kept: matches!(way, Way::Again).then(Vec::new),
         wanted: if let Way::Look(paths) = way { Some(paths) } else { None },
         given: 0,
@@ -196,9 +197,11 @@ struct Capture<'a> {
     /// Files with several names: the first one, and how many are still to come.
     links: HashMap<(u64, u64), (Vec<u8>, u64)>,
     counts: Counts,
-    /// Of a small file that is read.
+    /// Of a small file that is read, where the sink has no memory for it.
     buffer: Vec<u8>,
+    /// The small file that was read: how long it is, and whether it was read into the sink's memory.
     filled: usize,
+    in_sink: bool,
     /// In a second pass: the directories that the entry given last lies in, and itself if it is one.
     kept: Option<Vec<Vec<u8>>>,
     /// Where a look is confined to.

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use keepd_protocol::model::Level;
+use rustix::buffer::spare_capacity;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
@@ -119,20 +120,26 @@ impl Capture<'_> {
         self.context.report.entry();
         self.given += 1;
         if small {
-            let contents = self.buffer.get(..self.filled).unwrap_or_default();
-            self.context.report.bytes(contents.len() as u64);
-            self.sink.push_small(entry, contents)?;
+            self.context.report.bytes(self.filled as u64);
+            match self.in_sink {
+                true => self.sink.push_small_appended(entry)?,
+                false => self.sink.push_small(entry, &self.buffer)?,
+            }
         } else {
             self.sink.large_finish(entry)?;
         }
         Ok(())
     }
 
-    /// The whole file into the buffer, at most `size` bytes.
+    /// The whole file to where the sink gathers, else into the buffer; at most `size` bytes.
     fn read_small(&mut self, fd: &OwnedFd, size: u64) -> Pass {
-        // As long as any small file, so that it is cleared once.
-        self.buffer.resize(SMALL_FILE_BYTES as usize, 0);
-        match fill_at_start(fd, self.buffer.get_mut(..size as usize).unwrap_or_default()) {
+        let memory = self.sink.small_memory(size as usize);
+        self.in_sink = memory.is_some();
+        let memory = memory.unwrap_or_else(|| {
+            self.buffer.clear();
+            &mut self.buffer
+        });
+        match append(fd, memory, size as usize) {
             Ok(n) => {
                 self.filled = n;
                 Pass::Whole
@@ -256,19 +263,9 @@ fn open_file(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
 
 /// Reads until the buffer is full or the file ends.
 pub(super) fn fill(fd: &impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
-    fill_by(buffer, |rest, _| rustix::io::read(fd, rest))
-}
-
-/// The same from the file's start, wherever it was read to before.
-fn fill_at_start(fd: &impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
-    fill_by(buffer, |rest, at| rustix::io::pread(fd, rest, at))
-}
-
-/// Calls `read` with what is still to be filled and where that begins, until it has no more.
-fn fill_by(buffer: &mut [u8], mut read: impl FnMut(&mut [u8], u64) -> Result<usize, Errno>) -> Result<usize, Errno> {
     let mut at = 0;
     while let Some(rest) = buffer.get_mut(at..).filter(|r| !r.is_empty()) {
-        match read(rest, at as u64) {
+        match rustix::io::read(fd, rest) {
             Ok(0) => break,
             Ok(n) => at += n,
             Err(Errno::INTR) => {}
@@ -276,6 +273,25 @@ fn fill_by(buffer: &mut [u8], mut read: impl FnMut(&mut [u8], u64) -> Result<usi
         }
     }
     Ok(at)
+}
+
+/// Appends a file from its start, wherever it was read to before: at most `most` bytes, fewer where it ends before. The memory is not cleared first.
+fn append(fd: &impl AsFd, memory: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
+    let start = memory.len();
+    memory.reserve(most);
+    loop {
+        let n = memory.len() - start;
+        if n >= most {
+            break;
+        }
+        match rustix::io::pread(fd, spare_capacity(memory), n as u64) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    memory.truncate(start + most);
+    Ok(memory.len() - start)
 }
 
 /// The next range that holds data, from `at`; the end of the file when there is none.
