@@ -17,6 +17,7 @@ const KEPT_BYTES: usize = 12 << 20;
 const LOOKED_AT: usize = 1 << 20;
 
 /// Which contents a selection needs more than once, and how often.
+#[derive(Clone)]
 pub struct Repeated(HashMap<u64, u32>);
 
 impl Repeated {
@@ -84,8 +85,8 @@ pub enum Use {
 }
 
 impl Repeats {
-    pub fn new(repeated: &Repeated) -> Self {
-        Self { uses: repeated.0.clone(), kept: HashMap::new(), held: Arc::default() }
+    pub fn new(repeated: Repeated) -> Self {
+        Self { uses: repeated.0, kept: HashMap::new(), held: Arc::default() }
     }
 
     /// To be called for each use, in their order.
@@ -148,7 +149,7 @@ mod tests {
     }
 
     fn repeats(uses: &[(Extent, u32)]) -> Repeats {
-        Repeats::new(&Repeated(uses.iter().map(|(extent, uses)| (key(extent), *uses)).collect()))
+        Repeats::new(Repeated(uses.iter().map(|(extent, uses)| (key(extent), *uses)).collect()))
     }
 
     #[test]

@@ -261,10 +261,7 @@ pub fn with_ops(
         let for_planner = cancel.clone();
         let planner = std::thread::Builder::new().name("plan".into()).spawn_scoped(scope, move || {
             let ahead = repository.ahead_bytes().min(if wanted.in_order { IN_ORDER_AHEAD } else { usize::MAX });
-            let repeats = match wanted.repeated {
-                Some(repeated) => Some(Repeats::new(repeated)),
-                None => repeated(&repository, selection, wanted, &for_planner).map(|repeated| Repeats::new(&repeated)),
-            };
+            let repeated = wanted.repeated.cloned().or_else(|| repeated(&repository, selection, wanted, &for_planner));
             let mut planner = match Fetcher::new(repository.clone(), ahead, for_planner) {
                 Ok(fetcher) => Planner {
                     repository,
@@ -279,7 +276,7 @@ pub fn with_ops(
                     is_patient: wanted.is_patient,
                     in_order: wanted.in_order,
                     frames: wanted.frames,
-                    repeats,
+                    repeats: repeated.map(Repeats::new),
                     above: HashSet::new(),
                     open: Vec::new(),
                 },
