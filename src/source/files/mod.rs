@@ -4,6 +4,7 @@
 //! ctime and inode all as they were) is not opened. Everything is opened beneath its parent's descriptor and never
 //! through a symlink, so that whoever owns the directory cannot lead the walk elsewhere.
 
+mod ahead;
 mod holder;
 mod read;
 #[cfg(test)]
@@ -15,6 +16,9 @@ mod walk;
 pub use holder::{Held, Holder};
 pub use read::xattrs_at;
 pub use walk::{CACHE_TAG, DIRECTORY_FLAGS, is_cache};
+
+use ahead::{Ahead, Block};
+use walk::{Directory, Found, Item, Look, Walk};
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,7 +32,6 @@ use rustix::io::Errno;
 
 use super::{Context, Facts, Merge, Previous, SourceError, way};
 use crate::config::FilesSource;
-use crate::repository::entry::path_order;
 use crate::repository::{Entry, EntrySink, Kind, Time};
 
 /// Names that begin so are staging areas of a restore in place: at no level are they a part of what is backed up.
@@ -96,12 +99,16 @@ fn capture_pass(
         ))
     };
     let stat = rustix::fs::lstat(root).map_err(|e| failed("find", e))?;
-    let mut capture = Capture {
-        root,
-        excludes: excludes(source)?,
+    let excludes = excludes(source)?;
+    let rules = walk::Rules {
+        excludes: &excludes,
         one_file_system: source.one_file_system,
         exclude_caches: source.exclude_caches,
-        root_device: stat.st_dev,
+        wanted: if let Way::Look(paths) = way { Some(paths) } else { None },
+    };
+    let mut capture = Capture {
+        root,
+        rules,
         previous: Merge::new(previous),
         sink,
         context,
@@ -111,23 +118,20 @@ fn capture_pass(
         filled: 0,
         in_sink: false,
         kept: matches!(way, Way::Again).then(Vec::new),
-        wanted: if let Way::Look(paths) = way { Some(paths) } else { None },
         given: 0,
     };
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             let fd = way::open(root, walk::DIRECTORY_FLAGS).map_err(|e| failed("open", e))?;
-            capture.tree(fd).map_err(|e| match e {
-                walk::WalkError::Root(e) => failed("list", e),
-                walk::WalkError::Source(e) => e,
-            })?;
+            let (walk, directory) = Walk::begin(fd, rules, context.cancel).map_err(|e| failed("list", e))?;
+            capture.tree(walk, directory)?;
         }
         FileType::RegularFile => {
             let parent = root.parent().unwrap_or(Path::new("/"));
             let name = root.file_name().unwrap_or_default().as_bytes();
             let fd = way::open(parent, OFlags::PATH | OFlags::DIRECTORY).map_err(|e| failed("open", e))?;
             let before = capture.was_at(b"")?;
-            capture.file(fd.as_fd(), name, Vec::new(), &stat, before)?;
+            capture.file(At::Name(fd.as_fd(), Some(name)), Vec::new(), &stat, before)?;
             if capture.counts.files == 0 {
                 return Err(SourceError::Failed(format!("{} could not be read; see the messages", root.display())));
             }
@@ -187,10 +191,7 @@ impl Counts {
 
 struct Capture<'a> {
     root: &'a Path,
-    excludes: Gitignore,
-    one_file_system: bool,
-    exclude_caches: bool,
-    root_device: u64,
+    rules: walk::Rules<'a>,
     previous: Merge<'a>,
     sink: &'a mut dyn EntrySink,
     context: &'a Context<'a>,
@@ -204,13 +205,92 @@ struct Capture<'a> {
     in_sink: bool,
     /// In a second pass: the directories that the entry given last lies in, and itself if it is one.
     kept: Option<Vec<Vec<u8>>>,
-    /// Where a look is confined to.
-    wanted: Option<&'a [Vec<u8>]>,
     /// Entries given to the sink.
     given: u64,
 }
 
+/// Where a file is.
+enum At<'p> {
+    /// In this directory; by this name, or by the last one of its path.
+    Name(BorrowedFd<'p>, Option<&'p [u8]>),
+    Opened(OwnedFd),
+}
+
 impl Capture<'_> {
+    /// Captures what a walk comes to; `root` is the source's own directory.
+    fn tree(&mut self, mut walk: Walk<'_>, root: Directory) -> Result<(), SourceError> {
+        let before = self.was_at(b"")?;
+        let nothing_before = !self.previous.has_more()?;
+        let was_filled = root.is_empty && self.rules.wanted.is_none() && !nothing_before;
+        let entry = self.directory_entry(&root, Vec::new(), before);
+        if was_filled {
+            let text = format!("{} is empty now and was not at the last backup", self.shown(b""));
+            self.context.report.message(Level::Warning, text);
+        }
+        self.emit(entry)?;
+        // Everything has to be read: there is nothing that it could have been before.
+        let reads = nothing_before && self.kept.is_none() && self.rules.wanted.is_none() && !self.sink.passes_on();
+        if reads {
+            walk.trust_listing();
+        }
+        let ahead = Ahead::new(walk, reads, self.context.cancel);
+        std::thread::scope(|scope| {
+            let mut capturing = ahead.start(scope);
+            while let Some(Block { items, bytes, excluded }) = capturing.next()? {
+                self.counts.excluded += excluded;
+                for item in items {
+                    if self.context.cancel.is_cancelled() {
+                        return Err(SourceError::Cancelled);
+                    }
+                    self.item(item, &bytes)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn item(&mut self, Item { path, found }: Item, bytes: &[u8]) -> Result<(), SourceError> {
+        match found {
+            Found::Directory(directory) => {
+                if let Some(e) = directory.trouble {
+                    self.left_out(&path, "list the directory", e)?;
+                }
+                let before = self.was_at(&path)?;
+                let entry = self.directory_entry(&directory, path, before);
+                self.emit(entry)
+            }
+            Found::Vanished => self.vanished(&path),
+            Found::LeftOut(verb, e) => self.left_out(&path, verb, e),
+            Found::Other { parent, look } => match look {
+                Look::Seen(stat) => self.other(&parent, path, &stat),
+                Look::Listed => match walk::look_at(&parent, walk::name_of(&path)) {
+                    Ok(stat) => self.other(&parent, path, &stat),
+                    Err(Found::LeftOut(verb, e)) => self.left_out(&path, verb, e),
+                    Err(_) => self.vanished(&path),
+                },
+                Look::Opened(fd, stat) => {
+                    let before = self.was_at(&path)?;
+                    self.file(At::Opened(fd), path, &stat, before)
+                }
+                Look::Read(read) => {
+                    self.was_at(&path)?;
+                    self.counts.files += 1;
+                    self.take_read(path, read, bytes)
+                }
+            },
+        }
+    }
+
+    fn directory_entry(&mut self, directory: &Directory, path: Vec<u8>, before: Option<Entry>) -> Entry {
+        let mut entry = described(path, Kind::Directory, &directory.stat);
+        entry.xattrs = match before.filter(|b| b.kind == Kind::Directory && b.ctime == entry.ctime && b.inode == entry.inode) {
+            Some(before) => before.xattrs,
+            None => self.xattrs_of(&directory.fd, &entry.path),
+        };
+        self.counts.directories += 1;
+        entry
+    }
+
     /// A path for messages.
     fn shown(&self, path: &[u8]) -> String {
         let full = if path.is_empty() { self.root.to_owned() } else { self.root.join(std::ffi::OsStr::from_bytes(path)) };
@@ -222,28 +302,13 @@ impl Capture<'_> {
         Ok(self.sink.left_out(path)?)
     }
 
-    /// Whether a look goes there: to what is wanted, and through the directories above it.
-    fn is_wanted(&self, path: &[u8], directory: bool) -> bool {
-        let Some(paths) = self.wanted else { return true };
-        let after = paths.partition_point(|p| path_order(p, path).is_le());
-        let last = after.checked_sub(1).and_then(|at| paths.get(at));
-        last.is_some_and(|p| p == path || is_in(path, p)) || (directory && paths.get(after).is_some_and(|p| is_in(p, path)))
-    }
-
-    fn is_excluded(&mut self, path: &[u8], directory: bool) -> bool {
-        let excluded =
-            !self.excludes.is_empty() && self.excludes.matched(Path::new(std::ffi::OsStr::from_bytes(path)), directory).is_ignore();
-        self.counts.excluded += u64::from(excluded);
-        excluded
-    }
-
     /// Anything but a directory. What a first pass had of it stays when it cannot be had again.
-    fn other(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, stat: &Stat) -> Result<(), SourceError> {
+    fn other(&mut self, parent: &OwnedFd, path: Vec<u8>, stat: &Stat) -> Result<(), SourceError> {
         let before = self.was_at(&path)?;
         let is_kept = |b: &&Entry| matches!(b.kind, Kind::File | Kind::Symlink);
         let first = self.kept.as_ref().and_then(|_| before.as_ref().filter(is_kept).cloned());
         let given = self.given;
-        self.other_now(parent, name, path, stat, before)?;
+        self.other_now(parent.as_fd(), path, stat, before)?;
         match first.filter(|_| self.given == given) {
             Some(first) => {
                 self.counts.vanished += u64::from(first.kind == Kind::File);
@@ -253,17 +318,12 @@ impl Capture<'_> {
         }
     }
 
-    fn other_now(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: Vec<u8>,
-        stat: &Stat,
-        before: Option<Entry>,
-    ) -> Result<(), SourceError> {
+    fn other_now(&mut self, parent: BorrowedFd<'_>, path: Vec<u8>, stat: &Stat, before: Option<Entry>) -> Result<(), SourceError> {
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => self.file(parent, name, path, stat, before),
-            FileType::Symlink => self.symlink(parent, name, path, stat, before),
+            FileType::RegularFile => self.file(At::Name(parent, None), path, stat, before),
+            FileType::Symlink => self.symlink(parent, path, stat, before),
+            // The listing called it something else.
+            FileType::Directory => self.exchanged(&path).map(drop),
             kind => {
                 self.counts.special += 1;
                 if self.counts.special <= MAX_NAMED_SPECIAL {
@@ -287,15 +347,8 @@ impl Capture<'_> {
         }
     }
 
-    fn symlink(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: Vec<u8>,
-        stat: &Stat,
-        before: Option<Entry>,
-    ) -> Result<(), SourceError> {
-        let target = match rustix::fs::readlinkat(parent, name, Vec::new()) {
+    fn symlink(&mut self, parent: BorrowedFd<'_>, path: Vec<u8>, stat: &Stat, before: Option<Entry>) -> Result<(), SourceError> {
+        let target = match rustix::fs::readlinkat(parent, walk::name_of(&path), Vec::new()) {
             Ok(target) => target.into_bytes(),
             Err(Errno::NOENT) => return self.vanished(&path),
             Err(e) => {
@@ -306,7 +359,7 @@ impl Capture<'_> {
         entry.target = target;
         entry.xattrs = match before.filter(|b| b.kind == Kind::Symlink && b.ctime == entry.ctime && b.inode == entry.inode) {
             Some(before) => before.xattrs,
-            None => read::link_xattrs(parent, name),
+            None => read::link_xattrs(parent, walk::name_of(&entry.path)),
         };
         self.counts.symlinks += 1;
         self.emit(entry)
@@ -357,7 +410,11 @@ impl Capture<'_> {
                     .left_out(format!("left out: {} vanished, and the file it was another name of was replaced", self.shown(&entry.path)));
                 continue;
             }
-            if !in_directory || self.is_excluded(&entry.path, entry.kind == Kind::Directory) {
+            if !in_directory {
+                continue;
+            }
+            if self.rules.is_excluded(&entry.path, entry.kind == Kind::Directory) {
+                self.counts.excluded += 1;
                 continue;
             }
             self.counts.vanished += u64::from(entry.kind == Kind::File);
@@ -366,7 +423,7 @@ impl Capture<'_> {
         Ok(())
     }
 
-    fn file(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, stat: &Stat, before: Option<Entry>) -> Result<(), SourceError> {
+    fn file(&mut self, at: At<'_>, path: Vec<u8>, stat: &Stat, before: Option<Entry>) -> Result<(), SourceError> {
         if stat.st_nlink > 1 {
             let key = (stat.st_dev, stat.st_ino);
             if let Some((first, left)) = self.links.get_mut(&key) {
@@ -390,7 +447,10 @@ impl Capture<'_> {
                 self.emit(entry)?;
                 true
             }
-            _ => self.read_file(parent, name, path)?,
+            _ => match at {
+                At::Name(parent, name) => self.read_file(parent, name, path)?,
+                At::Opened(fd) => self.read_opened(fd, *stat, path)?,
+            },
         };
         if captured {
             self.counts.files += 1;

@@ -7,6 +7,8 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
+use super::ahead::ReadAhead;
+use super::walk::name_of;
 use super::{Capture, described};
 use crate::repository::entry::SMALL_FILE_BYTES;
 use crate::repository::{Entry, Kind};
@@ -24,8 +26,8 @@ enum Pass {
 
 impl Capture<'_> {
     /// Reads a new or changed file; false when it is left out or vanished.
-    pub(super) fn read_file(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>) -> Result<bool, SourceError> {
-        let fd = match open_file(parent, name) {
+    pub(super) fn read_file(&mut self, parent: BorrowedFd<'_>, name: Option<&[u8]>, path: Vec<u8>) -> Result<bool, SourceError> {
+        let fd = match open_file(parent, name.unwrap_or(name_of(&path))) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => {
                 self.vanished(&path)?;
@@ -40,16 +42,18 @@ impl Capture<'_> {
                 return Ok(false);
             }
         };
-        let mut before = match rustix::fs::fstat(&fd) {
-            Ok(stat) => stat,
+        match rustix::fs::fstat(&fd) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => self.read_opened(fd, stat, path),
+            Ok(_) => self.exchanged(&path),
             Err(e) => {
                 self.left_out(&path, "look at", e)?;
-                return Ok(false);
+                Ok(false)
             }
-        };
-        if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
-            return self.exchanged(&path);
         }
+    }
+
+    /// Reads a file from its start that is open and is a file; `before` is what it was when it was opened.
+    pub(super) fn read_opened(&mut self, fd: OwnedFd, mut before: Stat, path: Vec<u8>) -> Result<bool, SourceError> {
         for again in [false, true] {
             let size = before.st_size as u64;
             let small = size <= SMALL_FILE_BYTES;
@@ -109,7 +113,22 @@ impl Capture<'_> {
         Ok(false)
     }
 
-    fn exchanged(&mut self, path: &[u8]) -> Result<bool, SourceError> {
+    /// Takes what was read ahead.
+    pub(super) fn take_read(&mut self, path: Vec<u8>, read: ReadAhead, bytes: &[u8]) -> Result<(), SourceError> {
+        let contents = bytes.get(read.contents).unwrap_or_default();
+        let mut entry = described(path, Kind::File, &read.stat);
+        entry.xattrs = read.xattrs;
+        if !self.sink.wants(contents.len() as u64, read.stat.st_nlink) {
+            entry.size = contents.len() as u64;
+            return self.emit(entry);
+        }
+        self.context.report.entry();
+        self.given += 1;
+        self.context.report.bytes(contents.len() as u64);
+        Ok(self.sink.push_small(entry, contents)?)
+    }
+
+    pub(super) fn exchanged(&mut self, path: &[u8]) -> Result<bool, SourceError> {
         let text = format!("{} was exchanged for something else while the directory was walked", self.shown(path));
         self.context.report.message(Level::Warning, text);
         self.sink.left_out(path)?;
@@ -192,12 +211,17 @@ impl Capture<'_> {
 
     /// Extended attributes; one that cannot be read is told, a file system without them has none.
     pub(super) fn xattrs_of(&mut self, fd: &OwnedFd, path: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let (found, errors) = collect(|list| rustix::fs::flistxattr(fd, list), |name, value| rustix::fs::fgetxattr(fd, name, value));
+        let (found, errors) = xattrs_of_file(fd);
         for e in errors {
             self.context.report.left_out(format!("left out: cannot read an extended attribute of {}: {e}", self.shown(path)));
         }
         found
     }
+}
+
+/// Extended attributes of an open file, and what could not be read.
+pub(super) fn xattrs_of_file(fd: &OwnedFd) -> (Xattrs, Vec<String>) {
+    collect(|list| rustix::fs::flistxattr(fd, list), |name, value| rustix::fs::fgetxattr(fd, name, value))
 }
 
 /// Extended attributes of a symlink itself, reached through its directory's descriptor.
@@ -253,7 +277,7 @@ fn collect(
 
 /// Beneath its parent, not through a link, without waiting (a pipe in its place), without touching the access time where
 /// that is ours to decide.
-fn open_file(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+pub(super) fn open_file(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     match rustix::fs::openat(parent, name, flags | OFlags::NOATIME, Mode::empty()) {
         Err(Errno::PERM) => rustix::fs::openat(parent, name, flags, Mode::empty()),
@@ -276,7 +300,7 @@ pub(super) fn fill(fd: &impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
 }
 
 /// Appends a file from its start, wherever it was read to before: at most `most` bytes, fewer where it ends before. The memory is not cleared first.
-fn append(fd: &impl AsFd, memory: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
+pub(super) fn append(fd: &impl AsFd, memory: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
     let start = memory.len();
     memory.reserve(most);
     loop {
@@ -307,7 +331,7 @@ fn next_data(fd: &OwnedFd, at: u64, size: u64) -> Result<(u64, u64), Errno> {
     Ok((start, end.max(start)))
 }
 
-fn is_other(a: &Stat, b: &Stat) -> bool {
+pub(super) fn is_other(a: &Stat, b: &Stat) -> bool {
     let key = |s: &Stat| (s.st_size, s.st_mtime, s.st_mtime_nsec, s.st_ctime, s.st_ctime_nsec, s.st_ino);
     key(a) != key(b)
 }

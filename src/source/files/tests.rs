@@ -211,3 +211,50 @@ fn a_tree_that_changes_under_the_walk_is_survived() {
         stop.store(true, Ordering::Relaxed);
     });
 }
+
+/// More than anybody reads ahead, of every kind and length, in many directories.
+fn varied(root: &Path) {
+    for d in 0..12 {
+        let dir = root.join(format!("d{d:02}/sub"));
+        fs::create_dir_all(&dir).unwrap();
+        for f in 0..d * 9 {
+            let path = dir.join(format!("f{f}"));
+            let len = [0, 1, 500, 4095, 4096, 4097, 20_000, 300_000][(d + f) % 8];
+            fs::write(&path, vec![(d * f) as u8; len]).unwrap();
+            match f % 11 {
+                3 => fs::hard_link(&path, root.join(format!("d{:02}/l{f}", d / 2))).unwrap(),
+                5 => symlink("f0", dir.join(format!("s{f}"))).unwrap(),
+                7 => fs::set_permissions(&path, fs::Permissions::from_mode(0o4701)).unwrap(),
+                _ => {}
+            }
+        }
+    }
+    rustix::fs::mknodat(rustix::fs::CWD, root.join("d03/fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let value: &[u8] = b"value";
+    // Not every file system has them.
+    let _ = rustix::fs::setxattr(root.join("d05/sub/f1"), "user.keepd", value, rustix::fs::XattrFlags::empty());
+}
+
+#[test]
+fn what_is_read_ahead_is_what_is_found_without_that() {
+    let dir = tempfile::tempdir().unwrap();
+    varied(dir.path());
+    let source = FilesSource { exclude: vec!["d04/".into(), "f8".into()], ..source(dir.path()) };
+    let mut ahead = TestSink::default();
+    let (first, said) = run(&source, vec![], &mut ahead);
+    // There was something before, so everything is looked at beside it; it is nowhere any more.
+    let before = vec![Entry { path: b"zz".to_vec(), ..Entry::default() }];
+    let mut beside = TestSink::default();
+    let (second, said_beside) = run(&source, before, &mut beside);
+    assert_eq!(first.unwrap(), second.unwrap());
+    assert_eq!(said.take_messages(), said_beside.take_messages());
+    assert!(ahead.entries.len() > 500, "{}", ahead.entries.len());
+    assert_eq!(ahead.entries, beside.entries);
+    for (a, b) in ahead.entries.iter().zip(&beside.entries) {
+        assert_eq!(ahead.contents(a), beside.contents(b));
+    }
+    for entry in ahead.entries.iter().filter(|e| e.kind == Kind::File) {
+        let path = dir.path().join(OsStr::from_bytes(&entry.path));
+        assert_eq!(ahead.contents(entry), fs::read(path).unwrap(), "{}", String::from_utf8_lossy(&entry.path));
+    }
+}
