@@ -20,6 +20,7 @@ use crate::storage::direct::ReadBuffer;
 
 /// Plaintext of neighbours read in one go.
 const GROUP_BYTES: u32 = 4 << 20;
+
 /// Chunks are seldom longer: how many are kept for another use is counted with this.
 const USUAL_CHUNK_BYTES: usize = MAX_CHUNK_BYTES / 2;
 
@@ -196,17 +197,15 @@ impl Fetcher {
 
     /// Asks for a chunk. Blocks while too much is held; what was asked for so far is then on its way.
     pub fn request(&mut self, id: ChunkId) -> Result<Arc<Slot>> {
-        self.ask(id, None)
+        let slot = self.request_unkept(id, None)?;
+        self.keep(slot.clone());
+        Ok(slot)
     }
 
-    /// The same, where the chunk has so many bytes of plaintext, for its zstd frame. For chunks that were read and proven before.
-    pub fn request_frame(&mut self, id: ChunkId, len: u32) -> Result<Arc<Slot>> {
-        self.ask(id, Some(len))
-    }
-
-    fn ask(&mut self, id: ChunkId, frame_of: Option<u32>) -> Result<Arc<Slot>> {
+    /// The same, for who holds himself what is used again (at most [`Fetcher::may_hold`], after [`Fetcher::forget_recent`]). `frame_of`: where the chunk
+    /// has so many bytes of plaintext its zstd frame is wanted; for chunks that were read and proven before.
+    pub fn request_unkept(&mut self, id: ChunkId, frame_of: Option<u32>) -> Result<Arc<Slot>> {
         if let Some(slot) = self.live.get(&id).and_then(Weak::upgrade) {
-            self.keep(slot.clone());
             return Ok(slot);
         }
         let location = self.repository.locate(&id)?;
@@ -225,13 +224,23 @@ impl Fetcher {
             self.live.retain(|_, slot| slot.strong_count() > 0);
         }
         self.live.insert(id, Arc::downgrade(&slot));
-        self.keep(slot.clone());
         Ok(slot)
     }
 
     /// How many chunks (of the usual length, or shorter) are at hand for another use, when they are used one after the other.
     pub fn kept(&self) -> usize {
-        (self.budget.limit / 2 / USUAL_CHUNK_BYTES).max(1)
+        (self.may_hold() / USUAL_CHUNK_BYTES).max(1)
+    }
+
+    /// Bytes of chunks that may be held for another use; the rest is what is on its way.
+    pub fn may_hold(&self) -> usize {
+        self.budget.limit / 2
+    }
+
+    /// Keeps nothing any more of what was asked for.
+    pub fn forget_recent(&mut self) {
+        self.recent.clear();
+        self.recent_bytes = 0;
     }
 
     fn keep(&mut self, slot: Arc<Slot>) {
@@ -241,7 +250,7 @@ impl Fetcher {
             self.recent_bytes += slot.len as usize;
         }
         self.recent.push_back(slot);
-        while self.recent_bytes > self.budget.limit / 2 {
+        while self.recent_bytes > self.may_hold() {
             let Some(oldest) = self.recent.pop_front() else { break };
             self.recent_bytes -= oldest.len as usize;
         }

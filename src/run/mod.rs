@@ -36,6 +36,7 @@ mod reencrypt;
 mod references;
 mod registry;
 mod repeats;
+mod reread;
 pub(crate) mod restore;
 pub(crate) mod retain;
 pub(crate) mod selection;

@@ -1,10 +1,10 @@
 //! A restore to a directory: a backup's entries as a stream into the client's pipe.
 //!
 //! A planner thread walks the entries and asks for chunks ahead; the run's own thread waits for each and writes. A scattered
-//! file whose chunks would not all be at hand when they are needed again is sent in the order of its chunks, not of its
-//! offsets, so that each is read once.
+//! file of whose chunks too many would not be at hand when they are needed again is sent in the order of its chunks, not of
+//! its offsets, so that each is read once.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::live::{Failure, Finish, LiveRun};
 use super::repeats::{Kept, Repeated, Repeats, Use};
+use super::reread::{Held, read_in_order};
 use super::selection::{Selection, Shown, is_at_or_below};
 use crate::crypto::CryptoError;
 use crate::repository::entry::{Extent, path_order};
@@ -32,6 +33,11 @@ use crate::storage::StorageError;
 
 /// Segments of a long file that are put into the order of their chunks at once.
 const WINDOW_SEGMENTS: usize = 1 << 16;
+/// A chunk counts as at least so long, in bytes, when it is looked what sending pieces in order would read: of one that other backups hold, too, the
+/// beginning alone may be needed.
+const LEAST_CHUNK_BYTES: usize = 512 << 10;
+/// So small a part of what is needed may be read again for the order of the pieces.
+const REREAD_PART: u64 = 8;
 /// Plaintext that is fetched ahead at most where contents come in order, in bytes.
 const IN_ORDER_AHEAD: usize = 20 << 20;
 /// Pieces that travel inside their entry's frame.
@@ -584,15 +590,21 @@ impl Planner<'_> {
             let mut offset = at;
             at += window.iter().map(Segment::len).sum::<u64>();
             if self.in_order || self.is_fine_in_order(window) {
+                self.fetcher.forget_recent();
+                let mut held = Held::new(window, self.fetcher.may_hold());
                 for segment in window {
-                    if let Segment::Data(extent) = segment
-                        && !self.skipped(|trace| trace.data(index, offset, extent.len))?
-                    {
-                        let slot = match self.frames && extent.offset == 0 {
-                            true => self.fetcher.request_frame(extent.chunk, extent.len)?,
-                            false => self.fetcher.request(extent.chunk)?,
-                        };
-                        self.send(Op::Data { entry: index, offset, slot, extent: *extent })?;
+                    if let Segment::Data(extent) = segment {
+                        if self.skipped(|trace| trace.data(index, offset, extent.len))? {
+                            held.pass(&extent.chunk);
+                        } else {
+                            let frame = self.frames && extent.offset == 0;
+                            let slot = held.next(&extent.chunk, || {
+                                let slot = self.fetcher.request_unkept(extent.chunk, frame.then_some(extent.len))?;
+                                let len = slot.len() as usize;
+                                Ok::<_, RepositoryError>((slot, len))
+                            })?;
+                            self.send(Op::Data { entry: index, offset, slot, extent: *extent })?;
+                        }
                     }
                     offset += segment.len();
                 }
@@ -641,25 +653,11 @@ impl Planner<'_> {
         Ok(Part::Fetched(self.fetcher.request(extent.chunk)?, *extent, kept))
     }
 
-    /// Whether the segments can be sent from the first to the last with no chunk read twice: true for a file of few generations, whose
-    /// chunks are each spread over a short stretch or go along with the others.
+    /// Whether the segments can be sent from the first to the last with hardly any chunk read twice: true for a file whose chunks are each spread over
+    /// a short stretch of it, or go along with the others.
     fn is_fine_in_order(&self, segments: &[Segment]) -> bool {
-        let kept = self.fetcher.kept();
-        let (mut seen, mut recent): (HashSet<ChunkId>, VecDeque<ChunkId>) = (HashSet::new(), VecDeque::new());
-        for segment in segments {
-            let Segment::Data(extent) = segment else { continue };
-            if recent.back() == Some(&extent.chunk) {
-                continue;
-            }
-            match recent.iter().position(|id| *id == extent.chunk) {
-                Some(at) => drop(recent.remove(at)),
-                None if !seen.insert(extent.chunk) => return false,
-                None if recent.len() >= kept => drop(recent.pop_front()),
-                None => {}
-            }
-            recent.push_back(extent.chunk);
-        }
-        true
+        let (read, once) = read_in_order(segments, LEAST_CHUNK_BYTES, self.fetcher.may_hold());
+        read - once <= once / REREAD_PART
     }
 
     fn header(&self, shown: &Shown<'_>, index: u64, path: &[u8], entry: &Entry) -> EntryHeader {
