@@ -53,6 +53,7 @@ pub struct LocalIndex {
 const VERSION: i64 = 5;
 /// `lost`: chunks that do not open any more, and where that was; of each damaged pack also [`ITSELF`]. `listed`: the index object that a pack stands in. `condemned`: nothing needs it,
 /// and new backups must not build upon it. `read`: when it was read whole and found good, in seconds since 1970. `closed`: a write-only pack.
+/// `compared`: the state of the storage with which `pack` and `loaded` agreed; a change of theirs forgets it.
 /// `sized`: the pack at which looking at sizes in turn stopped. `translation`: what chunks of other repositories became here.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0, closed INTEGER NOT NULL DEFAULT 0);
@@ -64,6 +65,12 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
     CREATE TABLE IF NOT EXISTS loaded (id BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS compared (one INTEGER PRIMARY KEY CHECK (one = 1), state BLOB NOT NULL);
+    CREATE TRIGGER IF NOT EXISTS pack_came AFTER INSERT ON pack BEGIN DELETE FROM compared; END;
+    CREATE TRIGGER IF NOT EXISTS pack_went AFTER DELETE ON pack BEGIN DELETE FROM compared; END;
+    CREATE TRIGGER IF NOT EXISTS pack_became AFTER UPDATE OF id, size ON pack BEGIN DELETE FROM compared; END;
+    CREATE TRIGGER IF NOT EXISTS loaded_came AFTER INSERT ON loaded BEGIN DELETE FROM compared; END;
+    CREATE TRIGGER IF NOT EXISTS loaded_went AFTER DELETE ON loaded BEGIN DELETE FROM compared; END;
     CREATE TABLE IF NOT EXISTS sized (one INTEGER PRIMARY KEY CHECK (one = 1), last BLOB NOT NULL);
     CREATE TABLE IF NOT EXISTS translation (repository BLOB NOT NULL, there BLOB NOT NULL, here BLOB NOT NULL, PRIMARY KEY (repository, there)) WITHOUT ROWID;";
 
@@ -99,7 +106,7 @@ impl LocalIndex {
             let version: i64 = db.query_row("PRAGMA user_version", [], |r| r.get(0))?;
             if version != VERSION {
                 db.execute_batch(
-                    "DROP TABLE IF EXISTS pack; DROP TABLE IF EXISTS chunk; DROP TABLE IF EXISTS loaded; DROP TABLE IF EXISTS note; DROP TABLE IF EXISTS condemned;",
+                    "DROP TABLE IF EXISTS pack; DROP TABLE IF EXISTS chunk; DROP TABLE IF EXISTS loaded; DROP TABLE IF EXISTS note; DROP TABLE IF EXISTS condemned; DROP TABLE IF EXISTS compared;",
                 )?;
                 // What is lost cannot be learnt from the repository; version 4 has it in the same columns.
                 if version != 4 {
@@ -414,6 +421,31 @@ impl LocalIndex {
         Ok(self.db().execute("DELETE FROM lost WHERE pack = ?1", [pack]).map_err(|e| self.fail(e))? > 0)
     }
 
+    /// The state of the storage, by [`crate::storage::Storage::state`], with which the packs and index objects here agree.
+    pub fn compared(&self) -> Result<Option<[u8; 32]>> {
+        match self.db().query_row("SELECT state FROM compared", [], |r| r.get(0)).optional() {
+            Err(e) if is_wrong_row(&e) => Ok(None),
+            found => found.map_err(|e| self.fail(e)),
+        }
+    }
+
+    pub fn set_compared(&self, state: &[u8; 32]) -> Result<()> {
+        let done = self.db().execute("INSERT OR REPLACE INTO compared (one, state) VALUES (1, ?1)", [state]);
+        done.map(drop).map_err(|e| self.fail(e))
+    }
+
+    /// At most so many packs with their sizes, those condemned too, by their ids from the one behind `last` on, round to it.
+    pub fn packs_in_turn(&self, last: &[u8; 32], most: usize) -> Result<Vec<([u8; 32], u64)>> {
+        let sql = "SELECT id, size FROM pack WHERE id > ?1 ORDER BY id LIMIT ?2";
+        let mut packs: Vec<_> = self.rows(sql, params![last, most as i64], id_and_number)?;
+        if packs.len() < most {
+            let sql = "SELECT id, size FROM pack WHERE id <= ?1 ORDER BY id LIMIT ?2";
+            let before: Vec<_> = self.rows(sql, params![last, (most - packs.len()) as i64], id_and_number)?;
+            packs.extend(before);
+        }
+        Ok(packs)
+    }
+
     /// The pack at which looking at sizes in turn stopped.
     pub fn last_sized(&self) -> Result<Option<[u8; 32]>> {
         let db = self.db();
@@ -583,9 +615,9 @@ impl LocalIndex {
         PRUNED.lock().unwrap_or_else(PoisonError::into_inner).insert(self.path.clone()).then(|| Alone(self.path.clone()))
     }
 
-    /// The packs that the cache learnt last.
-    pub fn newest_packs(&self, most: usize) -> Result<HashSet<[u8; 32]>> {
-        self.rows("SELECT id FROM pack ORDER BY n DESC LIMIT ?1", [most as i64], |r| r.get(0))
+    /// The packs that the cache learnt last, with their sizes.
+    pub fn newest_packs(&self, most: usize) -> Result<Vec<([u8; 32], u64)>> {
+        self.rows("SELECT id, size FROM pack ORDER BY n DESC LIMIT ?1", [most as i64], id_and_number)
     }
 
     /// The directory of the cache.

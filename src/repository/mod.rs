@@ -6,6 +6,8 @@
 pub mod check;
 pub mod chunker;
 mod closed;
+#[cfg(test)]
+mod compared;
 pub mod condemned;
 pub mod copy;
 mod count;

@@ -135,6 +135,8 @@ struct ListedPacks {
 
 /// Ciphers remembered at most (about 1 KiB each).
 const MAX_CIPHERS: usize = 512;
+/// What the local index is compared with.
+const COMPARED: [&str; 2] = ["packs/", "index/"];
 /// Sizes that are asked for one by one before a backup.
 const SIZES_IN_TURN: usize = 256;
 /// And those of the packs that came last.
@@ -284,10 +286,17 @@ impl Repository {
     pub(super) fn sync_index_with(&self, sizes: usize) -> Result<Vec<String>> {
         let mut problems = Vec::new();
         self.sync_condemned(&mut problems)?;
+        // Who wants to know all looks at all.
+        let remember = sizes != usize::MAX;
+        let state = if remember { self.storage.state(&COMPARED) } else { None };
+        if state.is_some() && self.local.compared()? == state && self.are_sizes_right(sizes)? {
+            return Ok(problems);
+        }
         let condemned = self.local.condemned()?;
         // What is known comes first: what comes meanwhile cannot be missed in the listing then.
         let mut loaded = self.local.loaded()?;
-        let listed = self.listed_indexes()?;
+        let listed: BTreeSet<[u8; 32]> =
+            self.storage.list_as_it_comes("index/", remember)?.iter().filter_map(|(name, _)| id_of(name)).collect();
         if loaded.iter().any(|id| !listed.contains(id)) {
             let gone = loaded.iter().filter(|id| !listed.contains(*id));
             self.storage.are_gone("index/", gone.map(|id| format!("index/{}", HEXLOWER.encode(id))))?;
@@ -339,6 +348,7 @@ impl Repository {
         if let Some(last) = last_sized {
             self.local.set_last_sized(&last)?;
         }
+        let is_as_known = problems.is_empty() && gone.is_empty() && packs.len() == known.len();
         for (id, size) in packs.into_iter().filter(|(id, _)| !known.contains_key(id)) {
             match self.read_footer(&id, size) {
                 // Who has the public key can put any contents beside a genuine footer: only what this process wrote, or a private key
@@ -355,7 +365,38 @@ impl Repository {
                 Err(e) => problems.push(e.to_string()),
             }
         }
+        // What was listed is of this state only when nothing came or went since before that.
+        if let Some(state) = state
+            && is_as_known
+            && self.storage.state(&COMPARED) == Some(state)
+        {
+            self.local.set_compared(&state)?;
+        }
         Ok(problems)
+    }
+
+    /// Whether the local index knows the packs and index objects that are there, and no others; false where that would have to be looked at.
+    pub(super) fn is_as_compared(&self) -> Result<bool> {
+        let state = self.storage.state(&COMPARED);
+        Ok(state.is_some() && self.local.compared()? == state)
+    }
+
+    /// Whether the next packs in turn, and the newest, are as long as is known.
+    fn are_sizes_right(&self, most: usize) -> Result<bool> {
+        let mut packs = self.local.packs_in_turn(&self.local.last_sized()?.unwrap_or_default(), most)?;
+        let last = packs.last().filter(|_| packs.len() == most).map(|(id, _)| *id);
+        if last.is_some() {
+            packs.extend(self.local.newest_packs(NEWEST_SIZES)?);
+        }
+        for (id, size) in packs {
+            if self.storage.size_if_there(&pack_name(&id))? != Some(size) {
+                return Ok(false);
+            }
+        }
+        if let Some(last) = last {
+            self.local.set_last_sized(&last)?;
+        }
+        Ok(true)
     }
 
     /// The packs that the local index knows and that are not condemned, with their sizes.
@@ -371,8 +412,13 @@ impl Repository {
     /// The packs of the storage with their sizes. Where each of these costs a call of its own, at most `most` of the `known` packs' are asked for, in turn, and
     /// the newest ones', which a power cut may have cut off; the others have the size that is known.
     fn packs_beside(&self, known: &BTreeMap<[u8; 32], u64>, most: usize) -> Result<ListedPacks> {
-        let listed: BTreeMap<[u8; 32], Option<u64>> =
-            self.storage.list_as_it_comes("packs/")?.into_iter().filter_map(|(name, size)| Some((pack_of(&name)?, size))).collect();
+        let remember = most != usize::MAX;
+        let listed: BTreeMap<[u8; 32], Option<u64>> = self
+            .storage
+            .list_as_it_comes("packs/", remember)?
+            .into_iter()
+            .filter_map(|(name, size)| Some((pack_of(&name)?, size)))
+            .collect();
         let asked: Vec<[u8; 32]> = known.keys().filter(|id| listed.get(*id).is_some_and(Option::is_none)).copied().collect();
         let in_turn: Vec<[u8; 32]> = match asked.len() > most {
             false => asked,
@@ -382,7 +428,8 @@ impl Repository {
             }
         };
         let last_sized = in_turn.last().filter(|_| in_turn.len() == most).copied();
-        let mut whose_turn = if last_sized.is_some() { self.local.newest_packs(NEWEST_SIZES)? } else { HashSet::new() };
+        let newest = if last_sized.is_some() { self.local.newest_packs(NEWEST_SIZES)? } else { Vec::new() };
+        let mut whose_turn: HashSet<[u8; 32]> = newest.into_iter().map(|(id, _)| id).collect();
         whose_turn.extend(in_turn);
         let mut packs = BTreeMap::new();
         for (id, size) in listed {
@@ -715,7 +762,8 @@ fn id_of(name: &str) -> Option<[u8; 32]> {
 
 /// What does not lie where its name belongs is none of ours: it would be asked for where it is not, and nothing would open any more.
 fn pack_of(name: &str) -> Option<[u8; 32]> {
-    id_of(name).filter(|id| pack_name(id) == name)
+    let (directory, hex) = name.strip_prefix("packs/")?.split_once('/')?;
+    if directory.len() == 2 && hex.starts_with(directory) && !hex.contains('/') { id_of(hex) } else { None }
 }
 
 /// `packs/<2 hex>/<id>`

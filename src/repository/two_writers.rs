@@ -54,6 +54,10 @@ impl Backup {
         }
     }
 
+    pub(super) fn committed(&self) -> Option<bool> {
+        self.committed
+    }
+
     pub(super) fn whole(mut self) {
         (0..3).for_each(|n| self.part(n));
         assert_eq!(self.committed, Some(true));

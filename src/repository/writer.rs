@@ -394,10 +394,14 @@ pub fn commit(repository: &Repository, manifest: &Manifest, flushed: &Flushed) -
     repository.is_still_this()?;
     let mut problems = Vec::new();
     repository.sync_condemned(&mut problems)?;
-    let known = repository.local.packs(true)?;
-    let there: HashSet<[u8; 32]> = ids(repository.storage.names("packs/")?);
-    let gone: Vec<[u8; 32]> = known.into_iter().map(|(id, _)| id).filter(|id| !there.contains(id)).collect();
-    repository.storage.are_gone("packs/", gone.iter().map(pack_name))?;
+    let mut gone = Vec::new();
+    if !repository.is_as_compared()? {
+        let known = repository.local.packs(true)?;
+        let listed = repository.storage.list_as_it_comes("packs/", true)?;
+        let there: HashSet<[u8; 32]> = ids(listed.into_iter().map(|(name, _)| name).collect());
+        gone.extend(known.into_iter().map(|(id, _)| id).filter(|id| !there.contains(id)));
+        repository.storage.are_gone("packs/", gone.iter().map(pack_name))?;
+    }
     if !gone.is_empty() || !problems.is_empty() || repository.local.condemned()? != flushed.condemned {
         repository.local.forget(&gone)?;
         needs_nothing_condemned(repository, manifest)?;

@@ -2,15 +2,18 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::direct::{self, ReadBuffer};
 use super::pace::Way;
+use super::remembered::{self, Names};
 use super::{Listed, Result, Storage, StorageError, is_no_space, temporary_name};
 
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// What the name of a stream's temporary file ends with.
 pub(super) const STREAM: &str = ".stream";
 
@@ -157,7 +160,7 @@ pub(super) fn is_of_a_network(root: &Path) -> bool {
 /// All files below the directory `prefix`, sorted by name; what was removed meanwhile is not among them.
 pub(super) fn list(storage: &Storage, root: &Path, prefix: &str) -> Result<Vec<Listed>> {
     let mut found = Vec::new();
-    for name in names(storage, root, prefix)? {
+    for name in names(storage, root, prefix, false)? {
         match fs::metadata(root.join(&name)) {
             Ok(meta) => found.push(Listed { name, size: meta.len() }),
             Err(e) if absent(&e) => {}
@@ -171,44 +174,85 @@ fn absent(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }
 
-/// As [`list`], the names only.
-pub(super) fn names(storage: &Storage, root: &Path, prefix: &str) -> Result<Vec<String>> {
+/// As [`list`], the names only. `remember`: directories in which nothing came or went since they were listed last are not listed again.
+pub(super) fn names(storage: &Storage, root: &Path, prefix: &str, remember: bool) -> Result<Vec<String>> {
     let prefix = prefix.trim_end_matches('/');
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let failed = |directory: &str, e: Errno| storage.failed("list", directory, io::Error::from(e).to_string());
     // A directory that was never made holds nothing; a root that is gone is an error.
-    let top = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| failed(prefix, e))?;
+    let top = rustix::fs::open(root, DIRECTORY, Mode::empty()).map_err(|e| failed(prefix, e))?;
+    let device = if remember { remembered::local_device(&top) } else { None };
     let (mut found, mut todo) = (Vec::new(), vec![prefix.to_owned()]);
     let mut buffer = Vec::with_capacity(32 << 10);
     while let Some(directory) = todo.pop() {
-        let opened = match rustix::fs::openat(&top, directory.as_str(), flags, Mode::empty()) {
-            Err(Errno::NOENT) => continue,
-            other => other.map_err(|e| failed(&directory, e))?,
+        let mut take = |names: &Names| {
+            found.extend(names.files.iter().map(|name| [&directory, "/", name].concat()));
+            todo.extend(names.directories.iter().rev().map(|name| [&directory, "/", name].concat()));
         };
-        let mut entries = RawDir::new(&opened, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry.map_err(|e| failed(&directory, e))?;
-            // Names that are no text are none of ours.
-            let Some(name) = entry.file_name().to_str().ok().filter(|name| *name != "." && *name != "..") else { continue };
-            let kind = match entry.file_type() {
-                // Of a link what it leads to counts; some file systems say of nothing what it is.
-                FileType::Symlink | FileType::Unknown => match rustix::fs::statat(&opened, name, AtFlags::empty()) {
-                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-                    Err(Errno::NOENT) => continue,
-                    Err(e) => return Err(failed(&format!("{directory}/{name}"), e)),
-                },
-                other => other,
-            };
-            let full = || format!("{directory}/{name}");
-            match kind {
-                FileType::Directory => todo.push(full()),
-                FileType::RegularFile => found.push(full()),
-                _ => {}
-            }
+        // A link that leads to a directory has times of its own.
+        let is_believed = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory && Some(stat.st_dev) == device;
+        let before = device.and_then(|_| rustix::fs::statat(&top, directory.as_str(), AtFlags::SYMLINK_NOFOLLOW).ok()).filter(is_believed);
+        if before.as_ref().is_some_and(|stat| remembered::with(stat, &mut take).is_some()) {
+            continue;
+        }
+        let Some(names) = names_in(&top, &directory, &mut buffer).map_err(|(name, e)| failed(&name, e))? else { continue };
+        take(&names);
+        if let Some(before) = before {
+            remembered::put(&before, names);
         }
     }
+    // Mostly it is so already.
     found.sort_unstable();
     Ok(found)
+}
+
+/// What stands for the names below these prefixes, as long as it stays the same; None where not all of them are remembered and as they were.
+pub(super) fn state(root: &Path, prefixes: &[&str]) -> Option<[u8; 32]> {
+    let top = rustix::fs::open(root, DIRECTORY, Mode::empty()).ok()?;
+    let device = remembered::local_device(&top)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut todo: Vec<String> = prefixes.iter().map(|prefix| prefix.trim_end_matches('/').to_owned()).collect();
+    while let Some(directory) = todo.pop() {
+        let stat = rustix::fs::statat(&top, directory.as_str(), AtFlags::SYMLINK_NOFOLLOW).ok().filter(|stat| stat.st_dev == device)?;
+        remembered::with(&stat, |names| todo.extend(names.directories.iter().map(|name| [&directory, "/", name].concat())))?;
+        hasher.update(&remembered::mark(&stat)).update(directory.as_bytes()).update(&[0]);
+    }
+    Some(*hasher.finalize().as_bytes())
+}
+
+/// The names in one directory, sorted; None where it is not there.
+fn names_in(top: &OwnedFd, directory: &str, buffer: &mut Vec<u8>) -> std::result::Result<Option<Names>, (String, Errno)> {
+    let of_it = |e| (directory.to_owned(), e);
+    let opened = match rustix::fs::openat(top, directory, DIRECTORY, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        other => other.map_err(of_it)?,
+    };
+    let mut names = Names { is_sure: true, ..Names::default() };
+    let mut entries = RawDir::new(&opened, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry.map_err(of_it)?;
+        // Names that are no text are none of ours.
+        let Some(name) = entry.file_name().to_str().ok().filter(|name| *name != "." && *name != "..") else { continue };
+        let kind = match entry.file_type() {
+            // Of a link what it leads to counts; some file systems say of nothing what it is.
+            FileType::Symlink | FileType::Unknown => {
+                names.is_sure = false;
+                match rustix::fs::statat(&opened, name, AtFlags::empty()) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                    Err(Errno::NOENT) => continue,
+                    Err(e) => return Err((format!("{directory}/{name}"), e)),
+                }
+            }
+            other => other,
+        };
+        match kind {
+            FileType::Directory => names.directories.push(name.into()),
+            FileType::RegularFile => names.files.push(name.into()),
+            _ => {}
+        }
+    }
+    names.files.sort_unstable();
+    names.directories.sort_unstable();
+    Ok(Some(names))
 }
 
 fn absent_or(storage: &Storage, verb: &'static str, name: &str, error: &io::Error) -> StorageError {

@@ -13,6 +13,7 @@ mod fs;
 mod lock;
 pub(crate) mod pace;
 pub mod probe;
+mod remembered;
 mod remote;
 mod secret;
 mod shared;
@@ -273,7 +274,7 @@ impl Storage {
     /// an error.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let mut list = Vec::new();
-        for (name, size) in self.list_as_it_comes(prefix)? {
+        for (name, size) in self.list_as_it_comes(prefix, false)? {
             // Where a listing brings no sizes they are asked for; an object that went meanwhile is no longer listed.
             let size = match size {
                 Some(size) => Some(size),
@@ -285,10 +286,12 @@ impl Storage {
     }
 
     /// As [`Storage::list`], with the sizes that the listing itself brings: none where each costs a call of its own.
-    pub fn list_as_it_comes(&self, prefix: &str) -> Result<Vec<(String, Option<u64>)>> {
+    /// `remember`: on a file system of this machine a directory that did not change since it was listed last need not be listed again (at most an hour
+    /// after that); not for who concludes from the listing that something may go, or is whole.
+    pub fn list_as_it_comes(&self, prefix: &str, remember: bool) -> Result<Vec<(String, Option<u64>)>> {
         self.begin_operation();
         let mut list: Vec<_> = match &self.place {
-            Place::Directory(root) => return Ok(fs::names(self, root, prefix)?.into_iter().map(|name| (name, None)).collect()),
+            Place::Directory(root) => return Ok(fs::names(self, root, prefix, remember)?.into_iter().map(|name| (name, None)).collect()),
             Place::Remote(remote) => {
                 let listed = self.wait("list", prefix, remote.list(prefix))?.into_iter();
                 listed.map(|o| (o.name, Some(o.size).filter(|size| *size > 0))).collect()
@@ -298,9 +301,18 @@ impl Storage {
         Ok(list)
     }
 
+    /// What stands for the names of all objects below these prefixes: as long as it is the same nothing came or went. None where that would have to be
+    /// listed.
+    pub fn state(&self, prefixes: &[&str]) -> Option<[u8; 32]> {
+        match &self.place {
+            Place::Directory(root) => fs::state(root, prefixes),
+            Place::Remote(_) => None,
+        }
+    }
+
     /// As [`Storage::list`], the names only, which may cost much less.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
-        Ok(self.list_as_it_comes(prefix)?.into_iter().map(|(name, _)| name).collect())
+        Ok(self.list_as_it_comes(prefix, false)?.into_iter().map(|(name, _)| name).collect())
     }
 
     /// The size of an object; None where there is none.

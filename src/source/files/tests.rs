@@ -222,7 +222,7 @@ fn varied(root: &Path) {
             let len = [0, 1, 500, 4095, 4096, 4097, 20_000, 300_000][(d + f) % 8];
             fs::write(&path, vec![(d * f) as u8; len]).unwrap();
             match f % 11 {
-                3 => fs::hard_link(&path, root.join(format!("d{:02}/l{f}", d / 2))).unwrap(),
+                3 => fs::hard_link(&path, root.join(format!("d{:02}/l{d}-{f}", d / 2))).unwrap(),
                 5 => symlink("f0", dir.join(format!("s{f}"))).unwrap(),
                 7 => fs::set_permissions(&path, fs::Permissions::from_mode(0o4701)).unwrap(),
                 _ => {}
