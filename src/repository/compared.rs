@@ -111,3 +111,25 @@ fn a_backup_upon_what_went_is_not_committed() {
     backup.part(2);
     assert_eq!(backup.committed(), Some(false));
 }
+
+#[test]
+fn a_backup_upon_what_another_run_found_gone_is_not_committed() {
+    let world = World::new();
+    let a = world.seen_by("a", None);
+    Backup::of(a.clone(), 1).whole();
+    for damaged in [false, true] {
+        Backup::of(a.clone(), 2).whole();
+        let mut backup = Backup::of(a.clone(), 2);
+        backup.part(0);
+        backup.part(1);
+        let (pack, _) = a.packs().unwrap().into_iter().max_by_key(|(_, size)| *size).unwrap();
+        if damaged {
+            a.local.mark_lost(&pack, &a.local.chunks_in(&pack).unwrap()).unwrap();
+        } else {
+            fs::remove_file(path(&world, &pack_name(&pack))).unwrap();
+            assert_eq!(a.sync_index().unwrap().len(), 1);
+        }
+        backup.part(2);
+        assert_eq!(backup.committed(), Some(false), "damaged: {damaged}");
+    }
+}

@@ -54,6 +54,7 @@ const VERSION: i64 = 5;
 /// `lost`: chunks that do not open any more, and where that was; of each damaged pack also [`ITSELF`]. `listed`: the index object that a pack stands in. `condemned`: nothing needs it,
 /// and new backups must not build upon it. `read`: when it was read whole and found good, in seconds since 1970. `closed`: a write-only pack.
 /// `compared`: the state of the storage with which `pack` and `loaded` agreed; a change of theirs forgets it.
+/// `went`: how often a pack or a chunk went from here.
 /// `sized`: the pack at which looking at sizes in turn stopped. `translation`: what chunks of other repositories became here.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0, closed INTEGER NOT NULL DEFAULT 0);
@@ -65,9 +66,11 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS chunk (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, sealed INTEGER NOT NULL, len INTEGER NOT NULL) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS chunk_pack ON chunk (pack);
     CREATE TABLE IF NOT EXISTS loaded (id BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS went (one INTEGER PRIMARY KEY CHECK (one = 1), n INTEGER NOT NULL);
     CREATE TABLE IF NOT EXISTS compared (one INTEGER PRIMARY KEY CHECK (one = 1), state BLOB NOT NULL);
     CREATE TRIGGER IF NOT EXISTS pack_came AFTER INSERT ON pack BEGIN DELETE FROM compared; END;
-    CREATE TRIGGER IF NOT EXISTS pack_went AFTER DELETE ON pack BEGIN DELETE FROM compared; END;
+    CREATE TRIGGER IF NOT EXISTS pack_went AFTER DELETE ON pack BEGIN DELETE FROM compared; INSERT INTO went VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET n = n + 1; END;
+    CREATE TRIGGER IF NOT EXISTS chunk_lost AFTER INSERT ON lost BEGIN INSERT INTO went VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET n = n + 1; END;
     CREATE TRIGGER IF NOT EXISTS pack_became AFTER UPDATE OF id, size ON pack BEGIN DELETE FROM compared; END;
     CREATE TRIGGER IF NOT EXISTS loaded_came AFTER INSERT ON loaded BEGIN DELETE FROM compared; END;
     CREATE TRIGGER IF NOT EXISTS loaded_went AFTER DELETE ON loaded BEGIN DELETE FROM compared; END;
@@ -421,6 +424,12 @@ impl LocalIndex {
         Ok(self.db().execute("DELETE FROM lost WHERE pack = ?1", [pack]).map_err(|e| self.fail(e))? > 0)
     }
 
+    /// A number that is another one when a pack or a chunk went from here, because it is gone or damaged.
+    pub fn went(&self) -> Result<i64> {
+        let found = self.db().query_row("SELECT n FROM went", [], |r| r.get(0)).optional();
+        found.map(Option::unwrap_or_default).map_err(|e| self.fail(e))
+    }
+
     /// The state of the storage, by [`crate::storage::Storage::state`], with which the packs and index objects here agree.
     pub fn compared(&self) -> Result<Option<[u8; 32]>> {
         match self.db().query_row("SELECT state FROM compared", [], |r| r.get(0)).optional() {
@@ -431,6 +440,12 @@ impl LocalIndex {
 
     pub fn set_compared(&self, state: &[u8; 32]) -> Result<()> {
         let done = self.db().execute("INSERT OR REPLACE INTO compared (one, state) VALUES (1, ?1)", [state]);
+        done.map(drop).map_err(|e| self.fail(e))
+    }
+
+    /// The same where `marked` was set and nothing changed since.
+    pub fn confirm_compared(&self, marked: &[u8; 32], state: &[u8; 32]) -> Result<()> {
+        let done = self.db().execute("UPDATE compared SET state = ?2 WHERE state = ?1", [marked, state]);
         done.map(drop).map_err(|e| self.fail(e))
     }
 

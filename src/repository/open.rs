@@ -292,6 +292,14 @@ impl Repository {
         if state.is_some() && self.local.compared()? == state && self.are_sizes_right(sizes)? {
             return Ok(problems);
         }
+        // Whoever changes what is known meanwhile, this run or another one, takes that away.
+        let compared = match state {
+            Some(state) => Some((state, crypto::random().map_err(|e| RepositoryError::Other(e.to_string()))?)),
+            None => None,
+        };
+        if let Some((_, marked)) = &compared {
+            self.local.set_compared(marked)?;
+        }
         let condemned = self.local.condemned()?;
         // What is known comes first: what comes meanwhile cannot be missed in the listing then.
         let mut loaded = self.local.loaded()?;
@@ -366,11 +374,11 @@ impl Repository {
             }
         }
         // What was listed is of this state only when nothing came or went since before that.
-        if let Some(state) = state
+        if let Some((state, marked)) = compared
             && is_as_known
             && self.storage.state(&COMPARED) == Some(state)
         {
-            self.local.set_compared(&state)?;
+            self.local.confirm_compared(&marked, &state)?;
         }
         Ok(problems)
     }

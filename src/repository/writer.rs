@@ -38,6 +38,8 @@ pub struct Writer {
     memo: HashMap<ChunkId, u32>,
     /// What was condemned when it began.
     condemned: BTreeMap<[u8; 32], i64>,
+    /// How often something went from the local index until then.
+    went: i64,
 }
 
 struct Job {
@@ -143,6 +145,7 @@ impl Writer {
             new: AtomicU64::new(0),
         });
         let condemned = shared.repository.local.condemned()?;
+        let went = shared.repository.local.went()?;
         let (jobs, job_queue) = unbounded::<Job>();
         let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -159,6 +162,7 @@ impl Writer {
             storers: Vec::new(),
             memo: HashMap::new(),
             condemned,
+            went,
         };
         let ahead = shared.repository.packs_ahead();
         // Made after the writer, and so gone before it: where a thread cannot be started it waits for those that were, and these for more packs as long as anybody can send some.
@@ -317,6 +321,7 @@ impl Writer {
             added_bytes: self.added_bytes(),
             new_bytes: self.shared.new.load(Ordering::Relaxed),
             condemned: std::mem::take(&mut self.condemned),
+            went: self.went,
         })
     }
 
@@ -352,6 +357,8 @@ pub struct Flushed {
     pub new_bytes: u64,
     /// What was condemned when it began.
     condemned: BTreeMap<[u8; 32], i64>,
+    /// [`super::local::LocalIndex::went`] then.
+    went: i64,
 }
 
 /// Lists packs that stand in no index object in new ones.
@@ -402,7 +409,9 @@ pub fn commit(repository: &Repository, manifest: &Manifest, flushed: &Flushed) -
         gone.extend(known.into_iter().map(|(id, _)| id).filter(|id| !there.contains(id)));
         repository.storage.are_gone("packs/", gone.iter().map(pack_name))?;
     }
-    if !gone.is_empty() || !problems.is_empty() || repository.local.condemned()? != flushed.condemned {
+    // What another run found gone or damaged meanwhile is not known here any more.
+    let went = repository.local.went()? != flushed.went;
+    if went || !gone.is_empty() || !problems.is_empty() || repository.local.condemned()? != flushed.condemned {
         repository.local.forget(&gone)?;
         needs_nothing_condemned(repository, manifest)?;
     }

@@ -1,7 +1,7 @@
 //! What is read once stays at hand until it is used again, as far as there is room for it: when a scattered file is sent from its start to its end, the
 //! pieces of one chunk come far apart.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::repository::{ChunkId, Segment};
 
@@ -68,14 +68,20 @@ impl<T: Clone> Held<T> {
     }
 }
 
-/// What sending the pieces in their order reads: bytes of chunks, those that are read again among them, and bytes of all the chunks once. A chunk is as
-/// long as the last byte that is needed of it, and at least `least`: what says this is the same in each copy of a backup.
-pub fn read_in_order(segments: &[Segment], least: usize, limit: usize) -> (u64, u64) {
+/// Whether a piece comes of a chunk of which another one came before.
+pub fn comes_again(segments: &[Segment]) -> bool {
+    let mut seen = HashSet::new();
+    segments.iter().any(|segment| matches!(segment, Segment::Data(extent) if !seen.insert(extent.chunk)))
+}
+
+/// What sending the pieces in their order reads: bytes of chunks, those that are read again among them, and bytes of all the chunks once. `len_of`: how
+/// long a chunk is, in bytes; where that is not known it counts as far as it is needed.
+pub fn read_in_order(segments: &[Segment], len_of: impl Fn(&ChunkId) -> Option<u32>, limit: usize) -> (u64, u64) {
     let mut lengths: HashMap<ChunkId, usize> = HashMap::new();
     for segment in segments {
         if let Segment::Data(extent) = segment {
             let end = (extent.offset as usize).saturating_add(extent.len as usize);
-            let len = lengths.entry(extent.chunk).or_insert(least);
+            let len = lengths.entry(extent.chunk).or_insert_with(|| len_of(&extent.chunk).unwrap_or_default() as usize);
             *len = end.max(*len);
         }
     }
@@ -83,7 +89,7 @@ pub fn read_in_order(segments: &[Segment], least: usize, limit: usize) -> (u64, 
     let (mut held, mut read) = (Held::new(segments, limit), 0u64);
     for segment in segments {
         if let Segment::Data(extent) = segment {
-            let len = lengths.get(&extent.chunk).copied().unwrap_or(least);
+            let len = lengths.get(&extent.chunk).copied().unwrap_or_default();
             let _: Result<(), std::convert::Infallible> = held.next(&extent.chunk, || {
                 read += len as u64;
                 Ok(((), len))
@@ -106,15 +112,17 @@ mod tests {
 
     #[test]
     fn the_furthest_goes() {
+        let none = |_: &ChunkId| None;
         // Room for two: when 3 comes, 2 is the one that is needed last.
-        assert_eq!(read_in_order(&segments(&[1, 2, 3, 1, 3, 2]), 1, 20), (40, 30));
-        assert_eq!(read_in_order(&segments(&[1, 2, 3, 1, 3, 2]), 1, 30), (30, 30));
-        assert_eq!(read_in_order(&segments(&[1, 1, 2, 2, 3, 3]), 1, 10), (30, 30));
+        assert_eq!(read_in_order(&segments(&[1, 2, 3, 1, 3, 2]), none, 20), (40, 30));
+        assert_eq!(read_in_order(&segments(&[1, 2, 3, 1, 3, 2]), none, 30), (30, 30));
+        assert_eq!(read_in_order(&segments(&[1, 1, 2, 2, 3, 3]), none, 10), (30, 30));
         // A hole is nothing that is read.
         let mut with_hole = segments(&[1, 2, 1]);
         with_hole.insert(1, Segment::Hole(5));
-        assert_eq!(read_in_order(&with_hole, 1, 20), (20, 20));
-        assert_eq!(read_in_order(&segments(&[1, 2, 1]), 100, 20), (300, 200), "too long to be held");
+        assert_eq!(read_in_order(&with_hole, none, 20), (20, 20));
+        assert_eq!(read_in_order(&segments(&[1, 2, 1]), |_| Some(100), 20), (300, 200), "too long to be held");
+        assert!(comes_again(&with_hole) && !comes_again(&segments(&[1, 2, 3])));
     }
 
     proptest! {

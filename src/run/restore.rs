@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::live::{Failure, Finish, LiveRun};
 use super::repeats::{Kept, Repeated, Repeats, Use};
-use super::reread::{Held, read_in_order};
+use super::reread::{Held, comes_again, read_in_order};
 use super::selection::{Selection, Shown, is_at_or_below};
 use crate::crypto::CryptoError;
 use crate::repository::entry::{Extent, path_order};
@@ -33,9 +33,6 @@ use crate::storage::StorageError;
 
 /// Segments of a long file that are put into the order of their chunks at once.
 const WINDOW_SEGMENTS: usize = 1 << 16;
-/// A chunk counts as at least so long, in bytes, when it is looked what sending pieces in order would read: of one that other backups hold, too, the
-/// beginning alone may be needed.
-const LEAST_CHUNK_BYTES: usize = 512 << 10;
 /// So small a part of what is needed may be read again for the order of the pieces.
 const REREAD_PART: u64 = 8;
 /// Plaintext that is fetched ahead at most where contents come in order, in bytes.
@@ -590,7 +587,9 @@ impl Planner<'_> {
             let mut offset = at;
             at += window.iter().map(Segment::len).sum::<u64>();
             if self.in_order || self.is_fine_in_order(window) {
-                self.fetcher.forget_recent();
+                if comes_again(window) {
+                    self.fetcher.forget_recent();
+                }
                 let mut held = Held::new(window, self.fetcher.may_hold());
                 for segment in window {
                     if let Segment::Data(extent) = segment {
@@ -656,7 +655,12 @@ impl Planner<'_> {
     /// Whether the segments can be sent from the first to the last with hardly any chunk read twice: true for a file whose chunks are each spread over
     /// a short stretch of it, or go along with the others.
     fn is_fine_in_order(&self, segments: &[Segment]) -> bool {
-        let (read, once) = read_in_order(segments, LEAST_CHUNK_BYTES, self.fetcher.may_hold());
+        if !comes_again(segments) {
+            return true;
+        }
+        // It is as long in each copy of a backup, which have to come to the same order.
+        let len_of = |id: &ChunkId| self.repository.locate(id).ok().map(|at| at.len);
+        let (read, once) = read_in_order(segments, len_of, self.fetcher.may_hold());
         read - once <= once / REREAD_PART
     }
 

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, Stat};
 use rustix::io::Errno;
@@ -188,6 +189,7 @@ pub(super) fn names(storage: &Storage, root: &Path, prefix: &str, remember: bool
             found.extend(names.files.iter().map(|name| [&directory, "/", name].concat()));
             todo.extend(names.directories.iter().rev().map(|name| [&directory, "/", name].concat()));
         };
+        let at = SystemTime::now();
         // A link that leads to a directory has times of its own.
         let is_believed = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory && Some(stat.st_dev) == device;
         let before = device.and_then(|_| rustix::fs::statat(&top, directory.as_str(), AtFlags::SYMLINK_NOFOLLOW).ok()).filter(is_believed);
@@ -197,7 +199,7 @@ pub(super) fn names(storage: &Storage, root: &Path, prefix: &str, remember: bool
         let Some(names) = names_in(&top, &directory, &mut buffer).map_err(|(name, e)| failed(&name, e))? else { continue };
         take(&names);
         if let Some(before) = before {
-            remembered::put(&before, names);
+            remembered::put(&before, at, names);
         }
     }
     // Mostly it is so already.

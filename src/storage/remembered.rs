@@ -75,10 +75,10 @@ pub fn with<T>(stat: &Stat, each: impl FnOnce(&Names) -> T) -> Option<T> {
     (held.times == times(stat) && held.listed.elapsed() < LASTING).then(|| each(&held.names))
 }
 
-/// Remembers what a directory holds. `before`: what it was when its listing began.
-pub fn put(before: &Stat, names: Names) {
+/// Remembers what a directory holds. `before`: what it was when its listing began; `at`: when that was asked.
+pub fn put(before: &Stat, at: SystemTime, names: Names) {
     let changed = UNIX_EPOCH + Duration::new(before.st_ctime.max(before.st_mtime).unsigned_abs(), 0) + Duration::from_secs(1);
-    let is_settled = SystemTime::now().duration_since(changed).is_ok_and(|since| since >= SETTLED);
+    let is_settled = at.duration_since(changed).is_ok_and(|since| since >= SETTLED);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let key = (before.st_dev, before.st_ino);
     if let Some(old) = known.directories.remove(&key) {
@@ -112,13 +112,16 @@ mod tests {
     fn only_what_is_settled_and_unchanged_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path();
-        put(&stat(path), names(&["new"]));
+        put(&stat(path), SystemTime::now(), names(&["new"]));
         assert!(with(&stat(path), |_| ()).is_none(), "it changed just now");
         // The change time cannot be set, but waited for.
         while stat(path).st_ctime + 4 > SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 {
             std::thread::sleep(Duration::from_millis(100));
         }
-        put(&stat(path), names(&["a", "b"]));
+        let long_ago = SystemTime::now() - Duration::from_secs(3);
+        put(&stat(path), long_ago, names(&["a"]));
+        assert!(with(&stat(path), |_| ()).is_none(), "it was listed right after it changed, and what came then may have the same time");
+        put(&stat(path), SystemTime::now(), names(&["a", "b"]));
         assert_eq!(with(&stat(path), |names| names.files.len()), Some(2));
         let before = fs::metadata(path).unwrap();
         fs::write(path.join("c"), "").unwrap();
@@ -126,7 +129,7 @@ mod tests {
         fs::File::open(path).unwrap().set_modified(before.modified().unwrap()).unwrap();
         assert_eq!(fs::metadata(path).unwrap().mtime(), before.mtime());
         assert!(with(&stat(path), |_| ()).is_none(), "something came");
-        put(&stat(path), names(&["a", "b", "c"]));
+        put(&stat(path), SystemTime::now(), names(&["a", "b", "c"]));
         assert!(with(&stat(path), |_| ()).is_none(), "it changed just now, and what was known of it is forgotten");
     }
 }

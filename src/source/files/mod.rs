@@ -322,8 +322,8 @@ impl Capture<'_> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.file(At::Name(parent, None), path, stat, before),
             FileType::Symlink => self.symlink(parent, path, stat, before),
-            // The listing called it something else.
-            FileType::Directory => self.exchanged(&path).map(drop),
+            // The listing called it a file, and what is in it now is not captured.
+            FileType::Directory => self.left_out(&path, "walk", "it was exchanged for a directory meanwhile"),
             kind => {
                 self.counts.special += 1;
                 if self.counts.special <= MAX_NAMED_SPECIAL {

@@ -162,10 +162,17 @@ impl<'a> Walk<'a> {
     }
 
     /// Into a directory; None when it is keepd's own.
-    fn enter(&mut self, parent: &OwnedFd, path: &[u8]) -> Option<Found> {
+    fn enter(&mut self, parent: &Arc<OwnedFd>, path: &[u8]) -> Option<Found> {
         let fd = match open_directory(parent.as_fd(), name_of(path)) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Some(Found::Vanished),
+            // Something else took its place since the listing.
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return Some(match look_at(parent, name_of(path)) {
+                    Ok(stat) => Found::Other { parent: Arc::clone(parent), look: Look::Seen(stat) },
+                    Err(found) => found,
+                });
+            }
             Err(e) => return Some(Found::LeftOut("open the directory", e)),
         };
         let stat = match rustix::fs::fstat(&fd) {
