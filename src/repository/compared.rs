@@ -23,10 +23,7 @@ fn settled(world: &World) -> Option<(Arc<Repository>, Arc<AtomicUsize>)> {
     Backup::of(a.clone(), 1).whole();
     Backup::of(a.clone(), 2).whole();
     settle(&a);
-    match a.storage().state(&["packs/", "index/"]) {
-        None => None,
-        Some(_) => Some((a, operations)),
-    }
+    a.storage().state(&["packs/", "index/"]).map(|_| (a, operations))
 }
 
 /// Until what was written is long enough ago for directories to be believed, and all was compared.

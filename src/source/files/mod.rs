@@ -265,8 +265,8 @@ impl Capture<'_> {
                 Look::Seen(stat) => self.other(&parent, path, &stat),
                 Look::Listed => match walk::look_at(&parent, walk::name_of(&path)) {
                     Ok(stat) => self.other(&parent, path, &stat),
-                    Err(Found::LeftOut(verb, e)) => self.left_out(&path, verb, e),
-                    Err(_) => self.vanished(&path),
+                    Err(Errno::NOENT) => self.vanished(&path),
+                    Err(e) => self.left_out(&path, "look at", e),
                 },
                 Look::Opened(fd, stat) => {
                     let before = self.was_at(&path)?;

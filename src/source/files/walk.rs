@@ -139,7 +139,7 @@ impl<'a> Walk<'a> {
             if !(kind == FileType::Directory || (kind == FileType::RegularFile && self.trusts_listing)) {
                 match look_at(&parent, name) {
                     Ok(found) => (kind, stat) = (FileType::from_raw_mode(found.st_mode), Some(found)),
-                    Err(found) => return Some(Item { path, found }),
+                    Err(e) => return Some(Item { path, found: unseen(e) }),
                 }
             }
             let directory = kind == FileType::Directory;
@@ -170,7 +170,7 @@ impl<'a> Walk<'a> {
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 return Some(match look_at(parent, name_of(path)) {
                     Ok(stat) => Found::Other { parent: Arc::clone(parent), look: Look::Seen(stat) },
-                    Err(found) => found,
+                    Err(e) => unseen(e),
                 });
             }
             Err(e) => return Some(Found::LeftOut("open the directory", e)),
@@ -211,12 +211,13 @@ impl<'a> Walk<'a> {
 }
 
 /// What is at a name in a directory, not followed.
-pub(super) fn look_at(parent: &OwnedFd, name: &[u8]) -> Result<Stat, Found> {
-    match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(stat),
-        Err(Errno::NOENT) => Err(Found::Vanished),
-        Err(e) => Err(Found::LeftOut("look at", e)),
-    }
+pub(super) fn look_at(parent: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
+    statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// What could not be looked at.
+fn unseen(e: Errno) -> Found {
+    if e == Errno::NOENT { Found::Vanished } else { Found::LeftOut("look at", e) }
 }
 
 /// The last component of a path.
