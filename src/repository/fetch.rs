@@ -20,7 +20,6 @@ use crate::storage::direct::ReadBuffer;
 
 /// Plaintext of neighbours read in one go.
 const GROUP_BYTES: u32 = 4 << 20;
-
 /// Chunks are seldom longer: how many are kept for another use is counted with this.
 const USUAL_CHUNK_BYTES: usize = MAX_CHUNK_BYTES / 2;
 

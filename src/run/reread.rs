@@ -29,6 +29,11 @@ impl<T: Clone> Held<T> {
         Self { uses, held: HashMap::new(), by_next: BTreeSet::new(), bytes: 0, limit }
     }
 
+    /// Whether any chunk is used more than once.
+    pub fn will_hold(&self) -> bool {
+        self.uses.values().any(|uses| uses.len() > 1)
+    }
+
     /// The next piece is of this chunk. `get` gives it, and its length in bytes, where it is not held.
     pub fn next<E>(&mut self, chunk: &ChunkId, get: impl FnOnce() -> Result<(T, usize), E>) -> Result<T, E> {
         let uses = self.uses.get_mut(chunk);

@@ -587,10 +587,10 @@ impl Planner<'_> {
             let mut offset = at;
             at += window.iter().map(Segment::len).sum::<u64>();
             if self.in_order || self.is_fine_in_order(window) {
-                if comes_again(window) {
+                let mut held = Held::new(window, self.fetcher.may_hold());
+                if held.will_hold() {
                     self.fetcher.forget_recent();
                 }
-                let mut held = Held::new(window, self.fetcher.may_hold());
                 for segment in window {
                     if let Segment::Data(extent) = segment {
                         if self.skipped(|trace| trace.data(index, offset, extent.len))? {

@@ -118,10 +118,10 @@ impl<'a> Ahead<'a> {
                 state = self.lock();
                 state.ended = ended && !self.cancel.is_cancelled();
                 state.window.push_back(if self.reads { Slot::Unread(block) } else { Slot::Done(block) });
-                self.tell_capture(&mut state);
+                self.tell_capture(&state);
             } else if self.reads && unread > 0 {
                 state = self.read_next(state);
-                self.tell_capture(&mut state);
+                self.tell_capture(&state);
             } else if state.ended {
                 break;
             } else {
@@ -132,7 +132,7 @@ impl<'a> Ahead<'a> {
         }
     }
 
-    fn tell_capture(&self, state: &mut MutexGuard<'_, State>) {
+    fn tell_capture(&self, state: &State) {
         if state.capture_waits {
             self.ready.notify_one();
         }

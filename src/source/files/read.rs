@@ -128,7 +128,7 @@ impl Capture<'_> {
         Ok(self.sink.push_small(entry, contents)?)
     }
 
-    pub(super) fn exchanged(&mut self, path: &[u8]) -> Result<bool, SourceError> {
+    fn exchanged(&mut self, path: &[u8]) -> Result<bool, SourceError> {
         let text = format!("{} was exchanged for something else while the directory was walked", self.shown(path));
         self.context.report.message(Level::Warning, text);
         self.sink.left_out(path)?;
