@@ -3,12 +3,15 @@
 mod common;
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::*;
+use keepd_protocol::restore::{BLOCK_BYTES, Frame, FrameReader};
 use serde_json::{Value, json};
 
 fn connect(keepd: &Keepd) -> UnixStream {
@@ -192,7 +195,6 @@ fn send_with(stream: &UnixStream, bytes: &[u8], descriptors: &[std::os::fd::Borr
 
 #[test]
 fn descriptors_belong_to_their_message_and_are_not_hoarded() {
-    use std::os::fd::AsFd;
     let keepd = Keepd::started();
     keepd.ok(&["backup", "shop"]);
     let before = descriptors(keepd.pid());
@@ -227,9 +229,96 @@ fn descriptors_belong_to_their_message_and_are_not_hoarded() {
     }
 }
 
+/// A memfd of some blocks that stays as long as it is.
+fn blocks_to_lend(blocks: u64) -> std::fs::File {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+    let memory = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&memory, blocks * BLOCK_BYTES as u64).unwrap();
+    fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW).unwrap();
+    memory.into()
+}
+
+#[test]
+fn long_contents_come_in_lent_memory_and_wait_for_it() {
+    let keepd = Keepd::started();
+    let long = noise(21_000_000, 11);
+    std::fs::write(keepd.path("files/long"), &long).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    let memory = blocks_to_lend(2);
+    let begin = |memory: &std::fs::File| {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (returned, back) = rustix::pipe::pipe().unwrap();
+        let mut s = connect(&keepd);
+        let call = json!({ "method": "io.keepd.Control.StartRestore",
+            "parameters": { "backup": "latest", "paths": [{ "path": "files/long" }], "memory": 1, "returned": 2 } });
+        let mut bytes = serde_json::to_vec(&call).unwrap();
+        bytes.push(0);
+        send_with(&s, &bytes, &[writer.as_fd(), memory.as_fd(), returned.as_fd()]);
+        let run = receive(&mut s).unwrap()["parameters"]["run"].as_str().unwrap().to_owned();
+        (FrameReader::new(std::fs::File::from(reader)), std::fs::File::from(back), run)
+    };
+    let (mut frames, mut back, _) = begin(&memory);
+    let (mut contents, mut in_memory, mut held) = (vec![0; long.len()], 0, Vec::new());
+    loop {
+        match frames.next_frame().unwrap().expect("a whole stream") {
+            Frame::Data { offset, len, .. } => frames.data(&mut contents[offset as usize..][..len]).unwrap(),
+            Frame::Shared { offset, block, len, .. } => {
+                assert!(!held.contains(&block), "a block that was not given back is not used");
+                memory.read_exact_at(&mut contents[offset as usize..][..len as usize], u64::from(block) * BLOCK_BYTES as u64).unwrap();
+                in_memory += len as usize;
+                held.push(block);
+                // Both are kept for a while: keepd has none to go on with then.
+                if held.len() == 2 {
+                    std::thread::sleep(Duration::from_millis(50));
+                    // At the end nobody takes them any more.
+                    held.drain(..).for_each(|block| drop(back.write_all(&[block as u8])));
+                }
+            }
+            Frame::Finish(_) => break,
+            _ => {}
+        }
+    }
+    assert!(contents == long && in_memory == long.len(), "{in_memory} of {} bytes in memory", long.len());
+
+    // Who gives nothing back keeps the run waiting, until it is cancelled or goes away.
+    let (_frames, back, run) = begin(&memory);
+    std::thread::sleep(Duration::from_millis(300));
+    keepd.ok(&["run", "cancel", &run]);
+    assert!(text(&keepd.ctl(&["run", "follow", &run, "--json"])).contains("cancelled"));
+    drop(back);
+    let (_frames, back, run) = begin(&memory);
+    drop(back);
+    let ended = keepd.ctl(&["run", "follow", &run]);
+    assert!(text(&ended).contains("the client went away"), "{}", text(&ended));
+    let (_frames, mut back, run) = begin(&memory);
+    back.write_all(&[200]).unwrap();
+    let ended = keepd.ctl(&["run", "follow", &run]);
+    assert!(text(&ended).contains("it gave back block 200 of memory, which it did not have"), "{}", text(&ended));
+    keepd.ok(&["backup", "shop"]);
+}
+
+#[test]
+fn a_restore_without_room_for_lent_memory_goes_through_the_pipe() {
+    let keepd = Keepd::started();
+    let long = noise(6_000_000, 12);
+    std::fs::write(keepd.path("files/long"), &long).unwrap();
+    keepd.ok(&["backup", "shop"]);
+    // Files of so many blocks (of 512 or 1,024 bytes) it may make, and not one as long as the memory.
+    let out = Command::new("sh")
+        .args(["-c", "ulimit -f 20000; exec \"$0\" \"$@\""])
+        .arg(keepctl_binary())
+        .arg("--socket")
+        .arg(keepd.path("keepd.sock"))
+        .args(["restore", "latest", "files/long", "--to"])
+        .arg(keepd.path("out"))
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    assert!(std::fs::read(keepd.path("out/files/long")).unwrap() == long);
+}
+
 #[test]
 fn a_client_that_reads_nothing_keeps_nobody_waiting() {
-    use std::os::fd::AsFd;
     let keepd = Keepd::started();
     keepd.ok(&["backup", "shop"]);
     // A restore into a pipe that nobody empties (3 MB of contents, a pipe holds 1 MB at the most).

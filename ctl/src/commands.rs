@@ -10,6 +10,7 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
+use keepd_protocol::MAX_DESCRIPTORS;
 use keepd_protocol::methods::*;
 use keepd_protocol::model::{
     Backup, BackupPlace, BackupType, BytesPath, ConfigBackupStatus, DestinationStatus, Mark, Outcome, RetentionPlan, Run, RunState,
@@ -68,7 +69,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit> {
         Command::Diff { a, b, job } => context.diff(a, b, job.clone()),
         Command::Restore { of, target: RestoreTarget { to: Some(to), .. }, paths, overwrite, numeric_owner, keys, .. } => {
             let paths = paths.iter().map(|p| bytes_path(p)).collect();
-            let options = keepd_writer::Options { overwrite: *overwrite, numeric_owner: *numeric_owner };
+            let options = keepd_writer::Options { overwrite: *overwrite, numeric_owner: *numeric_owner, memory: None };
             context.restore(of, to, paths, options, &keys.open()?)
         }
         Command::Restore {
@@ -538,11 +539,32 @@ impl Context<'_> {
         Ok(Exit::Good)
     }
 
-    fn restore(&self, of: &BackupArgument, to: &Path, paths: Vec<BytesPath>, options: keepd_writer::Options, keys: &Keys) -> Result<Exit> {
+    fn restore(
+        &self,
+        of: &BackupArgument,
+        to: &Path,
+        paths: Vec<BytesPath>,
+        mut options: keepd_writer::Options,
+        keys: &Keys,
+    ) -> Result<Exit> {
         let (reader, writer) = pipe()?;
-        let call = start_restore::In { backup: of.backup.clone(), job: of.job.clone(), paths, private_keys: keys.places(1) };
-        let started = self.client()?.call_writing::<StartRestore>(&call, writer.as_fd(), keys)?;
-        drop(writer);
+        let mut descriptors: Vec<_> = std::iter::once(writer.as_fd()).chain(keys.descriptors()).collect();
+        // Another machine sees none of this one's memory.
+        let can_lend = remote::host().is_none() && descriptors.len() + 2 <= MAX_DESCRIPTORS;
+        let (memory, offer) = can_lend.then(|| keepd_writer::Memory::offer().ok()).flatten().unzip();
+        options.memory = memory;
+        let place = descriptors.len() as u32;
+        let (memory, returned) = offer
+            .as_ref()
+            .map(|offer| {
+                descriptors.extend([offer.memory.as_fd(), offer.returned.as_fd()]);
+                (place, place + 1)
+            })
+            .unzip();
+        let call =
+            start_restore::In { backup: of.backup.clone(), job: of.job.clone(), paths, private_keys: keys.places(1), memory, returned };
+        let started = self.client()?.call_with::<StartRestore>(&call, &descriptors)?;
+        drop((writer, offer));
         let guard = follow::interrupt(self.socket, &started.run)?;
         let bar = match self.arguments.quiet || self.arguments.no_progress || self.json() || !io::stderr().is_terminal() {
             true => ProgressBar::hidden(),

@@ -16,7 +16,7 @@ use keepd_protocol::call::{Call, Reply};
 use keepd_protocol::methods::{self, Method};
 use keepd_protocol::model::{BytesPath, EntryKind};
 use keepd_protocol::restore::{EntryHeader, Frame, FrameReader, FrameWriter, Summary};
-use keepd_writer::Options;
+use keepd_writer::{Memory, Options};
 use serde_json::Value;
 use tokio_util::codec::Decoder;
 use tokio_util::sync::CancellationToken;
@@ -251,7 +251,8 @@ pub fn restore_stream(data: &[u8]) -> bool {
     // What a user may have made there before.
     symlink(&outside, to.join("link")).expect("a link");
     let before = state_of(&outside);
-    let options = Options { overwrite: way & 2 != 0, numeric_owner: way & 4 != 0 };
+    let memory = if way & 16 != 0 { Some(Memory::offer().expect("memory").0) } else { None };
+    let options = Options { overwrite: way & 2 != 0, numeric_owner: way & 4 != 0, memory };
     let written = match way & 8 {
         0 => keepd_writer::write(&stream[..], &to, options, &|_, _| ()),
         _ => keepd_writer::write_what_can_be(&stream[..], &to, options, &|_, _| ()),
@@ -299,6 +300,7 @@ fn composed(mut rest: &[u8]) -> Vec<u8> {
         b"a\0b",
         b"b/",
     ];
+    const OFFSETS: [u64; 8] = [0, 1, 255, 4096, u64::MAX, u64::MAX / 2, 1 << 40, 7];
     const TARGETS: [&[u8]; 6] = [b"../outside", b"../outside/canary", b"a", b"a/b", b"link/canary", b"/"];
     let mut byte = || {
         let (first, more) = rest.split_first()?;
@@ -327,8 +329,8 @@ fn composed(mut rest: &[u8]) -> Vec<u8> {
                 summary.bytes += contents.len() as u64;
                 FrameWriter::new(&mut out).entry(&header, &contents)
             }
-            4 | 5 => {
-                let offset = [0, 1, 255, 4096, u64::MAX, u64::MAX / 2, 1 << 40, 7][usize::from(byte().unwrap_or(0) % 8)];
+            4 => {
+                let offset = OFFSETS[usize::from(byte().unwrap_or(0) % 8)];
                 summary.bytes += 5;
                 // As no writer of keepd's would: the end may lie beyond all numbers.
                 out.extend_from_slice(&[2, 21, 0, 0, 0]);
@@ -336,6 +338,13 @@ fn composed(mut rest: &[u8]) -> Vec<u8> {
                 out.extend_from_slice(&u64::to_le_bytes(offset));
                 out.extend_from_slice(b"bytes");
                 Ok(())
+            }
+            5 => {
+                let place = byte().unwrap_or(0);
+                let len = [0, 5, 4096, 4 << 20, (4 << 20) + 1, u32::MAX][usize::from(place >> 3) % 6];
+                let block = [0, 1, 7, 8, 63, 64, 255, u32::MAX][usize::from(byte().unwrap_or(0) % 8)];
+                summary.bytes += u64::from(len);
+                FrameWriter::new(&mut out).shared(of.saturating_sub(1), OFFSETS[usize::from(place % 8)], block, len)
             }
             6 => FrameWriter::new(&mut out).end(of.saturating_sub(1)),
             _ => FrameWriter::new(&mut out).lost(of.saturating_sub(1)),

@@ -71,8 +71,8 @@ method!(/// Tries what a destination can do, and leaves nothing behind.
 method!(/// Makes this machine the writer of a destination's repository, whoever was it before.
     take_over { destination: String } -> { message: String });
 method!(/// Streams a backup's entries into the write end of a pipe passed along with the call (see `restore`). `paths` are
-    /// `<source>` or `<source>/<path>`; none means all.
-    start_restore { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] private_keys: Vec<u32> } -> { run: String, backup: String, entries: u64, bytes: u64 });
+    /// `<source>` or `<source>/<path>`; none means all. `memory`, `returned`: places of a memfd and of a pipe's read end, where the client lends memory.
+    start_restore { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] paths: Vec<BytesPath>, #[serde(default)] private_keys: Vec<u32>, #[serde(default)] memory: Option<u32>, #[serde(default)] returned: Option<u32> } -> { run: String, backup: String, entries: u64, bytes: u64 });
 method!(/// Starts a run that loads a database into the server it came from under the name `target`, through a scratch database. `replace`: a database of
     /// that name may be there, and is kept under another. `tables`: only these. `no_owner`: objects belong to who loads them.
     start_load { backup: String, #[serde(default)] job: Option<String>, #[serde(default)] source: Option<String>, #[serde(default)] database: Option<String>, target: String, #[serde(default)] tables: Vec<String>, #[serde(default)] replace: bool, #[serde(default)] no_owner: bool, #[serde(default)] private_keys: Vec<u32> } -> { run: String });

@@ -6,12 +6,17 @@
 //! what no range covers is a hole, read as zeros), then `End`; a small file's contents stand in the entry's own
 //! frame. `Finish` closes a whole stream: one that ends without it was cut off.
 //!
+//! A client on the same machine may lend memory: `Shared` frames then tell of contents that were put there instead of into
+//! the pipe. It consists of blocks of [`BLOCK_BYTES`]; contents begin at a block's start. A block that was told of is the
+//! client's until it gives it back: by writing the block's number, a byte, into the pipe that came along with the memory.
+//!
 //! | tag | frame | payload |
 //! |---|---|---|
 //! | 1 | Entry | `header length: u32 LE`, header as JSON ([`EntryHeader`]), then the whole contents if `inline` |
 //! | 2 | Data | `entry: u64 LE`, `offset: u64 LE`, bytes |
 //! | 3 | End | `entry: u64 LE` |
 //! | 4 | Lost | `entry: u64 LE`: in place of its End; it cannot be had whole, and what came of it is not kept (a rescue alone sends it) |
+//! | 5 | Shared | `entry: u64 LE`, `offset: u64 LE`, `block: u32 LE`, `length: u32 LE`: contents at the start of a block of lent memory |
 //! | 8 | Error | text: the daemon could not go on |
 //! | 9 | Finish | JSON ([`Summary`]) |
 
@@ -25,11 +30,16 @@ use crate::model::{BytesPath, EntryKind};
 pub const MAX_FRAME_BYTES: usize = 4 << 20;
 /// Contents up to this size travel inside their entry's frame.
 pub const INLINE_BYTES: u64 = 512 << 10;
+/// A block of lent memory, in bytes.
+pub const BLOCK_BYTES: usize = 4 << 20;
+/// So many blocks are lent at most.
+pub const MAX_BLOCKS: usize = 64;
 
 const ENTRY: u8 = 1;
 const DATA: u8 = 2;
 const END: u8 = 3;
 const LOST: u8 = 4;
+const SHARED: u8 = 5;
 const ERROR: u8 = 8;
 const FINISH: u8 = 9;
 
@@ -85,12 +95,21 @@ pub enum Frame {
     Lost {
         entry: u64,
     },
+    /// Contents at an offset that lie at the start of a block of lent memory. Whether there is such a block is the caller's to check.
+    Shared {
+        entry: u64,
+        offset: u64,
+        block: u32,
+        len: u32,
+    },
     Error(String),
     Finish(Summary),
 }
 
 /// Length of what stands before the bytes in a `Data` payload.
 const DATA_PREFIX: usize = 16;
+/// Length of a `Shared` payload.
+const SHARED_BYTES: usize = 24;
 
 /// Writes frames. The caller brings the buffering.
 pub struct FrameWriter<W> {
@@ -139,6 +158,16 @@ impl<W: Write> FrameWriter<W> {
 
     pub fn lost(&mut self, entry: u64) -> io::Result<()> {
         self.small(LOST, &entry.to_le_bytes())
+    }
+
+    /// Tells of contents that were put into a block of lent memory, and has the client see it at once.
+    pub fn shared(&mut self, entry: u64, offset: u64, block: u32, len: u32) -> io::Result<()> {
+        let mut payload = [0; SHARED_BYTES];
+        let (numbers, words) = payload.split_at_mut(16);
+        numbers.copy_from_slice(&(u128::from(entry) | u128::from(offset) << 64).to_le_bytes());
+        words.copy_from_slice(&(u64::from(block) | u64::from(len) << 32).to_le_bytes());
+        self.small(SHARED, &payload)?;
+        self.out.flush()
     }
 
     pub fn error(&mut self, text: &str) -> io::Result<()> {
@@ -217,6 +246,10 @@ impl<R: Read> FrameReader<R> {
             }
             END => Frame::End { entry: number(0)? },
             LOST => Frame::Lost { entry: number(0)? },
+            SHARED => {
+                let place = number(16)?;
+                Frame::Shared { entry: number(0)?, offset: number(8)?, block: place as u32, len: (place >> 32) as u32 }
+            }
             ERROR => Frame::Error(String::from_utf8_lossy(&payload).into_owned()),
             FINISH => Frame::Finish(serde_json::from_slice(&payload)?),
             tag => return Err(bad(format!("frame tag {tag} is unknown"))),
@@ -250,6 +283,7 @@ mod tests {
         let header = EntryHeader { index: 3, path: BytesPath::from_bytes(b"db/\xff"), size: 5, inline: true, ..Default::default() };
         w.entry(&header, b"hello").unwrap();
         w.data(4, 7, &vec![9u8; (1 << 20) + 3]).unwrap();
+        w.shared(4, (1 << 40) + 5, 7, 4 << 20).unwrap();
         w.end(4).unwrap();
         let bytes = w.finish(&Summary { entries: 2, bytes: 6 }).unwrap();
         let mut r = FrameReader::new(&bytes[..]);
@@ -272,6 +306,7 @@ mod tests {
             r.next_frame().unwrap();
             r.data(&mut data[..len]).unwrap();
         }
+        assert_eq!(r.next_frame().unwrap().unwrap(), Frame::Shared { entry: 4, offset: (1 << 40) + 5, block: 7, len: 4 << 20 });
         assert_eq!(r.next_frame().unwrap().unwrap(), Frame::End { entry: 4 });
         assert_eq!(r.next_frame().unwrap().unwrap(), Frame::Finish(Summary { entries: 2, bytes: 6 }));
         assert!(r.next_frame().unwrap().is_none());

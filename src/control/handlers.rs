@@ -16,13 +16,13 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, sleep_until};
 
-use super::passed::{descriptor, lent, lent_alone, writable};
+use super::passed::{Passed, descriptor, lent, lent_alone, writable};
 use super::service::Control;
 use super::transport::{Fault, Replies};
 use crate::access::{By, Jobs, Right};
 use crate::config::{Config, Job, Retention};
 use crate::ledger::{Ledger, LedgerError};
-use crate::run::{BackupRequest, CompareRequest, Error, ExportRequest, InPlaceRequest, LoadRequest, SealFor};
+use crate::run::{BackupRequest, CompareRequest, Error, ExportRequest, InPlaceRequest, LoadRequest, RestoreOut, SealFor, SharedMemory};
 use crate::schedule::due;
 
 /// Those who watch for long are asked so often whether they still may.
@@ -243,8 +243,18 @@ impl Control {
     }
 
     pub(super) async fn start_restore(&self, p: start_restore::In, fds: Vec<OwnedFd>, by: By) -> Result<start_restore::Out> {
-        let (lent, left) = lent(fds, &p.private_keys).await?;
-        let out = writable(left)?;
+        let mut passed = Passed::from(fds);
+        let memory = match (p.memory, p.returned) {
+            (None, None) => None,
+            (Some(memory), Some(returned)) => {
+                let (memory, returned) = (passed.take(memory, "memory")?, passed.take(returned, "returned")?);
+                Some(SharedMemory::new(memory, returned).map_err(descriptor)?)
+            }
+            (Some(_), None) => return Err(Fault::invalid_parameter("returned")),
+            (None, Some(_)) => return Err(Fault::invalid_parameter("memory")),
+        };
+        let (lent, left) = lent(passed, &p.private_keys).await?;
+        let out = RestoreOut { frames: writable(left)?, memory };
         let paths = p.paths.iter().map(BytesPath::to_bytes).collect::<std::result::Result<Vec<_>, _>>();
         let paths = paths.map_err(|_| Fault::invalid_parameter("paths"))?;
         let started = self.app.runs.start_restore(&p.backup, p.job.as_deref(), paths, out, lent, &by).await?;

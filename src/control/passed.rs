@@ -18,15 +18,31 @@ pub fn descriptor(text: impl ToString) -> Fault {
     Fault::new(errors::DESCRIPTOR, json!({ "message": text.to_string() }))
 }
 
+/// What came with a call and was not taken yet, each in the place it came in.
+pub struct Passed(Vec<Option<OwnedFd>>);
+
+impl From<Vec<OwnedFd>> for Passed {
+    fn from(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into_iter().map(Some).collect())
+    }
+}
+
+impl Passed {
+    /// Takes what a parameter of the call names by its place.
+    pub fn take(&mut self, place: u32, parameter: &'static str) -> Result<OwnedFd> {
+        let fd = usize::try_from(place).ok().and_then(|place| self.0.get_mut(place)?.take());
+        fd.ok_or_else(|| Fault::invalid_parameter(parameter))
+    }
+}
+
 /// Takes the private keys out of what was passed along, by the places that `private_keys` names; what is left comes with them, in order.
-pub async fn lent(fds: Vec<OwnedFd>, private_keys: &[u32]) -> Result<(Lent, Vec<OwnedFd>)> {
-    let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
+pub async fn lent(passed: impl Into<Passed>, private_keys: &[u32]) -> Result<(Lent, Vec<OwnedFd>)> {
+    let mut passed = passed.into();
     let mut files = Vec::new();
     for place in private_keys {
-        let fd = usize::try_from(*place).ok().and_then(|place| fds.get_mut(place)?.take());
-        files.push(File::from(fd.ok_or_else(|| Fault::invalid_parameter("private_keys"))?));
+        files.push(File::from(passed.take(*place, "private_keys")?));
     }
-    let left = fds.into_iter().flatten().collect();
+    let left = passed.0.into_iter().flatten().collect();
     if files.is_empty() {
         return Ok((Lent::default(), left));
     }

@@ -396,10 +396,9 @@ impl Repository {
         if last.is_some() {
             packs.extend(self.local.newest_packs(NEWEST_SIZES)?);
         }
-        for (id, size) in packs {
-            if self.storage.size_if_there(&pack_name(&id))? != Some(size) {
-                return Ok(false);
-            }
+        let names: Vec<String> = packs.iter().map(|(id, _)| pack_name(id)).collect();
+        if !self.storage.sizes_if_there(&names)?.into_iter().eq(packs.into_iter().map(|(_, size)| Some(size))) {
+            return Ok(false);
         }
         if let Some(last) = last {
             self.local.set_last_sized(&last)?;

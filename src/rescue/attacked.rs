@@ -40,7 +40,7 @@ pub fn look_at(destination: &Path, keys: &[PathBuf], cache: &Path, to: &Path) ->
     for backup in opened.backups(None).map_err(|f| f.text)? {
         let of = Of { backup: backup.id.clone(), job: None };
         let restored = opened.find(&of).and_then(|(_, manifest)| {
-            let options = Options { overwrite: false, numeric_owner: true };
+            let options = Options { overwrite: false, numeric_owner: true, memory: None };
             restore::write(&opened, &manifest, &[], &to.join(&backup.id), options, &|_| ())
         });
         let restored = restored.map(|(mut poured, mut written)| {

@@ -104,7 +104,7 @@ pub fn run(command: &Command) -> ExitCode {
         Command::List { place, job } => look::list(place, job.as_deref()),
         Command::Ls { place, of, path, recursive } => look::ls(place, of, path.as_deref(), *recursive),
         Command::Restore { place, of, to, paths, overwrite, numeric_owner } => {
-            let options = keepd_writer::Options { overwrite: *overwrite, numeric_owner: *numeric_owner };
+            let options = keepd_writer::Options { overwrite: *overwrite, numeric_owner: *numeric_owner, memory: None };
             restore::restore(place, of, to, paths, options)
         }
         Command::Export { place, of, output, paths } => export::export(place, of, output, paths),

@@ -79,10 +79,12 @@ fn to_destination(
     live.step("opening the repository");
     live.update(|run| run.destination = Some(target.name.clone()));
     let (repository, lease) = destination::open_for_writing(env, target, live, true)?;
-    for problem in repository.sync_index_in_turn()? {
+    let (indexed, catalogued) =
+        side_by_side(|| repository.sync_index_in_turn(), || catalogue::sync(&repository, &target.name, &env.ledger));
+    for problem in indexed? {
         live.message(Level::Warning, format!("{problem}; what it held is stored anew where it is still there"));
     }
-    for problem in catalogue::sync(&repository, &target.name, &env.ledger)? {
+    for problem in catalogued? {
         live.message(Level::Warning, problem);
     }
     let newest = env.ledger.newest_in_chain(&target.name)?;
@@ -158,6 +160,19 @@ fn to_destination(
         live.message(Level::Error, format!("the backup is made, but cleaning up after it failed: {e}"));
     }
     Ok((detail.backup.outcome, id))
+}
+
+/// Does two things at once that wait for the same storage; one after the other where there is no thread to be had.
+fn side_by_side<A, B: Send>(one: impl FnOnce() -> A, other: impl Fn() -> B + Sync) -> (A, B) {
+    std::thread::scope(|scope| {
+        let beside = std::thread::Builder::new().name("catalogue".into()).spawn_scoped(scope, &other);
+        let one = one();
+        let other = match beside {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => other(),
+        };
+        (one, other)
+    })
 }
 
 /// The job's last manifest here. One that cannot be read costs only time: the next capture is then a full one.

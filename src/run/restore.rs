@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use data_encoding::BASE64;
 use keepd_protocol::model::{BytesPath, EntryKind, Level};
-use keepd_protocol::restore::{EntryHeader, FrameWriter, INLINE_BYTES, Summary};
-use rustix::event::{PollFd, PollFlags, poll};
+use keepd_protocol::restore::{EntryHeader, INLINE_BYTES, Summary};
+use rustix::event::PollFlags;
 use tokio_util::sync::CancellationToken;
 
 use super::live::{Failure, Finish, LiveRun};
+use super::outlet::{Outlet, RestoreOut, wait_for};
 use super::repeats::{Kept, Repeated, Repeats, Use};
 use super::reread::{Held, comes_again, read_in_order};
 use super::selection::{Selection, Shown, is_at_or_below};
@@ -118,10 +119,10 @@ pub fn stream(
     another: Another<'_>,
     paths: &[Vec<u8>],
     only: Option<&HashSet<Vec<u8>>>,
-    out: OwnedFd,
+    out: RestoreOut,
     live: &LiveRun,
 ) -> Result<Finish, Failure> {
-    let mut frames = FrameWriter::new(io::BufWriter::with_capacity(256 << 10, PatientWriter::new(out, PATIENCE, live.cancel.clone())?));
+    let mut frames = Outlet::new(out, PATIENCE, &live.cancel)?;
     let mut done = Done::default();
     let result = loop {
         match stream_from(&place, (paths, only), &mut frames, &mut done, live) {
@@ -215,10 +216,10 @@ impl From<RepositoryError> for Broken {
     }
 }
 
-fn stream_from<W: Write>(
+fn stream_from(
     place: &Place,
     (paths, only): (&[Vec<u8>], Option<&HashSet<Vec<u8>>>),
-    frames: &mut FrameWriter<W>,
+    frames: &mut Outlet,
     done: &mut Done,
     live: &LiveRun,
 ) -> Result<(), Broken> {
@@ -319,7 +320,7 @@ pub fn is_bearable(error: &RepositoryError, repository: &Repository) -> bool {
     }
 }
 
-fn write_out<W: Write>(queue: &Ops, frames: &mut FrameWriter<W>, done: &mut Done, live: &LiveRun) -> Result<(), Broken> {
+fn write_out(queue: &Ops, frames: &mut Outlet, done: &mut Done, live: &LiveRun) -> Result<(), Broken> {
     let mut contents = Vec::new();
     for op in queue {
         let io = |e: io::Error| Broken::End(gone(&live.cancel, &e));
@@ -819,17 +820,7 @@ impl Write for PatientWriter {
                 }
                 other => return other,
             }
-            if self.cancel.is_cancelled() {
-                return Err(io::Error::other("cancelled"));
-            }
-            if since.elapsed() > self.patience {
-                return Err(io::Error::other(format!("it took nothing for {} s", self.patience.as_secs())));
-            }
-            let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
-            match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
+            wait_for(&self.file, PollFlags::OUT, since, self.patience, &self.cancel)?;
         }
     }
 

@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use keepd_protocol::model::Level;
-use keepd_writer::{Options, Outcome, RestoreError};
+use keepd_writer::{Memory, Options, Outcome, RestoreError};
 
 use super::live::{Failure, LiveRun};
+use super::outlet::{RestoreOut, SharedMemory};
 use super::restore::{self, Another, Place};
 
 /// Writes what is selected beneath `to` (made when it is not there), as `<source>/<path>` each; on the disk when it returns.
@@ -40,12 +41,15 @@ fn write_with(
 ) -> Result<Outcome, Failure> {
     let (input, out) = io::pipe().map_err(|e| Failure::Failed(format!("cannot make a pipe: {e}")))?;
     let written = std::thread::scope(|scope| {
+        // Where the system has no memory to lend, the pipe does.
+        let (memory, offer) = Memory::offer().ok().unzip();
+        let shared = offer.map(|offer| SharedMemory::new(offer.memory, offer.returned)).transpose().map_err(Failure::Failed)?;
         let writer = std::thread::Builder::new().name("write".into()).spawn_scoped(scope, move || {
-            let options = Options { overwrite: false, numeric_owner: false };
+            let options = Options { overwrite: false, numeric_owner: false, memory };
             write(input, options)
         });
         let writer = writer.map_err(|e| Failure::Failed(format!("cannot start a thread: {e}")))?;
-        let sent = restore::stream(place, another, paths, only, OwnedFd::from(out), live);
+        let sent = restore::stream(place, another, paths, only, RestoreOut { frames: out.into(), memory: shared }, live);
         let written = writer.join().unwrap_or_else(|_| Err(RestoreError("the writer panicked".into())));
         match (sent, written) {
             (_, _) if live.cancel.is_cancelled() => Err(Failure::Cancelled),

@@ -139,6 +139,20 @@ pub(super) fn size(storage: &Storage, root: &Path, name: &str) -> Result<u64> {
     if meta.is_file() { Ok(meta.len()) } else { Err(absent_or(storage, "look at", name, &std::io::ErrorKind::NotFound.into())) }
 }
 
+pub(super) fn sizes_if_there(storage: &Storage, root: &Path, names: &[String]) -> Result<Vec<Option<u64>>> {
+    // From the root on: its own way there is not gone anew for each.
+    let top = match rustix::fs::open(root, DIRECTORY, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(vec![None; names.len()]),
+        other => other.map_err(|e| absent_or(storage, "open", "", &e.into()))?,
+    };
+    let size = |name: &String| match rustix::fs::statat(&top, name.as_str(), AtFlags::empty()) {
+        Ok(stat) => Ok((FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile).then_some(stat.st_size as u64)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(absent_or(storage, "look at", name, &e.into())),
+    };
+    names.iter().map(size).collect()
+}
+
 /// Whether a directory lies on a file system that other machines may have mounted too; true where that cannot be told.
 pub(super) fn is_of_a_network(root: &Path) -> bool {
     /// NFS, SMB, CIFS, SMB 2, FUSE (sshfs, GlusterFS), Ceph, 9P, AFS, GFS2, OCFS2 and Lustre: `statfs(2)`, linux/magic.h.

@@ -324,6 +324,14 @@ impl Storage {
         }
     }
 
+    /// The sizes of objects, in their order; None where there is none. Many at once cost less than one by one.
+    pub fn sizes_if_there(&self, names: &[String]) -> Result<Vec<Option<u64>>> {
+        match &self.place {
+            Place::Directory(root) => fs::sizes_if_there(self, root, names),
+            Place::Remote(_) => names.iter().map(|name| self.size_if_there(name)).collect(),
+        }
+    }
+
     /// An error when one of these objects is there, which the listing of `prefix` lacks: then that is an old one or not complete, and nothing may be concluded
     /// from it. The first few are looked at; they must have been there before the listing was asked for.
     pub fn are_gone(&self, prefix: &str, names: impl IntoIterator<Item = String>) -> Result<()> {

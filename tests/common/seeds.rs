@@ -274,6 +274,15 @@ fn streams(tests: &Path, seeds: &mut Seeds) {
     for way in [0u8, 8] {
         seeds.push(("restore_stream", [&[way], &stream[..]].concat()));
     }
+    let mut frames = FrameWriter::new(Vec::new());
+    frames.entry(&header("a", EntryKind::File, 9000), b"").unwrap();
+    frames.shared(0, 4096, 7, 4904).unwrap();
+    frames.shared(0, 0, 0, 4096).unwrap();
+    frames.end(0).unwrap();
+    let stream = frames.finish(&Summary { entries: 1, bytes: 9000 }).unwrap();
+    for way in [0u8, 16, 24] {
+        seeds.push(("restore_stream", [&[way], &stream[..]].concat()));
+    }
     for way in [1u8, 3, 9, 11] {
         seeds.push(("restore_stream", vec![way, 1, 0, 0, 0x42, 1, 5, 2, 3, 0, 3, 4, 1, 0x40, 5, 7, 0x13, 1, 0, 0x98, 1]));
         seeds.push(("restore_stream", vec![way, 2, 0, 0, 0, 0x40, 1, 9, 3, 9, 0, 1, 0, 2, 0x10, 0, 1, 0x18, 0]));

@@ -6,6 +6,7 @@
 
 mod beneath;
 mod long_file;
+mod memory;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -24,6 +25,7 @@ use rustix::io::Errno;
 
 pub use crate::beneath::open_beneath;
 use crate::long_file::{Block, LONG_BYTES, LongFile};
+pub use crate::memory::{Memory, Offer};
 
 /// Warnings told one by one.
 const MAX_WARNINGS: usize = 20;
@@ -40,9 +42,12 @@ const BLOCKS: u64 = 8;
 /// A piece of a long file that follows nothing and is shorter is not worth a block.
 const SHORT_BYTES: usize = 64 << 10;
 
+#[derive(Default)]
 pub struct Options {
     pub overwrite: bool,
     pub numeric_owner: bool,
+    /// Memory that was lent to the sender.
+    pub memory: Option<Memory>,
 }
 
 /// What a restore did.
@@ -142,6 +147,13 @@ enum Work {
         entry: u64,
         block: Block,
     },
+    /// More of it, in lent memory.
+    Shared {
+        entry: u64,
+        offset: u64,
+        block: u32,
+        len: usize,
+    },
     End {
         entry: u64,
     },
@@ -156,7 +168,7 @@ impl Work {
         match self {
             Work::Whole(_, path, contents) => path.len() + contents.len(),
             Work::Data { bytes, .. } => bytes.len(),
-            Work::Begin(..) | Work::Block { .. } | Work::End { .. } | Work::Lost { .. } => 0,
+            Work::Begin(..) | Work::Block { .. } | Work::Shared { .. } | Work::End { .. } | Work::Lost { .. } => 0,
         }
     }
 }
@@ -332,6 +344,17 @@ fn read_all(
                         hand(lane, Work::Data { entry, offset, bytes })?;
                     }
                 }
+            }
+            Some(Frame::Shared { entry, offset, block, len }) => {
+                let lane = lane_of.get(&entry).copied().ok_or_else(unannounced)?;
+                let len = len as usize;
+                if shared.options.memory.as_ref().and_then(|memory| memory.bytes(block, len)).is_none() {
+                    return Err(RestoreError(format!("{len} bytes came in block {block} of memory that was not lent")));
+                }
+                if let Some(block) = long.get_mut(&entry).and_then(|gathered| gathered.block.take()) {
+                    hand(lane, Work::Block { entry, block })?;
+                }
+                hand(lane, Work::Shared { entry, offset, block, len })?;
             }
             Some(frame @ (Frame::End { entry } | Frame::Lost { entry })) => {
                 let lane = lane_of.remove(&entry).ok_or_else(unannounced)?;
@@ -533,11 +556,16 @@ impl Shared {
         let mut parent: Option<(Vec<u8>, OwnedFd)> = None;
         for work in queue {
             let bytes = work.bytes();
+            let block = if let Work::Shared { block, .. } = work { Some(block) } else { None };
             if !self.stop.load(Ordering::Acquire)
                 && let Err(RestoreError(text)) = self.step(work, &mut open, &mut skipped, &mut parent)
             {
                 self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
                 self.stop.store(true, Ordering::Release);
+            }
+            // Also what is not written any more: the sender would wait for it.
+            if let (Some(block), Some(memory)) = (block, &self.options.memory) {
+                memory.give_back(block);
             }
             if bytes > 0 {
                 *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) -= bytes;
@@ -599,6 +627,10 @@ impl Shared {
                 // The reading thread waits for it; nobody does when it is gone.
                 let _ = self.blocks.0.send(block);
                 put
+            }
+            Work::Shared { entry, offset, block, len } => {
+                let memory = self.options.memory.as_ref().and_then(|memory| memory.bytes(block, len));
+                self.more(entry, offset, memory.unwrap_or_default(), open, skipped)
             }
             Work::End { entry } | Work::Lost { entry } if skipped.remove(&entry) => Ok(()),
             Work::End { entry } => {
@@ -862,7 +894,7 @@ impl Shared {
 mod tests {
     use super::*;
     use keepd_protocol::model::BytesPath;
-    use keepd_protocol::restore::FrameWriter;
+    use keepd_protocol::restore::{BLOCK_BYTES, FrameWriter};
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     fn header(index: u64, path: &str, kind: EntryKind, size: u64) -> EntryHeader {
@@ -887,7 +919,7 @@ mod tests {
     }
 
     fn options(overwrite: bool) -> Options {
-        Options { overwrite, numeric_owner: true }
+        Options { overwrite, numeric_owner: true, memory: None }
     }
 
     fn stream(make: impl FnOnce(&mut FrameWriter<Vec<u8>>), entries: u64, bytes: u64) -> Vec<u8> {
@@ -898,6 +930,92 @@ mod tests {
 
     fn run(bytes: &[u8], to: &Path, overwrite: bool) -> Result<Outcome> {
         write(bytes, to, options(overwrite), &|_, _| {})
+    }
+
+    /// Puts contents into a block of what was lent, as a sender would.
+    fn put(offer: &Offer, block: u32, bytes: &[u8]) {
+        let file = File::from(offer.memory.try_clone().unwrap());
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, u64::from(block) * BLOCK_BYTES as u64).unwrap();
+    }
+
+    /// What was given back once the writer is gone.
+    fn given_back(offer: Offer) -> Vec<u8> {
+        let mut numbers = Vec::new();
+        File::from(offer.returned).read_to_end(&mut numbers).unwrap();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    #[test]
+    fn contents_in_lent_memory_are_written_and_each_block_comes_back() {
+        // Not in /tmp, which may be a tmpfs.
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let (memory, offer) = Memory::offer().unwrap();
+        let (first, second) = (vec![3; BLOCK_BYTES], vec![4; 100_001]);
+        put(&offer, 5, &first);
+        put(&offer, 0, &second);
+        let size = (BLOCK_BYTES + 100_001 + 10) as u64;
+        let file = EntryHeader { inline: false, ..header(0, "a", EntryKind::File, size) };
+        let bytes = stream(
+            |w| {
+                w.entry(&file, b"").unwrap();
+                w.data(0, 0, b"0123456789").unwrap();
+                w.shared(0, 10 + BLOCK_BYTES as u64, 0, 100_001).unwrap();
+                w.shared(0, 10, 5, BLOCK_BYTES as u32).unwrap();
+                w.end(0).unwrap();
+            },
+            1,
+            size,
+        );
+        let to = dir.path().join("out");
+        let options = Options { memory: Some(memory), ..options(false) };
+        let outcome = write(bytes.as_slice(), &to, options, &|_, _| {}).unwrap_or_else(|e| panic!("{}", e.0));
+        assert_eq!((outcome.entries, outcome.bytes), (1, size));
+        assert!(std::fs::read(to.join("a")).unwrap() == [b"0123456789".as_slice(), &first, &second].concat());
+        assert_eq!(given_back(offer), [0, 5]);
+    }
+
+    #[test]
+    fn memory_that_was_not_lent_is_refused_and_blocks_come_back_also_where_writing_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = EntryHeader { inline: false, ..header(0, "a", EntryKind::File, 5 << 20) };
+        let refused = |block: u32, len: u32, is_lent: bool, name: &str| {
+            let bytes = stream(
+                |w| {
+                    w.entry(&file, b"").unwrap();
+                    w.shared(0, 0, block, len).unwrap();
+                },
+                1,
+                u64::from(len),
+            );
+            let memory = is_lent.then(|| Memory::offer().unwrap().0);
+            let to = dir.path().join(name);
+            let RestoreError(text) = write(bytes.as_slice(), &to, Options { memory, ..options(false) }, &|_, _| {}).unwrap_err();
+            assert!(text.contains("that was not lent"), "{text}");
+            assert!(!to.join("a").exists(), "what is not whole does not stay");
+        };
+        refused(0, 1, false, "none");
+        refused(8, 1, true, "beyond");
+        refused(u32::MAX, 1, true, "far beyond");
+        refused(0, BLOCK_BYTES as u32 + 1, true, "too long");
+        // The file ends before what comes: an error, and the sender may still wait for its blocks.
+        let (memory, offer) = Memory::offer().unwrap();
+        let bytes = stream(
+            |w| {
+                w.entry(&file, b"").unwrap();
+                for (block, offset) in [(1, 4 << 20), (2, 0), (3, 1 << 20)] {
+                    w.shared(0, offset, block, 2 << 20).unwrap();
+                }
+                w.end(0).unwrap();
+            },
+            1,
+            6 << 20,
+        );
+        let options = Options { memory: Some(memory), ..options(false) };
+        let RestoreError(text) = write(bytes.as_slice(), &dir.path().join("past"), options, &|_, _| {}).unwrap_err();
+        assert!(text.contains("contents came beyond its end") || text.contains("was stopped"), "{text}");
+        let back = given_back(offer);
+        assert!(back.contains(&1) && back.len() <= 3, "{back:?}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::durable;
 use crate::repository::{self, Entry, Manifest, Repository};
 use crate::run::backup::{Environment, short};
 use crate::run::live::{Failure, Finish, LiveRun};
+use crate::run::outlet::RestoreOut;
 use crate::run::readable::Reading;
 use crate::run::selection::Selection;
 use crate::run::{
@@ -466,7 +467,7 @@ impl Runs {
         backup: &str,
         job: Option<&str>,
         paths: Vec<Vec<u8>>,
-        out: OwnedFd,
+        out: RestoreOut,
         lent: Lent,
         by: &By,
     ) -> Result<RestoreStarted> {
