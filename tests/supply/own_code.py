@@ -11,6 +11,7 @@ NAMED = {
     "src/control/listener.rs": (1, "takes the descriptor that systemd passed"),
     "src/crypto/locked.rs": (7, "pages for keys: mmap, mlock, madvise, munmap"),
     "src/run/memory.rs": (2, "malloc_trim and mallopt of glibc"),
+    "writer/src/memory.rs": (1, "maps the memory that is lent to the daemon for a restore"),
 }
 # What is no code of Rust: comments, strings, characters. Raw strings with one or no '#' are enough here.
 NO_CODE = re.compile(r'//[^\n]*|/\*.*?\*/|r"[^"]*"|r#".*?"#|"(?:\\.|[^"\\])*"|\'(?:\\.[^\']*|[^\'\\])\'', re.S)
