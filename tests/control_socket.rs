@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use keepd_protocol::restore::{BLOCK_BYTES, Frame, FrameReader};
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
 fn connect(keepd: &Keepd) -> UnixStream {
@@ -231,9 +232,9 @@ fn descriptors_belong_to_their_message_and_are_not_hoarded() {
 
 /// A memfd of some blocks that stays as long as it is.
 fn blocks_to_lend(blocks: u64) -> std::fs::File {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+    use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
     let memory = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
-    ftruncate(&memory, blocks * BLOCK_BYTES as u64).unwrap();
+    fallocate(&memory, FallocateFlags::empty(), 0, blocks * BLOCK_BYTES as u64).unwrap();
     fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW).unwrap();
     memory.into()
 }
@@ -245,7 +246,7 @@ fn long_contents_come_in_lent_memory_and_wait_for_it() {
     std::fs::write(keepd.path("files/long"), &long).unwrap();
     keepd.ok(&["backup", "shop"]);
     let memory = blocks_to_lend(2);
-    let begin = |memory: &std::fs::File| {
+    let begun = |memory: &std::fs::File| {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (returned, back) = rustix::pipe::pipe().unwrap();
         let mut s = connect(&keepd);
@@ -255,7 +256,11 @@ fn long_contents_come_in_lent_memory_and_wait_for_it() {
         bytes.push(0);
         send_with(&s, &bytes, &[writer.as_fd(), memory.as_fd(), returned.as_fd()]);
         let run = receive(&mut s).unwrap()["parameters"]["run"].as_str().unwrap().to_owned();
-        (FrameReader::new(std::fs::File::from(reader)), std::fs::File::from(back), run)
+        (FrameReader::new(std::fs::File::from(reader)), std::fs::File::from(back), run, returned)
+    };
+    let begin = |memory: &std::fs::File| {
+        let (frames, back, run, _) = begun(memory);
+        (frames, back, run)
     };
     let (mut frames, mut back, _) = begin(&memory);
     let (mut contents, mut in_memory, mut held) = (vec![0; long.len()], 0, Vec::new());
@@ -280,9 +285,12 @@ fn long_contents_come_in_lent_memory_and_wait_for_it() {
     }
     assert!(contents == long && in_memory == long.len(), "{in_memory} of {} bytes in memory", long.len());
 
-    // Who gives nothing back keeps the run waiting, until it is cancelled or goes away.
-    let (_frames, back, run) = begin(&memory);
-    std::thread::sleep(Duration::from_millis(300));
+    // Who gives nothing back keeps the run waiting, until it is cancelled or goes away; also who takes from the pipe passed that it does not wait.
+    let (_frames, back, run, returned) = begun(&memory);
+    for _ in 0..30 {
+        rustix::fs::fcntl_setfl(&returned, OFlags::empty()).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
     keepd.ok(&["run", "cancel", &run]);
     assert!(text(&keepd.ctl(&["run", "follow", &run, "--json"])).contains("cancelled"));
     drop(back);
@@ -298,23 +306,31 @@ fn long_contents_come_in_lent_memory_and_wait_for_it() {
 }
 
 #[test]
-fn a_restore_without_room_for_lent_memory_goes_through_the_pipe() {
-    let keepd = Keepd::started();
+fn keepctl_lends_memory_where_it_may_make_so_much() {
+    let mut keepd = Keepd::prepared();
+    make_database(&keepd.path("shop.db"), 5);
+    std::fs::create_dir_all(keepd.path("files")).unwrap();
     let long = noise(6_000_000, 12);
     std::fs::write(keepd.path("files/long"), &long).unwrap();
+    keepd.environment.push(("RUST_LOG".into(), "keepd=debug".into()));
+    keepd.start();
     keepd.ok(&["backup", "shop"]);
-    // Files of so many blocks (of 512 or 1,024 bytes) it may make, and not one as long as the memory.
+    keepd.ok(&["restore", "latest", "files/long", "--to", keepd.path("out").to_str().unwrap()]);
+    assert!(std::fs::read(keepd.path("out/files/long")).unwrap() == long);
+    assert!(keepd.log().contains("6000000 of 6000000 bytes went through lent memory"), "{}", keepd.log());
+    // Files of so many blocks (of 512 or 1,024 bytes) it may make, and none as long as the memory.
     let out = Command::new("sh")
-        .args(["-c", "ulimit -f 20000; exec \"$0\" \"$@\""])
+        .args(["-c", "ulimit -f 12000; exec \"$0\" \"$@\""])
         .arg(keepctl_binary())
         .arg("--socket")
         .arg(keepd.path("keepd.sock"))
         .args(["restore", "latest", "files/long", "--to"])
-        .arg(keepd.path("out"))
+        .arg(keepd.path("through the pipe"))
         .output()
         .unwrap();
     assert!(out.status.success(), "{}", text(&out));
-    assert!(std::fs::read(keepd.path("out/files/long")).unwrap() == long);
+    assert!(std::fs::read(keepd.path("through the pipe/files/long")).unwrap() == long);
+    assert_eq!(keepd.log().matches("went through lent memory").count(), 1);
 }
 
 #[test]

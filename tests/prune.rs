@@ -268,6 +268,38 @@ fn a_storage_set_back_to_an_older_state_is_noticed() {
     assert!(keepd.fails(1, &["check", "local"]).contains("it is missing"));
 }
 
+/// It is told once, and then forgotten: what else fails in the same run must not take that away.
+#[test]
+fn a_storage_set_back_is_told_of_also_where_the_run_fails() {
+    let keepd = Keepd::started();
+    keepd.ok(&["backup", "shop"]);
+    let (repository, copy) = (keepd.path("repository"), keepd.path("copy"));
+    assert!(std::process::Command::new("cp").arg("-a").arg(&repository).arg(&copy).status().unwrap().success());
+    fs::write(keepd.path("files/new"), "new").unwrap();
+    keepd.ok(&["backup", "shop"]);
+    fs::remove_dir_all(&repository).unwrap();
+    fs::rename(&copy, &repository).unwrap();
+    // The marks cannot be listed: nothing is concluded yet.
+    let (marks, aside) = (repository.join("marks"), keepd.path("aside"));
+    let had_marks = fs::rename(&marks, &aside).is_ok();
+    fs::write(&marks, "no directory").unwrap();
+    assert!(!keepd.fails(1, &["backup", "shop"]).contains("set back"));
+    fs::remove_file(&marks).unwrap();
+    if had_marks {
+        fs::rename(&aside, &marks).unwrap();
+    }
+    // The index cannot be: the run fails, and says the other, too.
+    let index = repository.join("index");
+    fs::rename(&index, &aside).unwrap();
+    fs::write(&index, "no directory").unwrap();
+    let told = keepd.fails(1, &["backup", "shop"]);
+    assert!(told.contains("was set back to an older state") && told.contains("index"), "{told}");
+    fs::remove_file(&index).unwrap();
+    fs::rename(&aside, &index).unwrap();
+    assert!(!keepd.ok(&["backup", "shop"]).contains("set back"));
+    keepd.ok(&["check", "local", "--read-data"]);
+}
+
 #[test]
 fn the_repository_names_its_writer() {
     let keepd = Keepd::started();

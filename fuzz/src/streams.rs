@@ -342,7 +342,7 @@ fn composed(mut rest: &[u8]) -> Vec<u8> {
             5 => {
                 let place = byte().unwrap_or(0);
                 let len = [0, 5, 4096, 4 << 20, (4 << 20) + 1, u32::MAX][usize::from(place >> 3) % 6];
-                let block = [0, 1, 7, 8, 63, 64, 255, u32::MAX][usize::from(byte().unwrap_or(0) % 8)];
+                let block = [0, 1, 3, 4, 15, 16, 255, u32::MAX][usize::from(byte().unwrap_or(0) % 8)];
                 summary.bytes += u64::from(len);
                 FrameWriter::new(&mut out).shared(of.saturating_sub(1), OFFSETS[usize::from(place % 8)], block, len)
             }

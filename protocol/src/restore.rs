@@ -8,7 +8,8 @@
 //!
 //! A client on the same machine may lend memory: `Shared` frames then tell of contents that were put there instead of into
 //! the pipe. It consists of blocks of [`BLOCK_BYTES`]; contents begin at a block's start. A block that was told of is the
-//! client's until it gives it back: by writing the block's number, a byte, into the pipe that came along with the memory.
+//! client's until it gives it back: by writing the block's number, a byte, into the pipe that came along with the memory. To give
+//! back what it has not ends the restore.
 //!
 //! | tag | frame | payload |
 //! |---|---|---|
@@ -33,7 +34,7 @@ pub const INLINE_BYTES: u64 = 512 << 10;
 /// A block of lent memory, in bytes.
 pub const BLOCK_BYTES: usize = 4 << 20;
 /// So many blocks are lent at most.
-pub const MAX_BLOCKS: usize = 64;
+pub const MAX_BLOCKS: usize = 16;
 
 const ENTRY: u8 = 1;
 const DATA: u8 = 2;

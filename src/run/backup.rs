@@ -81,12 +81,12 @@ fn to_destination(
     let (repository, lease) = destination::open_for_writing(env, target, live, true)?;
     let (indexed, catalogued) =
         side_by_side(|| repository.sync_index_in_turn(), || catalogue::sync(&repository, &target.name, &env.ledger));
+    // First what the catalogue says, whatever became of the index: it says only once that backups are gone.
+    let catalogued = catalogued.map(|problems| problems.into_iter().for_each(|problem| live.message(Level::Warning, problem)));
     for problem in indexed? {
         live.message(Level::Warning, format!("{problem}; what it held is stored anew where it is still there"));
     }
-    for problem in catalogued? {
-        live.message(Level::Warning, problem);
-    }
+    catalogued?;
     let newest = env.ledger.newest_in_chain(&target.name)?;
     let parent = previous_manifest(env, &repository, target, &job.name, live)?;
     let previous = parent.as_ref().map(|(_, manifest)| manifest);

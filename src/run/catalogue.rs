@@ -56,6 +56,22 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
     let still = if known.iter().any(|k| is_gone(&k)) { ledger.objects(destination)? } else { BTreeMap::new() };
     let gone: Vec<(&String, &String)> = known.iter().filter(|k| is_gone(k) && still.contains_key(k.0)).collect();
     repository.storage().are_gone("backups/", gone.iter().map(|(object, _)| format!("backups/{object}"))).map_err(RepositoryError::from)?;
+    let known: BTreeMap<String, String> = ledger.marks(destination, None)?.into_iter().map(|m| (m.id, m.backup)).collect();
+    let (mut present, mut came) = (HashSet::new(), Vec::new());
+    for id in repository.listed_marks()? {
+        let hex = HEXLOWER.encode(&id);
+        if !known.contains_key(&hex) {
+            match repository.read_mark(&id) {
+                Ok(mark) => came.push((id, mark)),
+                Err(e @ RepositoryError::Storage(_)) => return Err(e.into()),
+                Err(e) => problems.push(e.to_string()),
+            }
+        }
+        present.insert(hex);
+    }
+    let gone_marks = || known.iter().filter(|(id, _)| !present.contains(*id));
+    repository.storage().are_gone("marks/", gone_marks().map(|(id, _)| format!("marks/{id}"))).map_err(RepositoryError::from)?;
+    // Nothing is asked of the storage any more: that it does not answer takes no word of what is forgotten here away.
     let gone: Vec<&String> = gone.into_iter().map(|(_, id)| id).collect();
     if !gone.is_empty() {
         problems.extend(set_back(destination, &gone, ledger)?);
@@ -63,24 +79,10 @@ pub fn sync(repository: &Repository, destination: &str, ledger: &Ledger) -> Resu
     for gone in gone {
         ledger.remove_backup(destination, gone)?;
     }
-    let known: BTreeMap<String, String> = ledger.marks(destination, None)?.into_iter().map(|m| (m.id, m.backup)).collect();
-    let mut present = HashSet::new();
-    for id in repository.listed_marks()? {
-        let hex = HEXLOWER.encode(&id);
-        if !known.contains_key(&hex) {
-            match repository.read_mark(&id) {
-                Ok(mark) => {
-                    touched.insert(put_mark(destination, ledger, &id, &mark)?);
-                }
-                Err(e @ RepositoryError::Storage(_)) => return Err(e.into()),
-                Err(e) => problems.push(e.to_string()),
-            }
-        }
-        present.insert(hex);
+    for (id, mark) in came {
+        touched.insert(put_mark(destination, ledger, &id, &mark)?);
     }
-    let gone = || known.iter().filter(|(id, _)| !present.contains(*id));
-    repository.storage().are_gone("marks/", gone().map(|(id, _)| format!("marks/{id}"))).map_err(RepositoryError::from)?;
-    for (gone, backup) in gone() {
+    for (gone, backup) in gone_marks() {
         ledger.remove_mark(destination, gone)?;
         touched.insert(backup.clone());
     }

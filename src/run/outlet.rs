@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use keepd_protocol::restore::{BLOCK_BYTES, EntryHeader, FrameWriter, MAX_BLOCKS, Summary};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FileType, OFlags, SealFlags};
+use rustix::fs::{Mode, OFlags, SealFlags};
 use tokio_util::sync::CancellationToken;
 
 use super::live::Failure;
@@ -32,6 +32,8 @@ pub struct SharedMemory {
     blocks: u32,
     free: Vec<u32>,
     filling: Option<Filling>,
+    /// Contents that went this way, in bytes.
+    bytes: u64,
 }
 
 /// A block of which the client was not told yet.
@@ -52,24 +54,31 @@ impl SharedMemory {
     /// `memory`: a memfd that stays as long as it is, of some blocks; `returned`: the read end of a pipe, from which the numbers of
     /// blocks come that may be used again. An error says which of them is something else.
     pub fn new(memory: OwnedFd, returned: OwnedFd) -> Result<Self, String> {
-        let fixed = SealFlags::SHRINK | SealFlags::GROW;
-        if !rustix::fs::fcntl_get_seals(&memory).is_ok_and(|seals| seals.contains(fixed)) {
-            return Err("the memory lent must be a memfd, sealed against shrinking and growing".into());
+        let (fixed, read_only) = (SealFlags::SHRINK | SealFlags::GROW, SealFlags::WRITE | SealFlags::FUTURE_WRITE);
+        let is_fit = rustix::fs::fcntl_get_seals(&memory).is_ok_and(|seals| seals.contains(fixed) && !seals.intersects(read_only));
+        if !is_fit || !rustix::fs::fcntl_getfl(&memory).is_ok_and(|flags| flags & OFlags::ACCMODE != OFlags::RDONLY) {
+            return Err("the memory lent must be a memfd, sealed against shrinking and growing and open for writing".into());
         }
-        let bytes = rustix::fs::fstat(&memory).map_err(|e| format!("cannot look at the memory lent: {e}"))?.st_size as u64;
+        let stat = rustix::fs::fstat(&memory).map_err(|e| format!("cannot look at the memory lent: {e}"))?;
+        let bytes = stat.st_size as u64;
         let blocks = bytes / BLOCK_BYTES as u64;
         if !bytes.is_multiple_of(BLOCK_BYTES as u64) || !(1..=MAX_BLOCKS as u64).contains(&blocks) {
             return Err(format!("the memory lent must be 1 to {MAX_BLOCKS} blocks of {BLOCK_BYTES} bytes; it has {bytes} bytes"));
         }
-        let unfit = |e: rustix::io::Errno| format!("cannot use the pipe that blocks of memory are given back by: {e}");
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&returned).map_err(unfit)?.st_mode);
-        let flags = rustix::fs::fcntl_getfl(&returned).map_err(unfit)?;
-        if kind != FileType::Fifo || flags & OFlags::ACCMODE != OFlags::RDONLY {
+        // What was not there when it was lent would be reckoned to keepd, which touches it first.
+        if (stat.st_blocks as u64).saturating_mul(512) < bytes {
+            return Err("the memory lent must be allocated".into());
+        }
+        let flags = rustix::fs::fcntl_getfl(&returned);
+        // Only a pipe has a size, and no file system is asked for it.
+        let is_pipe = rustix::pipe::fcntl_getpipe_size(&returned).is_ok();
+        if !is_pipe || !flags.is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::RDONLY) {
             return Err("what blocks of memory are given back by must be a pipe, open for reading".into());
         }
-        rustix::fs::fcntl_setfl(&returned, flags | OFlags::NONBLOCK).map_err(unfit)?;
+        let returned = not_waiting(returned, OFlags::RDONLY)
+            .map_err(|e| format!("cannot use the pipe that blocks of memory are given back by: {e}"))?;
         let blocks = blocks as u32;
-        Ok(Self { memory: memory.into(), returned: returned.into(), blocks, free: (0..blocks).rev().collect(), filling: None })
+        Ok(Self { memory: memory.into(), returned: returned.into(), blocks, free: (0..blocks).rev().collect(), filling: None, bytes: 0 })
     }
 
     /// A block that is not in use, when the client has given one back.
@@ -78,6 +87,9 @@ impl SharedMemory {
         loop {
             if let Some(block) = self.free.pop() {
                 return Ok(block);
+            }
+            if !wait_for(&self.returned, PollFlags::IN, since, patience, cancel)? {
+                continue;
             }
             let mut numbers = [0; MAX_BLOCKS];
             match self.returned.read(&mut numbers) {
@@ -92,19 +104,30 @@ impl SharedMemory {
                         }
                         self.free.push(block);
                     }
-                    continue;
                 }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
-                Err(_) => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+                Err(e) => return Err(e),
             }
-            wait_for(&self.returned, PollFlags::IN, since, patience, cancel)?;
         }
     }
 }
 
-/// Waits a little until a descriptor is ready; an error when it was cancelled meanwhile, or took longer than is to be borne.
-pub(super) fn wait_for(file: &File, what: PollFlags, since: Instant, patience: Duration, cancel: &CancellationToken) -> io::Result<()> {
+/// A pipe that a client passed, so that it does not wait. Whoever passed it shares the flags of that descriptor and could take this one back: where it may be opened
+/// anew it has flags of its own.
+pub(super) fn not_waiting(pipe: OwnedFd, access: OFlags) -> rustix::io::Result<OwnedFd> {
+    let again = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    match rustix::fs::open(again, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(own) => Ok(own),
+        Err(_) => {
+            let flags = rustix::fs::fcntl_getfl(&pipe)?;
+            rustix::fs::fcntl_setfl(&pipe, flags | OFlags::NONBLOCK)?;
+            Ok(pipe)
+        }
+    }
+}
+
+/// Waits a little until a descriptor is ready, and tells whether it is; an error when it was cancelled meanwhile, or took longer than is to be borne.
+pub(super) fn wait_for(file: &File, what: PollFlags, since: Instant, patience: Duration, cancel: &CancellationToken) -> io::Result<bool> {
     if cancel.is_cancelled() {
         return Err(io::Error::other("cancelled"));
     }
@@ -113,7 +136,8 @@ pub(super) fn wait_for(file: &File, what: PollFlags, since: Instant, patience: D
     }
     let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
     match poll(&mut [PollFd::new(file, what)], Some(&timeout)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
         Err(e) => Err(e.into()),
     }
 }
@@ -156,6 +180,7 @@ impl Outlet {
             let (now, rest) = bytes.split_at(bytes.len().min(filling.room()));
             memory.memory.write_all_at(now, u64::from(filling.block) * BLOCK_BYTES as u64 + filling.len as u64)?;
             filling.len += now.len();
+            memory.bytes += now.len() as u64;
             offset += now.len() as u64;
             bytes = rest;
             if filling.room() == 0 {
@@ -176,6 +201,9 @@ impl Outlet {
 
     pub fn finish(mut self, summary: &Summary) -> io::Result<()> {
         self.tell()?;
+        if let Some(memory) = &self.memory {
+            tracing::debug!("{} of {} bytes went through lent memory", memory.bytes, summary.bytes);
+        }
         self.frames.finish(summary).map(drop)
     }
 
@@ -299,7 +327,7 @@ mod tests {
         let (memory, _input, mut outlet, _) = begun(Duration::from_secs(600));
         drop(memory);
         assert_eq!(fill(&mut outlet).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-        for number in [8, 255, 3] {
+        for number in [4, 255, 3] {
             let (_memory, offer) = Memory::offer().unwrap();
             let (from, mut back) = io::pipe().unwrap();
             let (_input, out) = io::pipe().unwrap();
@@ -313,10 +341,12 @@ mod tests {
 
     #[test]
     fn only_sealed_memory_of_whole_blocks_is_taken() {
-        use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
+        use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
         let made = |bytes: u64, seals: SealFlags| -> OwnedFd {
             let memory = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
-            ftruncate(&memory, bytes).unwrap();
+            if bytes > 0 {
+                fallocate(&memory, FallocateFlags::empty(), 0, bytes).unwrap();
+            }
             fcntl_add_seals(&memory, seals).unwrap();
             memory
         };
@@ -326,14 +356,23 @@ mod tests {
         };
         let (fixed, block) = (SealFlags::SHRINK | SealFlags::GROW, BLOCK_BYTES as u64);
         assert_eq!(why(made(block, fixed)), None);
-        assert_eq!(why(made(64 * block, fixed)), None);
+        assert_eq!(why(made(16 * block, fixed)), None);
+        let made_open = made(block, fixed);
+        // Not allocated, or not to be written to.
+        let sparse = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&sparse, block).unwrap();
+        fcntl_add_seals(&sparse, fixed).unwrap();
+        assert!(why(sparse).is_some_and(|why| why.contains("must be allocated")));
+        assert!(why(made(block, fixed | SealFlags::FUTURE_WRITE)).is_some_and(|why| why.contains("open for writing")));
+        let by_another_way = format!("/proc/self/fd/{}", made_open.as_raw_fd());
+        let to_read = rustix::fs::open(by_another_way, OFlags::RDONLY, Mode::empty()).unwrap();
+        assert!(why(to_read).is_some_and(|why| why.contains("open for writing")));
         for (bytes, seals, text) in [
             (block, SealFlags::SHRINK, "sealed"),
             (block, SealFlags::GROW, "sealed"),
             (0, fixed, "it has 0 bytes"),
-            (block - 1, fixed, "1 to 64 blocks"),
-            (65 * block, fixed, "1 to 64 blocks"),
-            (1 << 50, fixed, "1 to 64 blocks"),
+            (block - 1, fixed, "1 to 16 blocks"),
+            (17 * block, fixed, "1 to 16 blocks"),
         ] {
             assert!(why(made(bytes, seals)).is_some_and(|why| why.contains(text)), "{bytes}");
         }

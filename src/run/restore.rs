@@ -18,10 +18,11 @@ use data_encoding::BASE64;
 use keepd_protocol::model::{BytesPath, EntryKind, Level};
 use keepd_protocol::restore::{EntryHeader, INLINE_BYTES, Summary};
 use rustix::event::PollFlags;
+use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
 use super::live::{Failure, Finish, LiveRun};
-use super::outlet::{Outlet, RestoreOut, wait_for};
+use super::outlet::{Outlet, RestoreOut, not_waiting, wait_for};
 use super::repeats::{Kept, Repeated, Repeats, Use};
 use super::reread::{Held, comes_again, read_in_order};
 use super::selection::{Selection, Shown, is_at_or_below};
@@ -786,11 +787,16 @@ pub(super) struct PatientWriter {
 impl PatientWriter {
     pub(super) fn new(fd: OwnedFd, patience: Duration, cancel: CancellationToken) -> Result<Self, Failure> {
         let failed = |e: rustix::io::Errno| Failure::Failed(format!("cannot use the client's descriptor: {e}"));
-        let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
-        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(failed)?;
         // A larger pipe saves wake-ups; not getting one is fine.
-        let _ = rustix::pipe::fcntl_setpipe_size(&fd, 1 << 20);
-        let file = File::from(fd);
+        let is_pipe = rustix::pipe::fcntl_setpipe_size(&fd, 1 << 20).is_ok() || rustix::pipe::fcntl_getpipe_size(&fd).is_ok();
+        let file = File::from(match is_pipe {
+            true => not_waiting(fd, OFlags::WRONLY).map_err(failed)?,
+            false => {
+                let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
+                rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(failed)?;
+                fd
+            }
+        });
         let written = file.metadata().is_ok_and(|m| m.is_file()).then_some((0, 0));
         Ok(Self { file, written, patience, cancel })
     }
@@ -820,7 +826,7 @@ impl Write for PatientWriter {
                 }
                 other => return other,
             }
-            wait_for(&self.file, PollFlags::OUT, since, self.patience, &self.cancel)?;
+            let _ = wait_for(&self.file, PollFlags::OUT, since, self.patience, &self.cancel)?;
         }
     }
 

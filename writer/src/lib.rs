@@ -25,6 +25,7 @@ use rustix::io::Errno;
 
 pub use crate::beneath::open_beneath;
 use crate::long_file::{Block, LONG_BYTES, LongFile};
+use crate::memory::Held;
 pub use crate::memory::{Memory, Offer};
 
 /// Warnings told one by one.
@@ -556,16 +557,16 @@ impl Shared {
         let mut parent: Option<(Vec<u8>, OwnedFd)> = None;
         for work in queue {
             let bytes = work.bytes();
-            let block = if let Work::Shared { block, .. } = work { Some(block) } else { None };
+            // Given back when this step is over, also where nothing is written any more: the sender would wait for it.
+            let _held = match (&work, &self.options.memory) {
+                (Work::Shared { block, .. }, Some(memory)) => Some(Held { memory, block: *block }),
+                _ => None,
+            };
             if !self.stop.load(Ordering::Acquire)
                 && let Err(RestoreError(text)) = self.step(work, &mut open, &mut skipped, &mut parent)
             {
                 self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
                 self.stop.store(true, Ordering::Release);
-            }
-            // Also what is not written any more: the sender would wait for it.
-            if let (Some(block), Some(memory)) = (block, &self.options.memory) {
-                memory.give_back(block);
             }
             if bytes > 0 {
                 *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) -= bytes;
@@ -952,7 +953,7 @@ mod tests {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let (memory, offer) = Memory::offer().unwrap();
         let (first, second) = (vec![3; BLOCK_BYTES], vec![4; 100_001]);
-        put(&offer, 5, &first);
+        put(&offer, 3, &first);
         put(&offer, 0, &second);
         let size = (BLOCK_BYTES + 100_001 + 10) as u64;
         let file = EntryHeader { inline: false, ..header(0, "a", EntryKind::File, size) };
@@ -961,7 +962,7 @@ mod tests {
                 w.entry(&file, b"").unwrap();
                 w.data(0, 0, b"0123456789").unwrap();
                 w.shared(0, 10 + BLOCK_BYTES as u64, 0, 100_001).unwrap();
-                w.shared(0, 10, 5, BLOCK_BYTES as u32).unwrap();
+                w.shared(0, 10, 3, BLOCK_BYTES as u32).unwrap();
                 w.end(0).unwrap();
             },
             1,
@@ -972,7 +973,7 @@ mod tests {
         let outcome = write(bytes.as_slice(), &to, options, &|_, _| {}).unwrap_or_else(|e| panic!("{}", e.0));
         assert_eq!((outcome.entries, outcome.bytes), (1, size));
         assert!(std::fs::read(to.join("a")).unwrap() == [b"0123456789".as_slice(), &first, &second].concat());
-        assert_eq!(given_back(offer), [0, 5]);
+        assert_eq!(given_back(offer), [0, 3]);
     }
 
     #[test]
@@ -995,10 +996,11 @@ mod tests {
             assert!(!to.join("a").exists(), "what is not whole does not stay");
         };
         refused(0, 1, false, "none");
-        refused(8, 1, true, "beyond");
+        refused(4, 1, true, "beyond");
+        refused(4, 0, true, "beyond, and nothing");
         refused(u32::MAX, 1, true, "far beyond");
         refused(0, BLOCK_BYTES as u32 + 1, true, "too long");
-        // The file ends before what comes: an error, and the sender may still wait for its blocks.
+        // The file ends before what comes: the sender may still wait for the block.
         let (memory, offer) = Memory::offer().unwrap();
         let bytes = stream(
             |w| {

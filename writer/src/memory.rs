@@ -6,11 +6,11 @@ use std::os::fd::OwnedFd;
 
 use keepd_protocol::restore::BLOCK_BYTES;
 use memmap2::{Mmap, MmapOptions};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
 use rustix::process::{Resource, getrlimit};
 
 /// Blocks that are lent: what is sent ahead of the disk.
-const BLOCKS: usize = 8;
+const BLOCKS: usize = 4;
 
 /// The writer's side of it.
 pub struct Memory {
@@ -26,7 +26,7 @@ pub struct Offer {
 }
 
 impl Memory {
-    /// Makes memory to lend, 32 MiB; an error where the system has none to give, and a pipe has to do.
+    /// Makes memory to lend, 16 MiB; an error where the system has none to give, and a pipe has to do.
     pub fn offer() -> io::Result<(Self, Offer)> {
         let bytes = BLOCKS * BLOCK_BYTES;
         // Who may make no file so long would be ended by a signal for this one.
@@ -34,7 +34,8 @@ impl Memory {
             return Err(rustix::io::Errno::FBIG.into());
         }
         let memory = memfd_create("keepd-restore", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&memory, bytes as u64)?;
+        // Now, and not when the sender writes to it: it is ours, and whether there is enough is known here.
+        fallocate(&memory, FallocateFlags::empty(), 0, bytes as u64)?;
         fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         // SAFETY: the file is of memory, as long as the mapping, and sealed to stay so. The sender writes only to blocks that are not the
         // writer's at that time; one that does not keep to that spoils what it sends.
@@ -47,13 +48,22 @@ impl Memory {
     /// The first `len` bytes of a block; None where there are none such.
     pub(crate) fn bytes(&self, block: u32, len: usize) -> Option<&[u8]> {
         let start = (block as usize).checked_mul(BLOCK_BYTES)?;
-        self.map.get(start..)?.get(..len).filter(|_| len <= BLOCK_BYTES)
+        let is_there = (block as usize) < BLOCKS && len <= BLOCK_BYTES;
+        self.map.get(start..)?.get(..len).filter(|_| is_there)
     }
+}
 
-    /// The sender may use it again. One that is gone does not mind.
-    pub(crate) fn give_back(&self, block: u32) {
-        if let Ok(number) = u8::try_from(block) {
-            let _ = (&self.returned).write_all(&[number]);
+/// A block that is the writer's, until this goes: the sender may use it again then.
+pub(crate) struct Held<'m> {
+    pub memory: &'m Memory,
+    pub block: u32,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Ok(number) = u8::try_from(self.block) {
+            // A sender that is gone does not mind.
+            let _ = (&self.memory.returned).write_all(&[number]);
         }
     }
 }
