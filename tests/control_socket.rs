@@ -435,3 +435,29 @@ fn the_interface_text_fits_the_methods() {
         show_access "ShowAccess", list_audit "ListAudit", verify_audit "VerifyAudit", show_item_text "ShowItemText", edit_config "EditConfig", schedule_once "ScheduleOnce");
     assert_eq!(seen, known.len());
 }
+
+/// Switches of all threads that gave up the processor by themselves.
+fn voluntary_switches(pid: u32) -> u64 {
+    let of_thread = |path: std::path::PathBuf| -> Option<u64> {
+        let status = std::fs::read_to_string(path.join("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+    };
+    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().filter_map(|task| of_thread(task.unwrap().path())).sum()
+}
+
+#[test]
+fn an_idle_daemon_sleeps() {
+    let keepd = Keepd::started();
+    keepd.ok(&["backup", "shop"]);
+    // Threads of the last call end some seconds later; on a busy machine all of it takes longer.
+    let began = Instant::now();
+    loop {
+        let before = voluntary_switches(keepd.pid());
+        std::thread::sleep(Duration::from_secs(4));
+        let woken = voluntary_switches(keepd.pid()).abs_diff(before);
+        if woken <= 2 {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(90), "it still wakes up {woken} times in 4 s");
+    }
+}

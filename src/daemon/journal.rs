@@ -20,6 +20,7 @@ pub async fn write(ledger: Arc<Ledger>, entry: impl FnOnce() -> AuditEntry + Sen
 /// Keeps the file of the audit log's head not far behind the log.
 pub async fn keep_head(ledger: Arc<Ledger>) {
     loop {
+        ledger.head_is_behind().await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let ledger = ledger.clone();
         let _ = tokio::task::spawn_blocking(move || ledger.write_audit_head()).await;

@@ -431,6 +431,9 @@ impl Ledger {
         if chain.written.is_none_or(|since| since.elapsed() >= HEAD_EVERY) {
             self.write_known(chain);
         }
+        if chain.is_behind {
+            self.head_behind.notify_one();
+        }
         all.iter().for_each(tell);
         all.pop().ok_or_else(|| LedgerError::Failed("nothing was to be written".into()))
     }
@@ -455,6 +458,15 @@ impl Ledger {
         if chain.is_behind {
             self.write_known(&mut chain);
         }
+        // It could not be: once more later.
+        if chain.is_behind {
+            self.head_behind.notify_one();
+        }
+    }
+
+    /// Waits until the file with the head has an older one, or had since this was asked last.
+    pub async fn head_is_behind(&self) {
+        self.head_behind.notified().await;
     }
 
     /// Calls that may still write an entry with a run that they started.

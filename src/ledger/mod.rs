@@ -96,6 +96,8 @@ pub struct Ledger {
     are_sums_seen: AtomicBool,
     audit: Mutex<audit::Chain>,
     audited_calls: AtomicUsize,
+    /// The file with the head of the audit log is to be written.
+    head_behind: tokio::sync::Notify,
     /// The last entry of the audit log could not be written.
     audit_misses: AtomicBool,
     /// Ends of runs that could not be written, by id: as long as this process lives they hold, and not what the database has.
@@ -192,6 +194,7 @@ impl Ledger {
             are_sums_seen: AtomicBool::new(false),
             audit: Mutex::default(),
             audited_calls: AtomicUsize::new(0),
+            head_behind: tokio::sync::Notify::new(),
             audit_misses: AtomicBool::new(false),
             unwritten: Mutex::default(),
         })

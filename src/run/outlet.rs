@@ -327,7 +327,7 @@ mod tests {
         let (memory, _input, mut outlet, _) = begun(Duration::from_secs(600));
         drop(memory);
         assert_eq!(fill(&mut outlet).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-        for number in [4, 255, 3] {
+        for number in [8, 255, 3] {
             let (_memory, offer) = Memory::offer().unwrap();
             let (from, mut back) = io::pipe().unwrap();
             let (_input, out) = io::pipe().unwrap();

@@ -996,8 +996,8 @@ mod tests {
             assert!(!to.join("a").exists(), "what is not whole does not stay");
         };
         refused(0, 1, false, "none");
-        refused(4, 1, true, "beyond");
-        refused(4, 0, true, "beyond, and nothing");
+        refused(8, 1, true, "beyond");
+        refused(8, 0, true, "beyond, and nothing");
         refused(u32::MAX, 1, true, "far beyond");
         refused(0, BLOCK_BYTES as u32 + 1, true, "too long");
         // The file ends before what comes: the sender may still wait for the block.

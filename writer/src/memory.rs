@@ -10,7 +10,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_sea
 use rustix::process::{Resource, getrlimit};
 
 /// Blocks that are lent: what is sent ahead of the disk.
-const BLOCKS: usize = 4;
+const BLOCKS: usize = 8;
 
 /// The writer's side of it.
 pub struct Memory {
@@ -26,7 +26,7 @@ pub struct Offer {
 }
 
 impl Memory {
-    /// Makes memory to lend, 16 MiB; an error where the system has none to give, and a pipe has to do.
+    /// Makes memory to lend, 32 MiB; an error where the system has none to give, and a pipe has to do.
     pub fn offer() -> io::Result<(Self, Offer)> {
         let bytes = BLOCKS * BLOCK_BYTES;
         // Who may make no file so long would be ended by a signal for this one.
