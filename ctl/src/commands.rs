@@ -553,16 +553,18 @@ impl Context<'_> {
         let can_lend = remote::host().is_none() && descriptors.len() + 2 <= MAX_DESCRIPTORS;
         let (memory, offer) = can_lend.then(|| keepd_writer::Memory::offer().ok()).flatten().unzip();
         options.memory = memory;
-        let place = descriptors.len() as u32;
-        let (memory, returned) = offer
-            .as_ref()
-            .map(|offer| {
-                descriptors.extend([offer.memory.as_fd(), offer.returned.as_fd()]);
-                (place, place + 1)
-            })
-            .unzip();
-        let call =
-            start_restore::In { backup: of.backup.clone(), job: of.job.clone(), paths, private_keys: keys.places(1), memory, returned };
+        let place = offer.is_some().then_some(descriptors.len() as u32);
+        if let Some(offer) = &offer {
+            descriptors.extend([offer.memory.as_fd(), offer.returned.as_fd()]);
+        }
+        let call = start_restore::In {
+            backup: of.backup.clone(),
+            job: of.job.clone(),
+            paths,
+            private_keys: keys.places(1),
+            memory: place,
+            returned: place.map(|place| place + 1),
+        };
         let started = self.client()?.call_with::<StartRestore>(&call, &descriptors)?;
         drop((writer, offer));
         let guard = follow::interrupt(self.socket, &started.run)?;

@@ -109,8 +109,6 @@ pub enum Frame {
 
 /// Length of what stands before the bytes in a `Data` payload.
 const DATA_PREFIX: usize = 16;
-/// Length of a `Shared` payload.
-const SHARED_BYTES: usize = 24;
 
 /// Writes frames. The caller brings the buffering.
 pub struct FrameWriter<W> {
@@ -163,10 +161,7 @@ impl<W: Write> FrameWriter<W> {
 
     /// Tells of contents that were put into a block of lent memory, and has the client see it at once.
     pub fn shared(&mut self, entry: u64, offset: u64, block: u32, len: u32) -> io::Result<()> {
-        let mut payload = [0; SHARED_BYTES];
-        let (numbers, words) = payload.split_at_mut(16);
-        numbers.copy_from_slice(&(u128::from(entry) | u128::from(offset) << 64).to_le_bytes());
-        words.copy_from_slice(&(u64::from(block) | u64::from(len) << 32).to_le_bytes());
+        let payload = [entry.to_le_bytes().as_slice(), &offset.to_le_bytes(), &block.to_le_bytes(), &len.to_le_bytes()].concat();
         self.small(SHARED, &payload)?;
         self.out.flush()
     }

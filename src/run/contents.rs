@@ -10,7 +10,8 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use super::live::{Failure, Finish, LiveRun};
-use super::restore::{Another, Broken, PatientWriter, Place, find_file, gone, next_place, part, unreadable};
+use super::patient::PatientWriter;
+use super::restore::{Another, Broken, Place, find_file, gone, next_place, part, unreadable};
 use crate::repository::entry::Extent;
 use crate::repository::fetch::{Fetcher, Slot};
 use crate::repository::{Entry, RepositoryError, Segment};

@@ -13,7 +13,7 @@ use super::archived;
 use super::backup::Environment;
 use super::keys::{self, NewKey};
 use super::live::{Failure, Finish, LiveRun};
-use super::restore::PatientWriter;
+use super::patient::PatientWriter;
 use super::{destination, names};
 use crate::config::{Destination, OptionValue};
 use crate::crypto::key_file::{self, Kind};

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::backup::Environment;
 use super::live::{Failure, Finish, LiveRun};
-use super::restore::{PatientWriter, Place};
+use super::patient::PatientWriter;
+use super::restore::Place;
 use super::set::told;
 use super::{contents, hooks, quiesce};
 use crate::config::{Databases, Job, ServerSource, Source, SourceKind};

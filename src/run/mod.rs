@@ -31,6 +31,7 @@ pub mod memory;
 mod names;
 mod outcome;
 mod outlet;
+mod patient;
 mod quiesce;
 pub(crate) mod readable;
 mod reencrypt;

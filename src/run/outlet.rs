@@ -2,17 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use keepd_protocol::restore::{BLOCK_BYTES, EntryHeader, FrameWriter, MAX_BLOCKS, Summary};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, OFlags, SealFlags};
+use rustix::event::PollFlags;
+use rustix::fs::{OFlags, SealFlags};
 use tokio_util::sync::CancellationToken;
 
 use super::live::Failure;
-use super::restore::PatientWriter;
+use super::patient::{PatientWriter, not_waiting, wait_for};
 
 /// Pieces that follow nothing and are shorter are not worth a block, in bytes.
 const SHORT_BYTES: usize = 64 << 10;
@@ -109,36 +109,6 @@ impl SharedMemory {
                 Err(e) => return Err(e),
             }
         }
-    }
-}
-
-/// A pipe that a client passed, so that it does not wait. Whoever passed it shares the flags of that descriptor and could take this one back: where it may be opened
-/// anew it has flags of its own.
-pub(super) fn not_waiting(pipe: OwnedFd, access: OFlags) -> rustix::io::Result<OwnedFd> {
-    let again = format!("/proc/self/fd/{}", pipe.as_raw_fd());
-    match rustix::fs::open(again, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(own) => Ok(own),
-        Err(_) => {
-            let flags = rustix::fs::fcntl_getfl(&pipe)?;
-            rustix::fs::fcntl_setfl(&pipe, flags | OFlags::NONBLOCK)?;
-            Ok(pipe)
-        }
-    }
-}
-
-/// Waits a little until a descriptor is ready, and tells whether it is; an error when it was cancelled meanwhile, or took longer than is to be borne.
-pub(super) fn wait_for(file: &File, what: PollFlags, since: Instant, patience: Duration, cancel: &CancellationToken) -> io::Result<bool> {
-    if cancel.is_cancelled() {
-        return Err(io::Error::other("cancelled"));
-    }
-    if since.elapsed() > patience {
-        return Err(io::Error::other(format!("it took nothing for {} s", patience.as_secs())));
-    }
-    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
-    match poll(&mut [PollFd::new(file, what)], Some(&timeout)) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(e) => Err(e.into()),
     }
 }
 
@@ -341,7 +311,9 @@ mod tests {
 
     #[test]
     fn only_sealed_memory_of_whole_blocks_is_taken() {
-        use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
+        use std::os::fd::AsRawFd;
+
+        use rustix::fs::{FallocateFlags, MemfdFlags, Mode, fallocate, fcntl_add_seals, ftruncate, memfd_create};
         let made = |bytes: u64, seals: SealFlags| -> OwnedFd {
             let memory = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
             if bytes > 0 {

@@ -5,24 +5,19 @@
 //! its offsets, so that each is read once.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write};
-use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
+use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use data_encoding::BASE64;
 use keepd_protocol::model::{BytesPath, EntryKind, Level};
 use keepd_protocol::restore::{EntryHeader, INLINE_BYTES, Summary};
-use rustix::event::PollFlags;
-use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
 use super::live::{Failure, Finish, LiveRun};
-use super::outlet::{Outlet, RestoreOut, not_waiting, wait_for};
+use super::outlet::{Outlet, RestoreOut};
+use super::patient::PATIENCE;
 use super::repeats::{Kept, Repeated, Repeats, Use};
 use super::reread::{Held, comes_again, read_in_order};
 use super::selection::{Selection, Shown, is_at_or_below};
@@ -41,11 +36,6 @@ const REREAD_PART: u64 = 8;
 const IN_ORDER_AHEAD: usize = 20 << 20;
 /// Pieces that travel inside their entry's frame.
 const INLINE_SEGMENTS: usize = 2;
-/// A client that takes nothing for so long is given up.
-pub(super) const PATIENCE: Duration = Duration::from_secs(600);
-
-/// So much of a regular file is written before the kernel is told to bring it to the disk, in bytes.
-const SENT_BYTES: u64 = 8 << 20;
 
 /// What a stream is made of, in order.
 pub enum Op {
@@ -772,66 +762,6 @@ pub fn find_file(repository: &Arc<Repository>, manifest: &Manifest, path: &[u8])
     match entry.kind {
         Kind::File => Ok(entry),
         other => Err(Failure::Failed(format!("'{shown_path}' is a {}, not a file", kind(other)))),
-    }
-}
-
-/// Writes to a client's descriptor without ever hanging on it: a client that takes nothing is given up, a cancel ends it.
-pub(super) struct PatientWriter {
-    file: File,
-    /// Of a regular file: bytes written, and how many of them are on their way to the disk.
-    written: Option<(u64, u64)>,
-    patience: Duration,
-    cancel: CancellationToken,
-}
-
-impl PatientWriter {
-    pub(super) fn new(fd: OwnedFd, patience: Duration, cancel: CancellationToken) -> Result<Self, Failure> {
-        let failed = |e: rustix::io::Errno| Failure::Failed(format!("cannot use the client's descriptor: {e}"));
-        // A larger pipe saves wake-ups; not getting one is fine.
-        let is_pipe = rustix::pipe::fcntl_setpipe_size(&fd, 1 << 20).is_ok() || rustix::pipe::fcntl_getpipe_size(&fd).is_ok();
-        let file = File::from(match is_pipe {
-            true => not_waiting(fd, OFlags::WRONLY).map_err(failed)?,
-            false => {
-                let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
-                rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(failed)?;
-                fd
-            }
-        });
-        let written = file.metadata().is_ok_and(|m| m.is_file()).then_some((0, 0));
-        Ok(Self { file, written, patience, cancel })
-    }
-}
-
-impl PatientWriter {
-    /// Has the kernel begin to write, so that not all of it is left for the sync at the end. Only a hint: what comes of it does not matter.
-    fn send_on(&mut self, n: u64) {
-        let Some((written, sent)) = &mut self.written else { return };
-        *written += n;
-        if *written - *sent >= SENT_BYTES {
-            let _ = rustix::fs::fadvise(&self.file, *sent, NonZeroU64::new(*written - *sent), rustix::fs::Advice::DontNeed);
-            *sent = *written;
-        }
-    }
-}
-
-impl Write for PatientWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let since = Instant::now();
-        loop {
-            match self.file.write(bytes) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(n) => {
-                    self.send_on(n as u64);
-                    return Ok(n);
-                }
-                other => return other,
-            }
-            let _ = wait_for(&self.file, PollFlags::OUT, since, self.patience, &self.cancel)?;
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

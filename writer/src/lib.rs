@@ -152,8 +152,7 @@ enum Work {
     Shared {
         entry: u64,
         offset: u64,
-        block: u32,
-        len: usize,
+        held: Held,
     },
     End {
         entry: u64,
@@ -348,14 +347,12 @@ fn read_all(
             }
             Some(Frame::Shared { entry, offset, block, len }) => {
                 let lane = lane_of.get(&entry).copied().ok_or_else(unannounced)?;
-                let len = len as usize;
-                if shared.options.memory.as_ref().and_then(|memory| memory.bytes(block, len)).is_none() {
-                    return Err(RestoreError(format!("{len} bytes came in block {block} of memory that was not lent")));
-                }
+                let held = shared.options.memory.as_ref().and_then(|memory| memory.take(block, len));
+                let held = held.ok_or_else(|| RestoreError(format!("{len} bytes came in block {block} of memory that was not lent")))?;
                 if let Some(block) = long.get_mut(&entry).and_then(|gathered| gathered.block.take()) {
                     hand(lane, Work::Block { entry, block })?;
                 }
-                hand(lane, Work::Shared { entry, offset, block, len })?;
+                hand(lane, Work::Shared { entry, offset, held })?;
             }
             Some(frame @ (Frame::End { entry } | Frame::Lost { entry })) => {
                 let lane = lane_of.remove(&entry).ok_or_else(unannounced)?;
@@ -557,11 +554,6 @@ impl Shared {
         let mut parent: Option<(Vec<u8>, OwnedFd)> = None;
         for work in queue {
             let bytes = work.bytes();
-            // Given back when this step is over, also where nothing is written any more: the sender would wait for it.
-            let _held = match (&work, &self.options.memory) {
-                (Work::Shared { block, .. }, Some(memory)) => Some(Held { memory, block: *block }),
-                _ => None,
-            };
             if !self.stop.load(Ordering::Acquire)
                 && let Err(RestoreError(text)) = self.step(work, &mut open, &mut skipped, &mut parent)
             {
@@ -629,10 +621,7 @@ impl Shared {
                 let _ = self.blocks.0.send(block);
                 put
             }
-            Work::Shared { entry, offset, block, len } => {
-                let memory = self.options.memory.as_ref().and_then(|memory| memory.bytes(block, len));
-                self.more(entry, offset, memory.unwrap_or_default(), open, skipped)
-            }
+            Work::Shared { entry, offset, held } => self.more(entry, offset, held.bytes(), open, skipped),
             Work::End { entry } | Work::Lost { entry } if skipped.remove(&entry) => Ok(()),
             Work::End { entry } => {
                 let file = open.remove(&entry).ok_or_else(|| RestoreError("a file ended that was not announced".into()))?;

@@ -3,6 +3,7 @@
 
 use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use keepd_protocol::restore::BLOCK_BYTES;
 use memmap2::{Mmap, MmapOptions};
@@ -13,7 +14,9 @@ use rustix::process::{Resource, getrlimit};
 const BLOCKS: usize = 8;
 
 /// The writer's side of it.
-pub struct Memory {
+pub struct Memory(Arc<Lent>);
+
+struct Lent {
     map: Mmap,
     returned: PipeWriter,
 }
@@ -42,28 +45,35 @@ impl Memory {
         #[allow(unsafe_code)]
         let map = unsafe { MmapOptions::new().len(bytes).map(&memory) }?;
         let (from, returned) = io::pipe()?;
-        Ok((Self { map, returned }, Offer { memory, returned: from.into() }))
+        Ok((Self(Arc::new(Lent { map, returned })), Offer { memory, returned: from.into() }))
     }
 
-    /// The first `len` bytes of a block; None where there are none such.
-    pub(crate) fn bytes(&self, block: u32, len: usize) -> Option<&[u8]> {
-        let start = (block as usize).checked_mul(BLOCK_BYTES)?;
-        let is_there = (block as usize) < BLOCKS && len <= BLOCK_BYTES;
-        self.map.get(start..)?.get(..len).filter(|_| is_there)
+    /// The first `len` bytes of a block that the sender told of; None where there are none such.
+    pub(crate) fn take(&self, block: u32, len: u32) -> Option<Held> {
+        let (block, len) = (usize::try_from(block).ok()?, usize::try_from(len).ok()?);
+        (block < BLOCKS && len <= BLOCK_BYTES).then(|| Held { lent: self.0.clone(), block, len })
     }
 }
 
-/// A block that is the writer's, until this goes: the sender may use it again then.
-pub(crate) struct Held<'m> {
-    pub memory: &'m Memory,
-    pub block: u32,
+/// A block that is the writer's, until this goes: the sender, who would wait for it, may use it again then, whether it was written or not.
+pub(crate) struct Held {
+    lent: Arc<Lent>,
+    block: usize,
+    len: usize,
 }
 
-impl Drop for Held<'_> {
+impl Held {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let start = self.block * BLOCK_BYTES;
+        self.lent.map.get(start..start + self.len).unwrap_or_default()
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
         if let Ok(number) = u8::try_from(self.block) {
             // A sender that is gone does not mind.
-            let _ = (&self.memory.returned).write_all(&[number]);
+            let _ = (&self.lent.returned).write_all(&[number]);
         }
     }
 }

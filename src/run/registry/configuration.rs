@@ -27,7 +27,7 @@ use crate::portable::seal;
 use crate::run::destination;
 use crate::run::export::packing;
 use crate::run::import::keys::Keys;
-use crate::run::restore::{PATIENCE, PatientWriter};
+use crate::run::patient::{PATIENCE, PatientWriter};
 
 /// What an undo would do, or did.
 pub struct Undone {

@@ -711,7 +711,7 @@ impl Runs {
             live.step("reading");
             let mut tried = vec![place.destination.clone()];
             let another = &mut || runs.another_place(&env, &found, &mut tried, &reading);
-            contents::write(place, another, &path, &looked, (out, restore::PATIENCE), live)
+            contents::write(place, another, &path, &looked, (out, crate::run::patient::PATIENCE), live)
         })?;
         Ok((run, size))
     }
