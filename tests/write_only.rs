@@ -625,6 +625,8 @@ fn a_private_key_leaves_no_trace() {
         assert!(!String::from_utf8_lossy(&seen).contains(&hex));
     }
     assert!(in_memory(pid, &raw) > 0, "the run has it");
+    // X25519 computes with a copy that has bits of the first and the last byte set.
+    let inner = &raw[1..31];
     drop(reading.stdout.take());
     reading.wait().unwrap();
     let mut said = String::new();
@@ -644,8 +646,14 @@ fn a_private_key_leaves_no_trace() {
     }
     assert!(!said.contains(&hex) && !said.contains("keepd-private-1"));
     let since = std::time::Instant::now();
-    while in_memory(pid, &raw) > 0 {
-        assert!(since.elapsed() < Duration::from_secs(10), "it is still in the daemon's memory, {} times", in_memory(pid, &raw));
+    while in_memory(pid, inner) + in_memory(pid, hex.as_bytes()) > 0 {
+        let times = (in_memory(pid, inner), in_memory(pid, hex.as_bytes()));
+        assert!(
+            since.elapsed() < Duration::from_secs(10),
+            "it is still in the daemon's memory, {} times and {} as a text",
+            times.0,
+            times.1
+        );
         std::thread::sleep(Duration::from_millis(200));
     }
     world.keepd.stop();

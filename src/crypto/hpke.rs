@@ -12,6 +12,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::CryptoError;
 use super::key_file::{Fingerprint, digest};
 use super::locked::Locked;
+use super::stack;
 
 type Suite = X25519HkdfSha256;
 
@@ -75,8 +76,10 @@ impl PrivateKey {
     }
 
     pub fn new(secret: Locked) -> Result<Self, CryptoError> {
-        let key = <Suite as Kem>::PrivateKey::from_bytes(secret.bytes()).map_err(|_| CryptoError::Open)?;
-        let public: [u8; 32] = Suite::sk_to_pk(&key).to_bytes().into();
+        let public = stack::wiped(|| {
+            let key = <Suite as Kem>::PrivateKey::from_bytes(secret.bytes()).map_err(|_| CryptoError::Open)?;
+            Ok::<[u8; 32], CryptoError>(Suite::sk_to_pk(&key).to_bytes().into())
+        })?;
         Ok(Self { secret, public: PublicKey(public) })
     }
 
@@ -103,9 +106,10 @@ impl PrivateKey {
         let (encapsulated, sealed) = rest.split_first_chunk::<ENCAPSULATED_BYTES>().ok_or(CryptoError::Short)?;
         let wanted = Fingerprint(*wanted);
         let key = keys.iter().find(|k| k.public.fingerprint() == wanted).ok_or(CryptoError::NeedsPrivateKey(wanted))?;
-        key.open(info, encapsulated, sealed, header)
+        stack::wiped(|| key.open(info, encapsulated, sealed, header))
     }
 
+    /// Leaves copies of the key on the stack.
     fn open(
         &self,
         info: &[u8],

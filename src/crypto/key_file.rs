@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::hpke::{PrivateKey, PublicKey};
 use super::locked::Locked;
+use super::stack;
 
 const VERSION: &str = "1";
 const KEY_BYTES: usize = Locked::BYTES;
@@ -465,9 +466,12 @@ fn parse_line(path: &Path, line: &str, kind: Kind) -> Result<Locked> {
         return Err(truncated());
     }
     let mut digits = [0; CHECK_BYTES];
-    let decoded = HEXLOWER_PERMISSIVE.decode_mut(key.as_bytes(), found.bytes_mut()).is_ok()
-        && HEXLOWER_PERMISSIVE.decode_mut(given.as_bytes(), &mut digits).is_ok();
-    if !decoded || self::check(kind, found.bytes()) != digits {
+    let fits = stack::wiped(|| {
+        HEXLOWER_PERMISSIVE.decode_mut(key.as_bytes(), found.bytes_mut()).is_ok()
+            && HEXLOWER_PERMISSIVE.decode_mut(given.as_bytes(), &mut digits).is_ok()
+            && self::check(kind, found.bytes()) == digits
+    });
+    if !fits {
         return Err(KeyFileError::CheckMismatch(path.to_owned()));
     }
     Ok(found)

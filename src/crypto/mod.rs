@@ -12,6 +12,7 @@ pub mod object;
 pub mod passphrase;
 pub mod profile;
 pub mod slot;
+mod stack;
 pub mod token;
 mod written;
 
