@@ -55,7 +55,7 @@ const VERSION: i64 = 5;
 /// and new backups must not build upon it. `read`: when it was read whole and found good, in seconds since 1970. `closed`: a write-only pack.
 /// `compared`: the state of the storage with which `pack` and `loaded` agreed; a change of theirs forgets it.
 /// `went`: how often a pack or a chunk went from here.
-/// `sized`: the pack at which looking at sizes in turn stopped. `translation`: what chunks of other repositories became here.
+/// `translation`: what chunks of other repositories became here.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pack (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, kind INTEGER NOT NULL, listed BLOB, condemned INTEGER NOT NULL, read INTEGER NOT NULL DEFAULT 0, closed INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX IF NOT EXISTS pack_closed ON pack (closed) WHERE closed;
@@ -74,7 +74,6 @@ const SCHEMA: &str = "
     CREATE TRIGGER IF NOT EXISTS pack_became AFTER UPDATE OF id, size ON pack BEGIN DELETE FROM compared; END;
     CREATE TRIGGER IF NOT EXISTS loaded_came AFTER INSERT ON loaded BEGIN DELETE FROM compared; END;
     CREATE TRIGGER IF NOT EXISTS loaded_went AFTER DELETE ON loaded BEGIN DELETE FROM compared; END;
-    CREATE TABLE IF NOT EXISTS sized (one INTEGER PRIMARY KEY CHECK (one = 1), last BLOB NOT NULL);
     CREATE TABLE IF NOT EXISTS translation (repository BLOB NOT NULL, there BLOB NOT NULL, here BLOB NOT NULL, PRIMARY KEY (repository, there)) WITHOUT ROWID;";
 
 /// Chunks that are taken up in one transaction, some 30 MiB of memory.
@@ -459,22 +458,6 @@ impl LocalIndex {
             packs.extend(before);
         }
         Ok(packs)
-    }
-
-    /// The pack at which looking at sizes in turn stopped.
-    pub fn last_sized(&self) -> Result<Option<[u8; 32]>> {
-        let db = self.db();
-        match db.query_row("SELECT last FROM sized", [], |r| r.get(0)).optional() {
-            // It is only where to begin.
-            Err(e) if is_wrong_row(&e) => Ok(None),
-            found => found.map_err(|e| self.fail(e)),
-        }
-    }
-
-    pub fn set_last_sized(&self, pack: &[u8; 32]) -> Result<()> {
-        let db = self.db();
-        let done = db.execute("INSERT OR REPLACE INTO sized (one, last) VALUES (1, ?1)", [pack]);
-        done.map(drop).map_err(|e| self.fail(e))
     }
 
     /// Packs that are not condemned and were not read whole since `before` (seconds since 1970), those first that wait longest; at

@@ -36,6 +36,7 @@ pub mod source_writer;
 pub mod spool;
 #[cfg(test)]
 pub(crate) mod test_world;
+mod turn;
 #[cfg(test)]
 mod two_writers;
 pub mod writer;

@@ -20,6 +20,7 @@ use super::lock;
 use super::manifest::{MAX_MANIFEST_BYTES, Manifest, SealedError, open_object, seal_object};
 use super::pack::{self, BuiltPack, MAX_PACK_BYTES, PackContents, PackError, PackMemory, PackedChunk, SealedChunk};
 use super::slots::{self, Patience, Unreadable};
+use super::turn;
 use crate::config::Compression;
 use crate::crypto::slot::Slot;
 use crate::crypto::{self, CryptoError, HEADER_BYTES, Keyring, ObjectCipher, ObjectHeader, ObjectKind, Profile};
@@ -354,7 +355,7 @@ impl Repository {
         }
         // What was seen of these is kept: it is the next ones' turn.
         if let Some(last) = last_sized {
-            self.local.set_last_sized(&last)?;
+            turn::stopped_at(&self.id, last);
         }
         let is_as_known = problems.is_empty() && gone.is_empty() && packs.len() == known.len();
         for (id, size) in packs.into_iter().filter(|(id, _)| !known.contains_key(id)) {
@@ -391,7 +392,7 @@ impl Repository {
 
     /// Whether the next packs in turn, and the newest, are as long as is known.
     fn are_sizes_right(&self, most: usize) -> Result<bool> {
-        let mut packs = self.local.packs_in_turn(&self.local.last_sized()?.unwrap_or_default(), most)?;
+        let mut packs = self.local.packs_in_turn(&turn::behind(&self.id), most)?;
         let last = packs.last().filter(|_| packs.len() == most).map(|(id, _)| *id);
         if last.is_some() {
             packs.extend(self.local.newest_packs(NEWEST_SIZES)?);
@@ -401,7 +402,7 @@ impl Repository {
             return Ok(false);
         }
         if let Some(last) = last {
-            self.local.set_last_sized(&last)?;
+            turn::stopped_at(&self.id, last);
         }
         Ok(true)
     }
@@ -430,7 +431,8 @@ impl Repository {
         let in_turn: Vec<[u8; 32]> = match asked.len() > most {
             false => asked,
             true => {
-                let from = self.local.last_sized()?.map_or(0, |last| asked.partition_point(|id| *id <= last));
+                let last = turn::behind(&self.id);
+                let from = asked.partition_point(|id| *id <= last);
                 asked.iter().cycle().skip(from).take(most).copied().collect()
             }
         };
