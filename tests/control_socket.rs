@@ -461,3 +461,28 @@ fn an_idle_daemon_sleeps() {
         assert!(began.elapsed() < Duration::from_secs(90), "it still wakes up {woken} times in 4 s");
     }
 }
+
+/// Bytes of a process's own program that are mapped to be run.
+fn code_resident(pid: u32) -> u64 {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut lines = maps.lines();
+    lines.by_ref().find(|l| l.contains(" r-xp ") && l.ends_with(program.to_str().unwrap())).expect("its code is mapped");
+    let resident = lines.find_map(|l| l.strip_prefix("Rss:")).unwrap();
+    resident.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn an_idle_daemon_lets_go_of_what_it_does_not_run() {
+    let keepd = Keepd::started();
+    for _ in 0..2 {
+        keepd.ok(&["backup", "shop"]);
+        let busy = code_resident(keepd.pid());
+        let began = Instant::now();
+        while code_resident(keepd.pid()) * 2 > busy {
+            assert!(began.elapsed() < Duration::from_secs(90), "{} of {busy} bytes are still mapped", code_resident(keepd.pid()));
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+    keepd.ok(&["check", "local"]);
+}

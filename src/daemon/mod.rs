@@ -9,6 +9,7 @@ mod journal;
 mod logging;
 mod notify;
 mod reload;
+mod rest;
 mod signals;
 pub(crate) mod state_dir;
 mod status;
@@ -247,6 +248,7 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
     );
     let line = tokio::spawn(status::follow(notifier, events.subscribe(), status_changed, picture));
     let line = tokio_util::task::AbortOnDropHandle::new(line);
+    let resting = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(rest::follow(events.subscribe())));
     let (pulse, mut pulses) = mpsc::channel::<oneshot::Sender<()>>(1);
     if let Some(interval) = sd_notify::watchdog_enabled() {
         let stages = stages(pulse, scheduler.clone(), ledger.clone(), runs.clone());
@@ -287,7 +289,7 @@ async fn serve(config: Config, config_path: PathBuf, ledger: Arc<Ledger>) -> Res
         }
     };
 
-    drop(line);
+    drop((line, resting));
     let active = runs.active().len();
     if active == 0 {
         notifier.stopping("Stopping");

@@ -10,7 +10,7 @@ NAMED = {
     "src/access/caller.rs": (1, "getsockopt(SO_PEERGROUPS): the groups of who calls"),
     "src/control/listener.rs": (1, "takes the descriptor that systemd passed"),
     "src/crypto/locked.rs": (7, "pages for keys: mmap, mlock, madvise, munmap"),
-    "src/run/memory.rs": (2, "malloc_trim and mallopt of glibc"),
+    "src/run/memory.rs": (3, "malloc_trim and mallopt of glibc, madvise for the program's own code"),
     "writer/src/memory.rs": (1, "maps the memory that is lent to the daemon for a restore"),
 }
 # What is no code of Rust: comments, strings, characters. Raw strings with one or no '#' are enough here.
