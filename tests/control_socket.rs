@@ -475,14 +475,23 @@ fn code_resident(pid: u32) -> u64 {
 #[test]
 fn an_idle_daemon_lets_go_of_what_it_does_not_run() {
     let keepd = Keepd::started();
-    for _ in 0..2 {
+    let lets_go = |tries: u32| {
         keepd.ok(&["backup", "shop"]);
         let busy = code_resident(keepd.pid());
         let began = Instant::now();
         while code_resident(keepd.pid()) * 2 > busy {
-            assert!(began.elapsed() < Duration::from_secs(90), "{} of {busy} bytes are still mapped", code_resident(keepd.pid()));
+            if began.elapsed() > Duration::from_secs(30) {
+                // On a machine that stood still it had let go before it was looked at.
+                assert!(tries < 3, "{} of {busy} bytes are still mapped", code_resident(keepd.pid()));
+                return false;
+            }
             std::thread::sleep(Duration::from_millis(500));
         }
+        true
+    };
+    // And again, for it is wanted again.
+    for _ in 0..2 {
+        assert!((0..).any(lets_go));
     }
     keepd.ok(&["check", "local"]);
 }
