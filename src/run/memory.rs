@@ -21,7 +21,7 @@ pub fn few_pools() {
     }
 }
 
-/// Unmaps the code of this program: what is wanted of it again is mapped from the page cache, which costs about a millisecond altogether. The kernel maps far
+/// Unmaps the code of this program: what is wanted of it again is mapped from the page cache, which costs a millisecond or two altogether. The kernel maps far
 /// more around each page that was wanted than is ever run (pages of the size it reads files in), and all of it counts as the daemon's resident memory.
 ///
 /// Only code: nothing ever wrote to it, while the loader wrote addresses into what lies beside it. Breakpoints that a debugger set are lost.
