@@ -646,14 +646,13 @@ fn a_private_key_leaves_no_trace() {
     }
     assert!(!said.contains(&hex) && !said.contains("keepd-private-1"));
     let since = std::time::Instant::now();
-    while in_memory(pid, inner) + in_memory(pid, hex.as_bytes()) > 0 {
-        let times = (in_memory(pid, inner), in_memory(pid, hex.as_bytes()));
-        assert!(
-            since.elapsed() < Duration::from_secs(10),
-            "it is still in the daemon's memory, {} times and {} as a text",
-            times.0,
-            times.1
-        );
+    loop {
+        let (times, as_text) = (in_memory(pid, inner), in_memory(pid, hex.as_bytes()));
+        if times + as_text == 0 {
+            break;
+        }
+        let is_early = since.elapsed() < Duration::from_secs(10);
+        assert!(is_early, "it is still in the daemon's memory, {times} times and {as_text} as a text");
         std::thread::sleep(Duration::from_millis(200));
     }
     world.keepd.stop();
