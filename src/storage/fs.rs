@@ -97,7 +97,9 @@ pub(super) fn top(storage: &Storage, root: &Path) -> Result<Vec<Listed>> {
         match fs::metadata(entry.path()) {
             Ok(meta) if meta.is_file() => found.push(Listed { name, size: meta.len() }),
             Ok(_) => {}
-            Err(e) if absent(&e) => {}
+            // A link that leads nowhere is none of ours: others have their files beside archives.
+            Err(e) if absent(&e) && entry.path().is_symlink() => {}
+            Err(e) if absent(&e) && !is_named(&open_root(root).map_err(|e| failed(e.into()))?, &name).map_err(|e| failed(e.into()))? => {}
             Err(e) => return Err(storage.failed("list", &name, e.to_string())),
         }
     }
@@ -141,7 +143,7 @@ pub(super) fn size(storage: &Storage, root: &Path, name: &str) -> Result<u64> {
 
 pub(super) fn sizes_if_there(storage: &Storage, root: &Path, names: &[String]) -> Result<Vec<Option<u64>>> {
     // From the root on: its own way there is not gone anew for each.
-    let top = match rustix::fs::open(root, DIRECTORY, Mode::empty()) {
+    let top = match open_root(root) {
         Err(Errno::NOENT) => return Ok(vec![None; names.len()]),
         other => other.map_err(|e| absent_or(storage, "open", "", &e.into()))?,
     };
@@ -175,14 +177,49 @@ pub(super) fn is_of_a_network(root: &Path) -> bool {
 /// All files below the directory `prefix`, sorted by name; what was removed meanwhile is not among them.
 pub(super) fn list(storage: &Storage, root: &Path, prefix: &str) -> Result<Vec<Listed>> {
     let mut found = Vec::new();
-    for name in names(storage, root, prefix, false)? {
-        match fs::metadata(root.join(&name)) {
-            Ok(meta) => found.push(Listed { name, size: meta.len() }),
-            Err(e) if absent(&e) => {}
-            Err(e) => return Err(storage.failed("list", &name, e.to_string())),
+    let names = names(storage, root, prefix, false)?;
+    let top = open_root(root).map_err(|e| storage.failed("list", prefix, io::Error::from(e).to_string()))?;
+    for name in names {
+        match unless_gone(&top, &name, || rustix::fs::statat(&top, &name, AtFlags::empty())) {
+            Ok(Some(stat)) => found.push(Listed { name, size: stat.st_size as u64 }),
+            Ok(None) => {}
+            Err(e) => return Err(storage.failed("list", &name, io::Error::from(e).to_string())),
         }
     }
     Ok(found)
+}
+
+fn open_root(root: &Path) -> std::result::Result<OwnedFd, Errno> {
+    rustix::fs::open(root, DIRECTORY, Mode::empty())
+}
+
+/// What `ask` says of a name below `top`; None where it is not there. That is believed when its directory does not name it either: a file system that cannot
+/// reach something just now (its other machine, its other disk), and a link to what is not mounted, say that it is not there of what is only out of reach.
+fn unless_gone<T>(top: &OwnedFd, name: &str, ask: impl Fn() -> std::result::Result<T, Errno>) -> std::result::Result<Option<T>, Errno> {
+    match ask() {
+        Err(Errno::NOENT) if !is_named(top, name)? => Ok(None),
+        // It may have come meanwhile.
+        Err(Errno::NOENT) => ask().map(Some),
+        other => other.map(Some),
+    }
+}
+
+/// Whether the directory of a name below `top` has it.
+fn is_named(top: &OwnedFd, name: &str) -> std::result::Result<bool, Errno> {
+    let (parent, name) = name.rsplit_once('/').unwrap_or((".", name));
+    let opened = match rustix::fs::openat(top, parent, DIRECTORY, Mode::empty()) {
+        // Below what is out of reach nothing is known to be gone.
+        Err(Errno::NOENT) => return if parent == "." { Err(Errno::NOENT) } else { is_named(top, parent) },
+        other => other?,
+    };
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut entries = RawDir::new(&opened, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        if entry?.file_name().to_bytes() == name.as_bytes() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn absent(error: &io::Error) -> bool {
@@ -194,7 +231,7 @@ pub(super) fn names(storage: &Storage, root: &Path, prefix: &str, remember: bool
     let prefix = prefix.trim_end_matches('/');
     let failed = |directory: &str, e: Errno| storage.failed("list", directory, io::Error::from(e).to_string());
     // A directory that was never made holds nothing; a root that is gone is an error.
-    let top = rustix::fs::open(root, DIRECTORY, Mode::empty()).map_err(|e| failed(prefix, e))?;
+    let top = open_root(root).map_err(|e| failed(prefix, e))?;
     let device = if remember { remembered::local_device(&top) } else { None };
     let (mut found, mut todo) = (Vec::new(), vec![prefix.to_owned()]);
     let mut buffer = Vec::with_capacity(32 << 10);
@@ -223,7 +260,7 @@ pub(super) fn names(storage: &Storage, root: &Path, prefix: &str, remember: bool
 
 /// What stands for the names below these prefixes, as long as it stays the same; None where not all of them are remembered and as they were.
 pub(super) fn state(root: &Path, prefixes: &[&str]) -> Option<[u8; 32]> {
-    let top = rustix::fs::open(root, DIRECTORY, Mode::empty()).ok()?;
+    let top = open_root(root).ok()?;
     let device = remembered::local_device(&top)?;
     let mut hasher = blake3::Hasher::new();
     let mut todo: Vec<String> = prefixes.iter().map(|prefix| prefix.trim_end_matches('/').to_owned()).collect();
@@ -235,13 +272,11 @@ pub(super) fn state(root: &Path, prefixes: &[&str]) -> Option<[u8; 32]> {
     Some(*hasher.finalize().as_bytes())
 }
 
-/// The names in one directory, sorted; None where it is not there.
+/// The names in one directory, sorted; None where there is none.
 fn names_in(top: &OwnedFd, directory: &str, buffer: &mut Vec<u8>) -> std::result::Result<Option<Names>, (String, Errno)> {
     let of_it = |e| (directory.to_owned(), e);
-    let opened = match rustix::fs::openat(top, directory, DIRECTORY, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(None),
-        other => other.map_err(of_it)?,
-    };
+    let opened = unless_gone(top, directory, || rustix::fs::openat(top, directory, DIRECTORY, Mode::empty())).map_err(of_it)?;
+    let Some(opened) = opened else { return Ok(None) };
     let mut names = Names { is_sure: true, ..Names::default() };
     let mut entries = RawDir::new(&opened, buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {
@@ -252,9 +287,9 @@ fn names_in(top: &OwnedFd, directory: &str, buffer: &mut Vec<u8>) -> std::result
             // Of a link what it leads to counts; some file systems say of nothing what it is.
             FileType::Symlink | FileType::Unknown => {
                 names.is_sure = false;
-                match rustix::fs::statat(&opened, name, AtFlags::empty()) {
-                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-                    Err(Errno::NOENT) => continue,
+                match unless_gone(&opened, name, || rustix::fs::statat(&opened, name, AtFlags::empty())) {
+                    Ok(Some(stat)) => FileType::from_raw_mode(stat.st_mode),
+                    Ok(None) => continue,
                     Err(e) => return Err((format!("{directory}/{name}"), e)),
                 }
             }
@@ -318,4 +353,46 @@ pub(super) fn delete(storage: &Storage, root: &Path, name: &str) -> Result<()> {
         }
     };
     remove().map_err(|e| storage.failed("delete", name, e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names_of(top: &OwnedFd, directory: &str) -> std::result::Result<Option<usize>, (String, Errno)> {
+        Ok(names_in(top, directory, &mut Vec::with_capacity(1 << 10))?.map(|names| names.files.len() + names.directories.len()))
+    }
+
+    #[test]
+    fn a_link_to_what_is_not_mounted_is_no_empty_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = open_root(dir.path()).unwrap();
+        assert_eq!(names_of(&top, "packs"), Ok(None), "it was never made");
+        assert_eq!(names_of(&top, "packs/06"), Ok(None));
+        std::os::unix::fs::symlink(dir.path().join("other"), dir.path().join("packs")).unwrap();
+        assert_eq!(names_of(&top, "packs"), Err(("packs".into(), Errno::NOENT)));
+        assert_eq!(names_of(&top, "packs/06"), Err(("packs/06".into(), Errno::NOENT)));
+        fs::create_dir(dir.path().join("other")).unwrap();
+        assert_eq!(names_of(&top, "packs"), Ok(Some(0)));
+        assert_eq!(names_of(&top, "packs/06"), Ok(None));
+        std::os::unix::fs::symlink(dir.path().join("third"), dir.path().join("other/06")).unwrap();
+        assert_eq!(names_of(&top, "packs"), Err(("packs/06".into(), Errno::NOENT)));
+        fs::write(dir.path().join("third"), "").unwrap();
+        assert_eq!(names_of(&top, "packs"), Ok(Some(1)));
+    }
+
+    #[test]
+    fn what_came_meanwhile_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = open_root(dir.path()).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let ask = || {
+            asked.set(asked.get() + 1);
+            let answer = rustix::fs::statat(&top, "a", AtFlags::empty()).map(drop);
+            fs::write(dir.path().join("a"), "").unwrap();
+            answer
+        };
+        assert_eq!(unless_gone(&top, "a", ask), Ok(Some(())));
+        assert_eq!(asked.get(), 2);
+    }
 }

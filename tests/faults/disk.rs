@@ -90,6 +90,38 @@ fn places(world: &mut World, operation: Operation) -> BTreeMap<(Verb, String), u
     places
 }
 
+/// From the `nth` time on, once or (`lasting`) always.
+fn cell(
+    operation: Operation,
+    verb: Verb,
+    kind: &str,
+    fault: &str,
+    action: &Action,
+    words: &'static [&'static str],
+    (nth, lasting): (usize, bool),
+) -> Cell {
+    let glob = match kind {
+        "" => String::new(),
+        // An archive, or what stands beside it: what its name ends with.
+        end if end.starts_with('.') => format!("*{end}*"),
+        kind => format!("{{{kind},{kind}/**}}"),
+    };
+    let times = if lasting { u64::MAX } else { 1 };
+    let rule = Rule::on(&[verb], &glob).from(nth as u64).times(times).does(action.clone());
+    Cell {
+        operation,
+        verb: format!("{verb:?}"),
+        kind: kind.into(),
+        fault: fault.into(),
+        nth,
+        lasting,
+        trouble: Trouble::Fs(rule),
+        words,
+        heals: false,
+        hangs: false,
+    }
+}
+
 pub fn cells(world: &mut World, operations: &[Operation], every: usize) -> Vec<Cell> {
     let mut all = Vec::new();
     let mut turn = seed() as usize;
@@ -100,27 +132,7 @@ pub fn cells(world: &mut World, operations: &[Operation], every: usize) -> Vec<C
             let kinds: Vec<(&String, usize)> = places.iter().filter(|((v, _), _)| *v == verb).map(|((_, k), n)| (k, *n)).collect();
             for (fault, action, words) in faults(verb) {
                 let add = |kind: &str, nth: usize, lasting: bool| {
-                    let glob = match kind {
-                        "" => String::new(),
-                        // An archive, or what stands beside it: what its name ends with.
-                        end if end.starts_with('.') => format!("*{end}*"),
-                        kind => format!("{{{kind},{kind}/**}}"),
-                    };
-                    let times = if lasting { u64::MAX } else { 1 };
-                    let rule = Rule::on(&[verb], &glob).from(nth as u64).times(times).does(action.clone());
-                    let (verb, fault) = (format!("{verb:?}"), fault.clone());
-                    all.push(Cell {
-                        operation,
-                        verb,
-                        kind: kind.into(),
-                        fault,
-                        nth,
-                        lasting,
-                        trouble: Trouble::Fs(rule),
-                        words,
-                        heals: false,
-                        hangs: false,
-                    });
+                    all.push(cell(operation, verb, kind, &fault, &action, words, (nth, lasting)));
                 };
                 thinned(operation, &kinds, &mut turn, (every, 3), add);
             }
@@ -136,4 +148,32 @@ fn every_error_of_every_operation_of_a_file_system_is_survived_and_named() {
     drop(world);
     let world = || World::on_fs(Layout::Repository).unwrap();
     try_all("directory", &cells, world, world);
+}
+
+/// A list that is believed to be empty condemns all that it stands for.
+#[test]
+fn a_directory_that_is_said_not_to_be_there_is_not_one_that_was_never_made() {
+    if World::on_fs(Layout::Repository).is_none() {
+        return;
+    }
+    // What each asks for.
+    let kinds: &[(Operation, &[&str])] = &[
+        (Operation::Prune, &["backups", "index", "packs", "condemned"]),
+        (Operation::Backup, &["backups", "index", "packs", "marks", "condemned"]),
+        (Operation::Check, &["backups", "index", "packs", "marks", "condemned"]),
+        (Operation::ReEncrypt, &["backups", "index", "packs", "marks", "condemned"]),
+        (Operation::Delete, &["backups", "marks"]),
+        (Operation::TakeOver, &["backups", "marks"]),
+    ];
+    let mut cells = Vec::new();
+    for (operation, kinds) in kinds {
+        for kind in *kinds {
+            for often in [(1, true), (1, false), (2, false)] {
+                let (fault, error, words) = ENOENT;
+                cells.push(cell(*operation, Verb::Stat, kind, fault, &Action::Fail(error), words, often));
+            }
+        }
+    }
+    let world = || World::on_fs(Layout::Repository).unwrap();
+    try_all("directories that are denied", &cells, world, world);
 }
